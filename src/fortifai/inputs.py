@@ -1,0 +1,350 @@
+"""From the configuration to what an experiment works on: tokenizer, splits, questions, base model.
+
+`read` checks everything that can be checked before work starts and writes nothing; `prepare`
+writes the run folder's `shared/`, which all arms and seeds read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from fortifai.config import (
+    ArmConfig,
+    BiosCorpus,
+    CorpusConfig,
+    ExperimentConfig,
+    FileSource,
+    HubCorpus,
+    HubSource,
+    ImaginationCorpus,
+    KeepConfig,
+    PretrainConfig,
+    TextCorpus,
+    TrainConfig,
+)
+from fortifai.data import bios, imagination, questions, splits, text
+from fortifai.data.questions import Question
+from fortifai.data.text import Corpus
+from fortifai.errors import InputError
+from fortifai.loop.progress import Progress
+from fortifai.loop.seeds import derive
+from fortifai.loop.store import committing, inspect, read_jsonl, write_json, write_jsonl
+from fortifai.models import scratch
+from fortifai.models.causal_lm import CausalLM
+from fortifai.models.family import count_parameters, describe, from_config
+
+Tokens = NDArray[np.int32]
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """Everything read and checked, in memory.
+
+    Attributes:
+        splits: Tokens of the splits, the rest and the held-out text; questions by split.
+        tokenizer: The base model's, or one trained on the corpus.
+        parameters: Number of the model's parameters.
+        fingerprint: SHA-256 of the corpus, the held-out text and the questions.
+        notes: What a user should know about them.
+    """
+
+    splits: splits.Splits
+    tokenizer: Any
+    parameters: int
+    fingerprint: str
+    notes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """What `prepare` wrote, as the chains read it back."""
+
+    folder: Path
+    real: tuple[Tokens, ...]
+    held_out: Tokens
+    questions: tuple[tuple[Question, ...], ...]
+
+    @property
+    def base(self) -> Path:
+        """The base model's folder."""
+        return self.folder / "base"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sources:
+    corpus: Corpus
+    held_out: Corpus | float
+    questions: list[Question]
+    notes: list[str]
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(self.corpus.text.encode())
+        held_out = self.held_out
+        digest.update(held_out.text.encode() if isinstance(held_out, Corpus) else b"")
+        for question in self.questions:
+            digest.update(json.dumps(dataclasses.astuple(question)).encode())
+        return digest.hexdigest()
+
+
+def read(config: ExperimentConfig, root: Path) -> Inputs:
+    """Read and check corpus, questions and model.
+
+    Raises:
+        InputError: Anything about them is wrong.
+    """
+    sources = _sources(config, root)
+    family = config.family
+    if family.scratch:
+        texts = [document.text for document in sources.corpus.documents]
+        tokenizer = scratch.train_tokenizer(texts, family.scratch.vocab_size)
+        parameters = count_parameters(lambda: _build(config, len(tokenizer), seed=0))
+    else:
+        assert family.base is not None
+        tokenizer, model_config = describe(_local(family.base, root))
+        _check_positions(config, family.base, model_config)
+        parameters = count_parameters(lambda: from_config(model_config))
+    cut = splits.split_corpus(
+        sources.corpus,
+        sources.questions,
+        tokenizer,
+        count=config.split_count,
+        tokens_per_split=config.splits.tokens,
+        held_out=sources.held_out,
+    )
+    _check(config, cut)
+    held_out = cut.held_out[: config.splits.held_out_tokens]
+    return Inputs(
+        dataclasses.replace(cut, held_out=held_out),
+        tokenizer,
+        parameters,
+        sources.fingerprint(),
+        tuple(dict.fromkeys([*sources.notes, *cut.notes])),
+    )
+
+
+def _sources(config: ExperimentConfig, root: Path) -> _Sources:
+    corpus, held_out, asked = _read_corpus(config.corpus, root)
+    notes: list[str] = []
+    if config.questions.files:
+        asked, notes = questions.read_questions(config.questions.files, root=root)
+    return _Sources(corpus, held_out, asked, notes)
+
+
+def _read_corpus(
+    config: CorpusConfig, root: Path
+) -> tuple[Corpus, Corpus | float, list[Question]]:
+    if isinstance(config, TextCorpus):
+        corpus = text.read_text(config.files, root=root, column=config.column)
+        if isinstance(config.held_out, float):
+            return corpus, config.held_out, []
+        return corpus, text.read_text(config.held_out, root=root, column=config.column), []
+    if isinstance(config, HubCorpus):
+        return _read_hub(config)
+    if isinstance(config, BiosCorpus):
+        corpus, asked = bios.bios(config.people, config.seed, phrasings=config.phrasings)
+        return corpus, config.held_out, asked
+    assert isinstance(config, ImaginationCorpus)
+    corpus = imagination.imagination(
+        _source(config.wikitext, root),
+        imagination.read_hellaswag(config.hellaswag, root=root),
+        imagination.read_gsm8k(config.gsm8k, root=root),
+        pieces=config.pieces,
+    )
+    return corpus, config.held_out, []
+
+
+def _source(config: FileSource | HubSource, root: Path) -> Corpus:
+    if isinstance(config, FileSource):
+        return text.read_text(config.files, root=root, column=config.column)
+    return text.read_hub(
+        config.dataset, config=config.config, split=config.split, column=config.column
+    )
+
+
+def _read_hub(config: HubCorpus) -> tuple[Corpus, Corpus | float, list[Question]]:
+    def split(name: str) -> Corpus:
+        return text.read_hub(
+            config.dataset, config=config.config, split=name, column=config.column
+        )
+
+    if config.held_out_split is not None:
+        return split(config.split), split(config.held_out_split), []
+    return split(config.split), config.held_out or 0.05, []
+
+
+def _local(base: str, root: Path) -> str:
+    """A folder relative to the YAML's, if there is one by this name; otherwise the name as it is."""
+    return str(root / base) if (root / base).is_dir() else base
+
+
+def _build(config: ExperimentConfig, vocab_size: int, *, seed: int) -> Any:
+    sizes = config.family.scratch
+    assert sizes is not None
+    return scratch.build(
+        sizes.architecture,
+        hidden_size=sizes.hidden_size,
+        layers=sizes.layers,
+        heads=sizes.heads,
+        kv_heads=sizes.kv_heads,
+        intermediate_size=sizes.intermediate_size,
+        vocab_size=vocab_size,
+        max_positions=sizes.max_positions or config.positions,
+        tie_embeddings=sizes.tie_embeddings,
+        seed=seed,
+    )
+
+
+def _check_positions(config: ExperimentConfig, base: str, model_config: Any) -> None:
+    positions = getattr(model_config, "max_position_embeddings", None)
+    if positions is not None and config.positions > positions:
+        raise InputError(
+            f"{base} has {positions} positions and the experiment needs {config.positions} "
+            "(train.block, or regenerate.context + new_tokens); make them shorter"
+        )
+
+
+def _check(config: ExperimentConfig, cut: splits.Splits) -> None:
+    size = len(cut.parts[0])
+    for name, arm in config.arms.items():
+        if arm.train.block > size:
+            raise InputError(
+                f"arm {name!r}: train.block {arm.train.block} is longer than a split of {size} "
+                "tokens; make the block shorter or the splits longer"
+            )
+        if arm.regenerate.mode == "blocks" and arm.regenerate.context >= size:
+            raise InputError(
+                f"arm {name!r}: regenerate.context {arm.regenerate.context} leaves nothing to "
+                f"rewrite in a split of {size} tokens; make it shorter or the splits longer"
+            )
+        if arm.train.checkpoint == "best_kr" and not any(cut.questions):
+            raise InputError(f"arm {name!r}: train.checkpoint best_kr needs questions")
+    if config.questions.files and not any(cut.questions):
+        raise InputError(
+            "no question's fact stands in any split; give questions on this corpus, or larger "
+            "splits"
+        )
+    scratch_ = config.family.scratch
+    if scratch_ and scratch_.pretrain and not len(cut.rest):
+        raise InputError(
+            "family.scratch.pretrain trains on text outside the splits and there is none; set "
+            "splits.tokens so that some text is left"
+        )
+
+
+# --- shared/ ----------------------------------------------------------------------------------
+
+
+def prepare(
+    config: ExperimentConfig, inputs: Inputs, root: Path, folder: Path, progress: Progress
+) -> None:
+    """Write `folder`: tokens, questions and the base model, pretrained if the YAML asks for it."""
+    with committing(folder) as out:
+        cut = inputs.splits
+        tokens = {f"split-{k}": part for k, part in enumerate(cut.parts)}
+        save_file(tokens | {"held-out": cut.held_out}, str(out / "tokens.safetensors"))
+        rows = [
+            {"split": k, **dataclasses.asdict(question)}
+            for k, asked in enumerate(cut.questions)
+            for question in asked
+        ]
+        write_jsonl(out / "questions.jsonl", rows)
+        write_json(out / "sources.json", {"fingerprint": inputs.fingerprint})
+        _base_model(config, inputs, root, out, progress).save(out / "base")
+
+
+def _base_model(
+    config: ExperimentConfig, inputs: Inputs, root: Path, out: Path, progress: Progress
+) -> CausalLM:
+    arm = next(iter(config.arms.values()))
+    if arm.family.base is not None:
+        return CausalLM.from_base(_local(arm.family.base, root), dtype=arm.family.dtype)
+    model = _build(config, len(inputs.tokenizer), seed=derive(config.seeds[0], "base"))
+    lm = CausalLM(model, inputs.tokenizer)
+    assert arm.family.scratch is not None
+    if arm.family.scratch.pretrain:
+        lm.fit(
+            inputs.splits.rest,
+            KeepConfig().build(),
+            _pretraining(arm, arm.family.scratch.pretrain),
+            seed=derive(config.seeds[0], "pretrain"),
+            workdir=out / "pretrain.tmp",
+            select=None,
+            progress=_As(progress, "pretrain"),
+        )
+    return lm
+
+
+def random_weights(base: CausalLM, seed: int) -> CausalLM:
+    """The base model's architecture and tokenizer with random weights."""
+    return CausalLM(from_config(base.model.config, seed=seed), base.tokenizer)
+
+
+def _pretraining(arm: ArmConfig, pretrain: PretrainConfig) -> TrainConfig:
+    return TrainConfig(
+        epochs=pretrain.epochs,
+        learning_rate=pretrain.learning_rate,
+        batch_size=pretrain.batch_size,
+        weight_decay=pretrain.weight_decay,
+        warmup_share=pretrain.warmup_share,
+        schedule="cosine",
+        block=arm.train.block,
+        precision=arm.train.precision,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _As:
+    """Progress under another stage's name."""
+
+    progress: Progress
+    stage: str
+
+    def step(self, stage: str, done: int, total: int, *, tokens: int = 0) -> None:
+        self.progress.step(self.stage, done, total, tokens=tokens)
+
+    def begin(self, generation: int) -> None:
+        self.progress.begin(generation)
+
+    def end(self, generation: int, scores: Sequence[Any]) -> None:
+        self.progress.end(generation, scores)
+
+
+def load_shared(folder: Path) -> Shared:
+    """Read back what `prepare` wrote."""
+    tokens = load_file(str(folder / "tokens.safetensors"))
+    count = sum(name.startswith("split-") for name in tokens)
+    asked: list[list[Question]] = [[] for _ in range(count)]
+    for row in read_jsonl(folder / "questions.jsonl"):
+        asked[row.pop("split")].append(Question(**row))
+    return Shared(
+        folder,
+        tuple(tokens[f"split-{k}"] for k in range(count)),
+        tokens["held-out"],
+        tuple(tuple(part) for part in asked),
+    )
+
+
+def is_prepared(folder: Path, inputs: Inputs) -> bool:
+    """Whether `folder` is whole and was made from the same corpus and questions.
+
+    Raises:
+        InputError: It was made from other text or questions.
+    """
+    if not inspect(folder).whole:
+        return False
+    made = json.loads((folder / "sources.json").read_text("utf-8"))["fingerprint"]
+    if made != inputs.fingerprint:
+        raise InputError(
+            f"the corpus or the questions have changed since {folder.parent} was started; restore "
+            "them or choose another --out"
+        )
+    return True

@@ -1,0 +1,243 @@
+"""The family `causal_lm`: a causal language model with its tokenizer.
+
+Samples are one-dimensional streams of token ids, documents separated by the tokenizer's eos.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging
+
+from fortifai.errors import InputError
+from fortifai.models import generation, scoring, training
+from fortifai.models.training import FitReport
+
+if TYPE_CHECKING:
+    from fortifai.config import RegenerateConfig, TrainConfig
+    from fortifai.confidence import Weight
+    from fortifai.loop.progress import Progress
+
+__all__ = ["CausalLM", "FitReport"]
+
+SETTINGS_FILE = "fortifai.json"
+Dtype = Literal["float32", "bfloat16"]
+
+
+class CausalLM:
+    """A causal language model that can be trained, scored and asked to rewrite a corpus.
+
+    Attributes:
+        model: The transformers model, in evaluation mode between calls.
+        tokenizer: Its tokenizer.
+        device: Where the model is.
+        block: Window, in tokens, that `log_prob` reads in: that of the last `fit` (kept by
+            `save`), before any fit the model's positions, at most 1024.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        device: torch.device | str | None = None,
+        block: int | None = None,
+    ) -> None:
+        chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device(chosen)
+        self.model = model.to(self.device).eval()
+        self.tokenizer = tokenizer
+        self.block = block or min(scoring.positions(model), 1024)
+        if tokenizer.eos_token_id is None and tokenizer.bos_token_id is None:
+            raise InputError(
+                f"the tokenizer {type(tokenizer).__name__} has neither an eos nor a bos token; "
+                "use a model whose tokenizer has one"
+            )
+
+    @property
+    def first_token(self) -> int:
+        """The token that stands for the beginning of text: eos, or bos where there is no eos."""
+        eos = self.tokenizer.eos_token_id
+        return int(self.tokenizer.bos_token_id if eos is None else eos)
+
+    @classmethod
+    def from_base(
+        cls,
+        name_or_path: str | Path,
+        *,
+        dtype: Dtype = "float32",
+        device: torch.device | str | None = None,
+    ) -> CausalLM:
+        """A pretrained model, from a hub id or a local folder; never runs code that comes with it.
+
+        Raises:
+            InputError: There is no such folder or hub id, no network, or it is not a causal
+                language model with a fast tokenizer.
+        """
+        name = str(name_or_path)
+        try:
+            with _quiet():
+                tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+                model = AutoModelForCausalLM.from_pretrained(
+                    name, dtype=getattr(torch, dtype), trust_remote_code=False
+                )
+        except (OSError, ValueError, KeyError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InputError(
+                f"no causal language model could be loaded from {name!r} ({reason}); give a local "
+                "folder, or a hub id with a network to fetch it"
+            ) from error
+        if not tokenizer.is_fast:
+            raise InputError(
+                f"the tokenizer of {name!r} is a slow one, without character offsets; use a model "
+                "with a fast tokenizer (tokenizer.json)"
+            )
+        return cls(model, tokenizer, device=device)
+
+    @classmethod
+    def load(cls, folder: Path, *, device: torch.device | str | None = None) -> CausalLM:
+        """The model that `save` wrote into `folder`, weights in the dtype they were saved in.
+
+        Raises:
+            InputError: `folder` does not hold one.
+        """
+        settings = Path(folder) / SETTINGS_FILE
+        if not settings.is_file():
+            raise InputError(
+                f"{folder} holds no saved model ({SETTINGS_FILE} is missing); give a folder that "
+                "CausalLM.save wrote, or use CausalLM.from_base"
+            )
+        saved = json.loads(settings.read_text(encoding="utf-8"))
+        loaded = cls.from_base(folder, dtype=saved["dtype"], device=device)
+        loaded.block = saved["block"]
+        return loaded
+
+    def save(self, folder: Path) -> None:
+        """Write weights (safetensors), tokenizer and settings into `folder`; no pickle."""
+        folder = Path(folder)
+        own = self.model.generation_config
+        try:
+            own.validate(strict=True)
+        except ValueError:
+            # transformers refuses to save models published with settings that contradict
+            # themselves; only their special tokens are of use
+            self.model.generation_config = GenerationConfig(
+                bos_token_id=own.bos_token_id,
+                eos_token_id=own.eos_token_id,
+                pad_token_id=own.pad_token_id,
+            )
+        try:
+            with _quiet():
+                self.model.save_pretrained(folder)
+        finally:
+            self.model.generation_config = own
+        self.tokenizer.save_pretrained(folder)
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        text = json.dumps({"block": self.block, "dtype": dtype}) + "\n"
+        (folder / SETTINGS_FILE).write_text(text, encoding="utf-8")
+
+    def fit(
+        self,
+        samples: np.ndarray,
+        weight: Weight,
+        train: TrainConfig,
+        *,
+        seed: int,
+        workdir: Path,
+        select: Callable[[CausalLM], float] | None,
+        progress: Progress,
+    ) -> FitReport:
+        """Train on a token stream from the present weights; see `training.fit`."""
+        self.block = min(train.block, scoring.positions(self.model))
+        return training.fit(
+            self.model,
+            samples,
+            weight,
+            train,
+            seed=seed,
+            workdir=workdir,
+            select=None if select is None else lambda: select(self),
+            progress=progress,
+        )
+
+    def regenerate(
+        self,
+        samples: np.ndarray,
+        settings: RegenerateConfig,
+        *,
+        seed: int,
+        progress: Progress,
+    ) -> np.ndarray:
+        """The stream rewritten, same size and dtype.
+
+        See `generation.regenerate_blocks` and `generation.regenerate_documents`.
+        """
+        with self._evaluating():
+            if settings.mode == "blocks":
+                return generation.regenerate_blocks(
+                    self.model, samples, settings, seed=seed, progress=progress
+                )
+            return generation.regenerate_documents(
+                self.model,
+                samples,
+                settings,
+                eos=self.first_token,
+                seed=seed,
+                progress=progress,
+            )
+
+    def log_prob(self, samples: np.ndarray) -> np.ndarray:
+        """(n,) float32 log p (nats) of every token of a stream; see `scoring.token_log_prob`."""
+        with self._evaluating():
+            return scoring.token_log_prob(
+                self.model, samples, first=self.first_token, block=self.block
+            )
+
+    def continuation_log_prob(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
+        """Summed log p (nats) of each (context, continuation)'s continuation, and its tokens.
+
+        In the order given. See `scoring.encode_pairs` for how the texts become tokens and
+        `scoring.continuation_log_prob` for how they are batched.
+
+        Raises:
+            InputError: A continuation is empty or longer than the model reads.
+        """
+        limit = scoring.positions(self.model)
+        encoded = scoring.encode_pairs(self.tokenizer, pairs, first=self.first_token, limit=limit)
+        with self._evaluating():
+            totals = scoring.continuation_log_prob(self.model, encoded)
+        return [(total, count) for total, (_, count) in zip(totals, encoded, strict=True)]
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        training_mode = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(training_mode)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own progress bars, which know nothing of ours."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,383 @@
+"""Reads run folders into plain records. Finished generations only; never a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from numpy.typing import NDArray
+
+from fortifai.errors import InputError
+from fortifai.evals.score import Score
+from fortifai.loop.store import MANIFEST
+
+KR = "kr.mean"
+FIRST = "split-0"
+
+_SCORES, _LEDGER, _HISTOGRAMS = "scores.jsonl", "ledger.json", "histograms.json"
+_PASSAGES, _QUESTIONS = "passages.jsonl", "questions.parquet"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Level:
+    """A declared level of failure: `measure` on `on` going `direction` (below, above) `level`."""
+
+    measure: str
+    on: str
+    level: float | str
+    direction: str
+
+
+DEFAULT_LEVELS = (Level(KR, FIRST, 0.75, "below"), Level(KR, FIRST, "half_gain", "below"))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Answers:
+    """What the model answered to each KR question (mean log-probability per token).
+
+    Attributes:
+        ids: The question's name, equal in all arms, seeds and generations. Shape (n,).
+        split: The split its fact stands in. int64, shape (n,).
+        right: 1 right, 0 wrong, 0.5 a tie. float64, shape (n,).
+    """
+
+    ids: tuple[str, ...]
+    split: NDArray[np.int64]
+    right: NDArray[np.float64]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Passage:
+    """A followed passage after `generation` rewritings; 0 is the real text."""
+
+    split: int
+    start: int
+    generation: int
+    tokens: tuple[str, ...]
+    changed: tuple[bool, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Generation:
+    """One finished generation of one arm and seed."""
+
+    number: int
+    scores: Mapping[tuple[str, str], Score]
+    ledger: Mapping[str, Any]
+    bins: tuple[float, ...]
+    counts: Mapping[str, tuple[int, ...]]
+    passages: tuple[Passage, ...]
+    answers: Answers | None
+
+    def value(self, measure: str, on: str) -> float | None:
+        """The value of a measure, or None where it was not taken."""
+        score = self.scores.get((measure, on))
+        return None if score is None else score.value
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Chain:
+    """The finished generations of one arm and seed, in order; a damaged one may be missing."""
+
+    seed: int
+    generations: tuple[Generation, ...]
+
+    def at(self, number: int) -> Generation | None:
+        """Generation `number`, or None."""
+        return next((g for g in self.generations if g.number == number), None)
+
+    def values(self, measure: str, on: str) -> list[float]:
+        """Values from generation 0 on, up to the first generation that lacks the measure."""
+        out: list[float] = []
+        for generation in self.generations:
+            value = generation.value(measure, on)
+            if value is None or generation.number != len(out):
+                break
+            out.append(value)
+        return out
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Arm:
+    """One arm with its seeds.
+
+    Attributes:
+        name: As in the configuration.
+        label: As it is shown: with the run's label before it where several runs are shown.
+        run: Label of its run.
+        baseline: It is what its run compares with.
+        settings: The arm's part of the configuration.
+        chains: Seeds that have at least one finished generation.
+    """
+
+    name: str
+    label: str
+    run: str
+    baseline: bool
+    settings: Mapping[str, Any]
+    chains: tuple[Chain, ...]
+
+    @property
+    def last(self) -> int:
+        """The last generation that any seed finished."""
+        return max(chain.generations[-1].number for chain in self.chains)
+
+    @property
+    def threshold(self) -> float | None:
+        """The truncation threshold, or None where the weight is another."""
+        weight = self.settings.get("weight")
+        if not isinstance(weight, Mapping) or weight.get("kind") != "truncate":
+            return None
+        value = weight.get("threshold", 0.9)
+        return float(value) if isinstance(value, int | float) else None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Run:
+    """One run folder."""
+
+    label: str
+    yaml: str
+    head: Mapping[str, Any]
+    notes: tuple[str, ...]
+    levels: tuple[Level, ...]
+    generations: int
+    chains_planned: int
+    arms: tuple[Arm, ...]
+
+    @property
+    def baseline(self) -> Arm | None:
+        """The arm that others are compared with, if it has a finished generation."""
+        return next((arm for arm in self.arms if arm.baseline), None)
+
+    @property
+    def finished(self) -> int:
+        """Finished generations, over all arms and seeds."""
+        return sum(len(chain.generations) for arm in self.arms for chain in arm.chains)
+
+
+def load(folders: Sequence[Path]) -> tuple[Run, ...]:
+    """Read run folders.
+
+    Args:
+        folders: At least one run folder, none of them twice.
+
+    Returns:
+        One record a folder. Generations without a manifest are left out; so are damaged ones, with
+        a note that says which.
+
+    Raises:
+        InputError: No folder, one that is not a run, one named twice, or a run in which no
+            generation is finished yet.
+    """
+    paths = [Path(folder) for folder in folders]
+    if not paths:
+        raise InputError("no run folder was given; name at least one, such as runs/demo")
+    seen: set[Path] = set()
+    for path in paths:
+        if path.resolve() in seen:
+            raise InputError(f"{path} was given twice; name each run folder once")
+        seen.add(path.resolve())
+    configs = [_read_config(path) for path in paths]
+    labels = _labels(paths, [str(c.get("name") or p.name) for c, p in zip(configs, paths, strict=True)])
+    return tuple(
+        _run(path, config, label, prefix=len(paths) > 1)
+        for path, config, label in zip(paths, configs, labels, strict=True)
+    )
+
+
+def _labels(paths: Sequence[Path], names: Sequence[str]) -> list[str]:
+    """Names of the runs; where two are equal, their folders' names, then numbers, tell them apart."""
+    for candidate in (list(names), [p.resolve().name for p in paths]):
+        if len(set(candidate)) == len(candidate):
+            return candidate
+    return [f"{name} ({i})" for i, name in enumerate(names, start=1)]
+
+
+def _run(path: Path, config: Mapping[str, Any], label: str, *, prefix: bool) -> Run:
+    declared = config["arms"]
+    notes = [str(note) for note in _json(path / "notes.json", list)]
+    arms = []
+    for name, settings in declared.items():
+        chains = tuple(_chains(path / "arms" / str(name), notes))
+        if chains:
+            arms.append(
+                Arm(
+                    name=str(name),
+                    label=f"{label}/{name}" if prefix else str(name),
+                    run=label,
+                    baseline=str(name) == str(config.get("baseline")),
+                    settings=settings if isinstance(settings, Mapping) else {},
+                    chains=chains,
+                )
+            )
+    if not arms:
+        raise InputError(
+            f"{path} has no finished generation yet; wait for the first one, or start its run again"
+        )
+    seeds = config.get("seeds")
+    planned = len(declared) * (len(seeds) if isinstance(seeds, list | tuple) else 1)
+    last = max(arm.last for arm in arms) + 1
+    generations = config.get("generations")
+    return Run(
+        label=label,
+        yaml=(path / "config.yaml").read_text("utf-8"),
+        head=_json(path / "run.json", dict),
+        notes=tuple(notes),
+        levels=_levels(path, config.get("time_to_failure")),
+        generations=generations if isinstance(generations, int) else last,
+        chains_planned=planned,
+        arms=tuple(arms),
+    )
+
+
+def _read_config(path: Path) -> Mapping[str, Any]:
+    file = path / "config.yaml"
+    if not path.is_dir():
+        raise InputError(f"{path} is not a folder; give the folder of a run, such as runs/demo")
+    if not file.is_file():
+        raise InputError(
+            f"{path} is not a run folder: it has no config.yaml; give the folder that "
+            "'fortifai run' wrote"
+        )
+    try:
+        config = yaml.safe_load(file.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} cannot be read as YAML; {path} is not a whole run") from error
+    if not isinstance(config, Mapping) or not isinstance(config.get("arms"), Mapping):
+        raise InputError(f"{file} declares no arms; {path} is not a run folder of fortifai")
+    return config
+
+
+def _levels(path: Path, declared: Any) -> tuple[Level, ...]:
+    if declared is None:
+        return DEFAULT_LEVELS
+    try:
+        return tuple(
+            Level(
+                str(row["measure"]),
+                str(row.get("on", FIRST)),
+                "half_gain" if row["level"] == "half_gain" else float(row["level"]),
+                str(row.get("direction", "below")),
+            )
+            for row in declared
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{path / 'config.yaml'}: time_to_failure must be a list of measure, on, level (a "
+            "number or half_gain) and direction"
+        ) from error
+
+
+def _json(path: Path, kind: type[Any]) -> Any:
+    """A JSON file of the run's head, or an empty value where it is not written yet."""
+    if not path.is_file():
+        return kind()
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON; start the run again to have it written anew") from error
+    return value if isinstance(value, kind) else kind()
+
+
+# --- generations ------------------------------------------------------------------------------
+
+
+def _chains(folder: Path, notes: list[str]) -> Iterable[Chain]:
+    for seed, path in _numbered(folder, r"seed-(\d+)"):
+        found = []
+        for number, place in _numbered(path, r"generation-(\d+)"):
+            if not (place / MANIFEST).is_file():
+                continue  # not finished yet
+            try:
+                found.append(_generation(number, place))
+            except _Damaged as fault:
+                notes.append(
+                    f"Generation {number} of {folder.name}, seed {seed} is left out: {fault}. "
+                    "Start the run again to have it done anew."
+                )
+        if found:
+            yield Chain(seed, tuple(found))
+
+
+def _numbered(folder: Path, pattern: str) -> list[tuple[int, Path]]:
+    if not folder.is_dir():
+        return []
+    found = [(re.fullmatch(pattern, p.name), p) for p in folder.iterdir() if p.is_dir()]
+    return sorted((int(m.group(1)), p) for m, p in found if m)
+
+
+class _Damaged(Exception):  # noqa: N818 - caught here, told as a note
+    """A generation's files are not what its manifest says."""
+
+
+def _generation(number: int, folder: Path) -> Generation:
+    try:
+        told = json.loads((folder / MANIFEST).read_text("utf-8"))["files"]
+        files = {
+            name: _checked(folder, name, told[name])
+            for name in (_SCORES, _LEDGER, _HISTOGRAMS, _PASSAGES, _QUESTIONS)
+            if name in told
+        }
+        histograms = json.loads(files.get(_HISTOGRAMS, b"{}"))
+        scores = [Score(**row) for row in _rows(files[_SCORES])]
+        return Generation(
+            number=number,
+            scores={(score.measure, score.on): score for score in scores},
+            ledger=json.loads(files.get(_LEDGER, b"{}")),
+            bins=tuple(float(edge) for edge in histograms.get("bins", ())),
+            counts={
+                str(on): tuple(int(n) for n in counts)
+                for on, counts in histograms.get("counts", {}).items()
+            },
+            passages=tuple(_passage(row) for row in _rows(files.get(_PASSAGES, b""))),
+            answers=_answers(files[_QUESTIONS]) if _QUESTIONS in files else None,
+        )
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, pa.ArrowException) as error:
+        raise _Damaged(f"it cannot be read ({type(error).__name__})") from error
+
+
+def _checked(folder: Path, name: str, told: Mapping[str, Any]) -> bytes:
+    path = folder / name
+    if not path.is_file():
+        raise _Damaged(f"{name} is missing")
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != told["sha256"]:
+        raise _Damaged(f"{name} has changed (its SHA-256 differs from the manifest's)")
+    return data
+
+
+def _rows(data: bytes) -> list[dict[str, Any]]:
+    # not splitlines: that would also cut at U+2028 and others inside a model's text
+    return [json.loads(line) for line in data.decode("utf-8").split("\n") if line]
+
+
+def _passage(row: Mapping[str, Any]) -> Passage:
+    tokens = tuple(str(token) for token in row["tokens"])
+    changed = tuple(bool(c) for c in row["changed"])
+    if len(tokens) != len(changed):
+        raise ValueError("as many marks as tokens are needed")
+    return Passage(int(row["split"]), int(row["start"]), int(row["generation"]), tokens, changed)
+
+
+def _answers(data: bytes) -> Answers:
+    columns = ["id", "split", "variant", "true_log_prob", "false_log_prob"]
+    table = pq.read_table(io.BytesIO(data), columns=columns).to_pydict()
+    rows = [i for i, variant in enumerate(table["variant"]) if variant == "mean"]
+    true = np.array([table["true_log_prob"][i] for i in rows], dtype=np.float64)
+    false = np.array([table["false_log_prob"][i] for i in rows], dtype=np.float64)
+    return Answers(
+        ids=tuple(str(table["id"][i]) for i in rows),
+        split=np.array([table["split"][i] for i in rows], dtype=np.int64),
+        right=np.where(true == false, 0.5, (true > false).astype(np.float64)),
+    )

@@ -1,0 +1,194 @@
+"""What a run looks like in a terminal, and in a log file."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from fortifai.config import ExperimentConfig
+from fortifai.experiment import RunPlan
+from fortifai.loop.executor import Event, Job, Listen
+
+
+@contextmanager
+def watching(config: ExperimentConfig, console: Console) -> Iterator[Listen]:
+    """A listener that draws progress on a terminal, and prints one line a generation elsewhere."""
+    if not console.is_terminal:
+        yield _Lines(config, console)
+        return
+    columns = (
+        TextColumn("{task.description}", table_column=None),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[info]}"),
+        TimeElapsedColumn(),
+        _Left(),
+    )
+    with Progress(*columns, console=console, transient=False) as progress:
+        yield _Bars(config, progress)
+
+
+class _Left(ProgressColumn):
+    """Time left, from the share that is done."""
+
+    def render(self, task: Task) -> Text:
+        if not task.total or not task.completed or task.elapsed is None or task.finished:
+            return Text("")
+        left = task.elapsed * (task.total - task.completed) / task.completed
+        return Text(f"{_clock(left)} left", style="cyan")
+
+
+class _Rate:
+    """Tokens per second of the stage a chain is in."""
+
+    def __init__(self) -> None:
+        self._key: tuple[object, ...] = ()
+        self._since, self._tokens = 0.0, 0
+
+    def __call__(self, event: Event) -> str:
+        now, key = time.monotonic(), (event.job, event.generation, event.stage)
+        if key != self._key or event.tokens < self._tokens:
+            self._key, self._since, self._tokens = key, now, event.tokens
+            return ""
+        seconds = now - self._since
+        if not event.tokens or seconds < 0.5:
+            return ""
+        return f"{(event.tokens - self._tokens) / seconds:,.0f} tokens/s"
+
+
+class _Bars:
+    """One bar for the whole, one for each chain at work."""
+
+    def __init__(self, config: ExperimentConfig, progress: Progress) -> None:
+        self._config, self._progress = config, progress
+        self._lock = threading.Lock()
+        chains = len(config.arms) * len(config.seeds)
+        self._whole = progress.add_task(
+            f"[bold]{escape(config.name)}[/]",
+            total=chains * config.generations,
+            info=f"{chains} chains x {config.generations} generations",
+        )
+        self._tasks: dict[Job, int] = {}
+        self._rates: dict[Job, _Rate] = {}
+
+    def __call__(self, event: Event) -> None:
+        with self._lock:
+            if event.kind == "note":
+                self._progress.console.print(Text(f"{_name(event.job)}: {event.text}"))
+            elif event.kind == "end":
+                self._end(event)
+            else:
+                self._step(event)
+
+    def _end(self, event: Event) -> None:
+        self._progress.advance(self._whole)
+        line = _line(event, self._config.generations)
+        self._progress.console.print(Text(line), highlight=False)
+        if event.generation == self._config.generations - 1 and event.job in self._tasks:
+            self._progress.remove_task(self._tasks.pop(event.job))  # type: ignore[arg-type]
+
+    def _step(self, event: Event) -> None:
+        if event.job not in self._tasks:
+            self._tasks[event.job] = self._progress.add_task("", total=1, info="")
+            self._rates[event.job] = _Rate()
+        task = self._tasks[event.job]
+        self._progress.update(
+            task,  # type: ignore[arg-type]
+            description=f"  {escape(_name(event.job))}"
+            + ("" if event.job[0] == "shared" else f" gen {event.generation}"),
+            completed=event.done,
+            total=event.total or 1,
+            info=f"{event.stage} {event.done:,}/{event.total:,} {self._rates[event.job](event)}",
+        )
+        if event.job[0] == "shared" and event.done >= event.total:
+            self._progress.remove_task(self._tasks.pop(event.job))  # type: ignore[arg-type]
+
+
+class _Lines:
+    """One plain line a generation: for logs."""
+
+    def __init__(self, config: ExperimentConfig, console: Console) -> None:
+        self._config, self._console = config, console
+
+    def __call__(self, event: Event) -> None:
+        if event.kind == "note":
+            text = f"{_name(event.job)}: {event.text}"
+        elif event.kind == "end":
+            text = _line(event, self._config.generations)
+        else:
+            return
+        self._console.print(Text(text), soft_wrap=True, highlight=False)
+
+
+def _name(job: Job) -> str:
+    return job[0] if job[0] == "shared" else f"{job[0]} seed {job[1]}"
+
+
+def _line(event: Event, generations: int) -> str:
+    found = {(s.measure, s.on): s for s in event.scores}
+    parts = [f"{_name(event.job)} generation {event.generation + 1}/{generations}"]
+    for label, key, form in (
+        ("KR split 0", ("kr.mean", "split-0"), ".3f"),
+        ("perplexity split 0", ("perplexity", "split-0"), ",.1f"),
+        ("held-out", ("perplexity", "held-out"), ",.1f"),
+        ("truncated", ("train.truncated_share", "train"), ".0%"),
+    ):
+        if key in found:
+            parts.append(f"{label} {found[key].value:{form}}")
+    return "  ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+def print_plan(console: Console, config: ExperimentConfig, plan: RunPlan, folder: Path) -> None:
+    """The plan of a run as tables."""
+    facts = Table(box=None, show_header=False, pad_edge=False)
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column()
+    questions = ", ".join(f"{n:,}" for n in plan.questions)
+    for key, value in (
+        ("run", f"{config.name} -> {folder}"),
+        ("arms x seeds", f"{len(plan.arms)} x {plan.seeds}, {plan.generations} generations each"),
+        ("model", f"{plan.parameters:,} parameters"),
+        ("splits", f"{plan.splits} of {plan.split_tokens:,} tokens"),
+        ("questions", f"{sum(plan.questions):,} (by split: {questions})"),
+        ("held out", f"{plan.held_out_tokens:,} tokens"),
+        ("pretraining", f"{plan.pretrain_tokens:,} tokens, once for all"),
+        ("disk", f"about {plan.disk_bytes / 1e6:,.0f} MB"),
+    ):
+        facts.add_row(key, Text(value))
+    for note in plan.notes:
+        facts.add_row("note", Text(note))
+    console.print(facts)
+    table = Table(title="\nper arm, all seeds", title_justify="left", box=None, pad_edge=False)
+    for heading in ("arm", "trained tokens", "steps", "rewritten tokens", "real share"):
+        table.add_column(heading, justify="left" if heading == "arm" else "right")
+    for arm in plan.arms:
+        table.add_row(
+            Text(arm.arm),
+            f"{sum(arm.train_tokens) * plan.seeds:,}",
+            f"{arm.steps:,}",
+            f"{arm.rewritten_tokens:,}",
+            " ".join(f"{share:.0%}" for share in arm.real_share),
+        )
+    console.print(table)
+    console.print("nothing was written; run it without --dry-run", highlight=False)
