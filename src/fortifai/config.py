@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -221,7 +222,7 @@ class BiosCorpus(Section):
 
     kind: Literal["bios"]
     people: PositiveInt = 400
-    phrasings: PositiveInt = 3
+    phrasings: Annotated[int, Field(ge=1, le=5)] = 3
     seed: int = 0
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
 
@@ -522,7 +523,7 @@ def read_raw(preset_or_file: str) -> tuple[dict[str, Any], Path]:
 
 def _mapping(text: str, what: str) -> dict[str, Any]:
     try:
-        data = yaml.load(text, Loader=_UniqueKeyLoader)
+        data = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise InputError(f"{what} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
@@ -530,8 +531,11 @@ def _mapping(text: str, what: str) -> dict[str, Any]:
     return data
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number and refuses a key said twice."""
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2's booleans and numbers that refuses a key said twice.
+
+    YAML 1.1, which PyYAML speaks, takes the key `on` for true and 1e-3 for text.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(k, deep=True) for k, _ in node.value]
@@ -541,6 +545,20 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                     None, None, f"the key {key!r} stands twice", node.start_mark
                 )
         return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in found if not tag.endswith((":bool", ":float"))]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|nan)$"),
+    list("-+.0123456789"),
+)
 
 
 def apply_set(raw: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
@@ -555,7 +573,7 @@ def apply_set(raw: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
         if not equals or not path:
             raise InputError(f"--set {change!r} is not of the form key.path=value")
         try:
-            parsed = yaml.load(value, Loader=_UniqueKeyLoader)
+            parsed = yaml.load(value, Loader=_Loader)
         except yaml.YAMLError as error:
             raise InputError(f"--set {change!r}: the value is not valid YAML") from error
         _set_path(out, path.split("."), parsed, change)

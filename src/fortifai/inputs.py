@@ -155,8 +155,8 @@ def _read_corpus(
     assert isinstance(config, ImaginationCorpus)
     corpus = imagination.imagination(
         _source(config.wikitext, root),
-        imagination.read_hellaswag(config.hellaswag, root=root),
-        imagination.read_gsm8k(config.gsm8k, root=root),
+        imagination.hellaswag(root=root, **_files_or_hub(config.hellaswag)),
+        imagination.gsm8k(root=root, **_files_or_hub(config.gsm8k)),
         pieces=config.pieces,
     )
     return corpus, config.held_out, []
@@ -168,6 +168,12 @@ def _source(config: FileSource | HubSource, root: Path) -> Corpus:
     return text.read_hub(
         config.dataset, config=config.config, split=config.split, column=config.column
     )
+
+
+def _files_or_hub(config: FileSource | HubSource) -> dict[str, Any]:
+    if isinstance(config, FileSource):
+        return {"files": config.files}
+    return {"hub": config.model_dump()}
 
 
 def _read_hub(config: HubCorpus) -> tuple[Corpus, Corpus | float, list[Question]]:

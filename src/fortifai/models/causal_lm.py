@@ -23,7 +23,7 @@ from transformers import (
 from transformers.utils import logging
 
 from fortifai.errors import InputError
-from fortifai.models import generation, scoring, training
+from fortifai.models import continuations, generation, scoring, training
 from fortifai.models.training import FitReport
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ class CausalLM:
         """Summed log p (nats) of each (context, continuation)'s continuation, and its tokens.
 
         In the order given. See `scoring.encode_pairs` for how the texts become tokens and
-        `scoring.continuation_log_prob` for how they are batched.
+        `continuations.continuation_log_prob` for how they are batched.
 
         Raises:
             InputError: A continuation is empty or longer than the model reads.
@@ -218,7 +218,7 @@ class CausalLM:
         limit = scoring.positions(self.model)
         encoded = scoring.encode_pairs(self.tokenizer, pairs, first=self.first_token, limit=limit)
         with self._evaluating():
-            totals = scoring.continuation_log_prob(self.model, encoded)
+            totals = continuations.continuation_log_prob(self.model, encoded)
         return [(total, count) for total, (_, count) in zip(totals, encoded, strict=True)]
 
     @contextlib.contextmanager

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,16 +11,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from fortifai.errors import InputError
 
-LOGITS_BYTES = 256 * 2**20
-"""Memory allowed for the fp32 logits of one batch: rows x positions x vocabulary x 4 bytes."""
-
-CACHE_LOGITS_BYTES = 32 * 2**20
-"""The same on a CPU, where logits that stay near the cache are read several times faster."""
+LOGITS_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
+"""Memory for the fp32 logits of one batch; a CPU is fastest where they nearly fit its cache."""
 
 
-def logits_budget(device: torch.device) -> int:
-    """Bytes of fp32 logits that one batch may hold on `device`."""
-    return CACHE_LOGITS_BYTES if device.type == "cpu" else LOGITS_BYTES
+def logits_rows(model: PreTrainedModel) -> int:
+    """How many positions' logits (vocabulary x 4 bytes each) one batch may hold, at least 1."""
+    budget = LOGITS_BYTES.get(model.device.type, LOGITS_BYTES["cpu"])
+    return max(1, budget // (4 * vocabulary(model)))
 
 
 def positions(model: PreTrainedModel) -> int:
@@ -57,8 +54,7 @@ def token_log_prob(
     stream = np.concatenate([[first], samples]).astype(np.int64)
     out = np.empty(n, dtype=np.float32)
     whole = n // step
-    budget = logits_budget(model.device)
-    rows = max(1, budget // (step * vocabulary(model) * 4))
+    rows = max(1, logits_rows(model) // step)
     for start in range(0, whole, rows):
         stop = min(whole, start + rows)
         index = np.arange(start, stop)[:, None] * step + np.arange(block)
@@ -78,10 +74,9 @@ def _next_log_prob(model: PreTrainedModel, ids: np.ndarray) -> np.ndarray:
 
 
 def _gather(logits: Tensor, target: Tensor) -> Tensor:
-    """log softmax(logits)[target] in fp32: x_t - logsumexp(x), without a second copy of logits."""
-    logits = logits.float()
-    chosen = logits.gather(-1, target[..., None]).squeeze(-1)
-    return chosen - torch.logsumexp(logits, dim=-1)
+    """Log softmax in fp32 of `logits` (..., vocabulary) at `target` (...)."""
+    # not x - logsumexp(x), which would save a copy: on a CPU it takes twice as long
+    return torch.log_softmax(logits.float(), -1).gather(-1, target[..., None]).squeeze(-1)
 
 
 def encode_pairs(
@@ -135,67 +130,3 @@ def encode_pairs(
             head = bos + head[len(head) - room + len(bos) :]
         out.append((head + tail, len(tail)))
     return out
-
-
-def continuation_log_prob(
-    model: PreTrainedModel, encoded: Sequence[tuple[list[int], int]]
-) -> list[float]:
-    """Summed log-probability of the last tokens of each sequence, in the order given.
-
-    Sequences are sorted by length and read in right-padded batches. Under causal attention no
-    token sees what stands to its right, so the padding needs no mask and changes no answer.
-
-    Args:
-        model: In evaluation mode.
-        encoded: (token ids, number of tokens at the end to score), as `encode_pairs` gives them.
-
-    Returns:
-        For each sequence the sum of log p, in nats, of its last tokens.
-    """
-    order = sorted(range(len(encoded)), key=lambda i: (len(encoded[i][0]), encoded[i][1]))
-    out = [0.0] * len(encoded)
-    for batch in _batches(order, encoded, logits_budget(model.device) // (4 * vocabulary(model))):
-        for i, value in zip(batch, _score(model, [encoded[i] for i in batch]), strict=True):
-            out[i] = value
-    return out
-
-
-def _batches(
-    order: Sequence[int], encoded: Sequence[tuple[list[int], int]], budget: int
-) -> Iterator[list[int]]:
-    """Cut `order` so that rows x positions stays within `budget` (one row at the least)."""
-    batch: list[int] = []
-    for i in order:
-        # sorted by length: the newest is the longest of its batch
-        if batch and (len(batch) + 1) * len(encoded[i][0]) > budget:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
-
-
-@torch.inference_mode()
-def _score(model: PreTrainedModel, rows: Sequence[tuple[list[int], int]]) -> list[float]:
-    longest = max(len(ids) for ids, _ in rows)
-    tokens = torch.zeros((len(rows), longest), dtype=torch.long)
-    scored = torch.zeros((len(rows), longest), dtype=torch.bool)
-    for r, (ids, count) in enumerate(rows):
-        tokens[r, : len(ids)] = torch.tensor(ids)
-        scored[r, len(ids) - count : len(ids)] = True
-    tokens, scored = tokens.to(model.device), scored.to(model.device)
-    # Logits before the first scored token of the batch are never made where the model allows it.
-    begin = min(len(ids) - count for ids, count in rows) - 1
-    keep = longest - 1 - begin
-    logits = _last_logits(model)(tokens[:, :-1], keep)
-    log_p = _gather(logits, tokens[:, begin + 1 :])
-    # In fp64, so that the sum does not depend on how far the row was padded.
-    total = torch.where(scored[:, begin + 1 :], log_p, 0.0).double().sum(-1)
-    return [float(x) for x in total.tolist()]
-
-
-def _last_logits(model: PreTrainedModel) -> Callable[[Tensor, int], Tensor]:
-    """A function giving the logits of the last positions, skipping the others where it can."""
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        return lambda ids, keep: model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits
-    return lambda ids, keep: model(input_ids=ids, use_cache=False).logits[:, -keep:]

@@ -1,0 +1,128 @@
+"""Training steps per second: `CausalLM.fit` against a bare PyTorch loop with plain cross entropy.
+
+Both train the same model from the same weights on the same blocks with the same optimizer
+(fused AdamW, clipping at 1), in turn, several times; the ratio is of the medians. Run
+``python benchmarks/training.py --help``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import transformers
+
+from fortifai.config import TrainConfig
+from fortifai.confidence import Focal, Keep, Truncate
+from fortifai.loop.progress import Silent
+from fortifai.models import scratch
+from fortifai.models.causal_lm import CausalLM
+
+WEIGHTS = {"keep": Keep(), "truncate-0.9": Truncate(0.9), "focal-2": Focal(2.0)}
+
+
+def new_model(args: argparse.Namespace, device: torch.device) -> transformers.PreTrainedModel:
+    return scratch.build(
+        "llama",
+        hidden_size=args.hidden,
+        layers=args.layers,
+        heads=4,
+        vocab_size=args.vocab,
+        max_positions=args.block,
+        seed=0,
+    ).to(device)
+
+
+def bare(model: torch.nn.Module, samples: np.ndarray, train: TrainConfig, *, bf16: bool) -> float:
+    """Seconds that a plain loop takes for one epoch."""
+    device = next(model.parameters()).device
+    rows = torch.from_numpy(samples.astype(np.int64)).view(-1, train.block)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=train.learning_rate, weight_decay=0.0, fused=True
+    )
+    model.train()
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    began = time.perf_counter()
+    for index in order.split(train.batch_size):
+        ids = rows[index].to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            logits = model(input_ids=ids, use_cache=False).logits
+        # the usual shift: labels padded by one, logits whole
+        labels = F.pad(ids, (0, 1), value=-100)[:, 1:].reshape(-1)
+        loss = F.cross_entropy(logits.float().view(-1, logits.shape[-1]), labels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), train.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    loss.item()
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--hidden", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--vocab", type=int, default=4096)
+    parser.add_argument("--block", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=20, help="steps a fit")
+    parser.add_argument("--pairs", type=int, default=5, help="how often each is run, in turn")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    train = TrainConfig(epochs=1, learning_rate=1e-3, batch_size=args.batch, block=args.block)
+    rng = np.random.default_rng(0)
+    samples = rng.integers(0, args.vocab, args.steps * args.batch * args.block).astype(np.int32)
+    tokenizer = scratch.train_tokenizer(["a"], 257)
+    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    seconds: dict[str, list[float]] = {name: [] for name in ("bare", *WEIGHTS)}
+    with tempfile.TemporaryDirectory() as folder:
+        for turn in range(args.pairs + 1):
+            for name in seconds:
+                model = new_model(args, device)
+                if name == "bare":
+                    took = bare(model, samples, train, bf16=bf16)
+                else:
+                    lm = CausalLM(model, tokenizer, device=device)
+                    took = lm.fit(
+                        samples,
+                        WEIGHTS[name],
+                        train,
+                        seed=0,
+                        workdir=Path(folder),
+                        select=None,
+                        progress=Silent(),
+                    ).seconds
+                if turn:  # the first turn warms up
+                    seconds[name].append(took)
+    middle = {name: statistics.median(times) for name, times in seconds.items()}
+    result = {
+        "benchmark": "training",
+        "settings": vars(args),
+        "parameters": model.num_parameters(),
+        "steps_per_second": {n: round(args.steps / s, 3) for n, s in middle.items()},
+        "spread": {n: [round(args.steps / s, 3) for s in (max(t), min(t))] for n, t in seconds.items()},
+        "tokens_per_second": {n: round(len(samples) / s) for n, s in middle.items()},
+        "ratio_to_bare": {n: round(middle["bare"] / s, 4) for n, s in middle.items()},
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
