@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from fortifai.config import TrainConfig
 from fortifai.confidence import Focal, Keep, Truncate
+from fortifai.config import TrainConfig
 from fortifai.loop.progress import Silent
 from fortifai.models import scratch
 from fortifai.models.causal_lm import CausalLM
@@ -30,6 +30,7 @@ WEIGHTS = {"keep": Keep(), "truncate-0.9": Truncate(0.9), "focal-2": Focal(2.0)}
 
 
 def new_model(args: argparse.Namespace, device: torch.device) -> transformers.PreTrainedModel:
+    """The model that both train, from the same weights each time."""
     return scratch.build(
         "llama",
         hidden_size=args.hidden,
@@ -67,6 +68,7 @@ def bare(model: torch.nn.Module, samples: np.ndarray, train: TrainConfig, *, bf1
 
 
 def main() -> None:
+    """Measure and print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
@@ -111,7 +113,9 @@ def main() -> None:
         "settings": vars(args),
         "parameters": model.num_parameters(),
         "steps_per_second": {n: round(args.steps / s, 3) for n, s in middle.items()},
-        "spread": {n: [round(args.steps / s, 3) for s in (max(t), min(t))] for n, t in seconds.items()},
+        "spread": {
+            n: [round(args.steps / s, 3) for s in (max(t), min(t))] for n, t in seconds.items()
+        },
         "tokens_per_second": {n: round(len(samples) / s) for n, s in middle.items()},
         "ratio_to_bare": {n: round(middle["bare"] / s, 4) for n, s in middle.items()},
         "machine": {

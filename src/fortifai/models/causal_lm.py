@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -24,11 +25,12 @@ from transformers.utils import logging
 
 from fortifai.errors import InputError
 from fortifai.models import continuations, generation, scoring, training
+from fortifai.models.hub import local_files_only
 from fortifai.models.training import FitReport
 
 if TYPE_CHECKING:
-    from fortifai.config import RegenerateConfig, TrainConfig
     from fortifai.confidence import Weight
+    from fortifai.config import RegenerateConfig, TrainConfig
     from fortifai.loop.progress import Progress
 
 __all__ = ["CausalLM", "FitReport"]
@@ -88,13 +90,14 @@ class CausalLM:
                 language model with a fast tokenizer.
         """
         name = str(name_or_path)
+        how = {"trust_remote_code": False, "local_files_only": local_files_only(name)}
         try:
             with _quiet():
-                tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+                tokenizer = AutoTokenizer.from_pretrained(name, **how)
                 model = AutoModelForCausalLM.from_pretrained(
-                    name, dtype=getattr(torch, dtype), trust_remote_code=False
+                    name, dtype=getattr(torch, dtype), **how
                 )
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(
                 f"no causal language model could be loaded from {name!r} ({reason}); give a local "

@@ -73,8 +73,8 @@ def continuation_log_prob(model: PreTrainedModel, encoded: Sequence[Encoded]) ->
     Returns:
         For each sequence the sum of log p, in nats, of its last tokens.
     """
-    share = _can_share(model, encoded)
-    rows = [_pack(encoded, group) for group in _groups(encoded, share)]
+    share = _shares(model, encoded)
+    rows = _packed(encoded, share)
     rows.sort(key=lambda row: (len(row.tokens), row.first))
     out = [0.0] * len(encoded)
     for batch in _batches(rows, logits_rows(model)):
@@ -82,16 +82,19 @@ def continuation_log_prob(model: PreTrainedModel, encoded: Sequence[Encoded]) ->
     return out
 
 
-def _can_share(model: PreTrainedModel, encoded: Sequence[Encoded]) -> bool:
+def _shares(model: PreTrainedModel, encoded: Sequence[Encoded]) -> bool:
     config = model.config.get_text_config(decoder=True)
+    if config.model_type not in TREE_MODELS or getattr(
+        config, "_attn_implementation", None
+    ) not in ("sdpa", "eager"):
+        return False
+    # a window counts columns, which in a shared row are not positions: it must hold them all
     window = getattr(config, "sliding_window", None)
-    longest = max((len(ids) for ids, _ in encoded), default=0)
-    return (
-        config.model_type in TREE_MODELS
-        and getattr(config, "_attn_implementation", None) in ("sdpa", "eager")
-        # a window would be cut out of the columns of a row, which are not its positions
-        and (window is None or MAX_SHARING * longest <= window)
-    )
+    return window is None or all(len(r.tokens) <= window for r in _packed(encoded, share=True))
+
+
+def _packed(encoded: Sequence[Encoded], share: bool) -> list[_Row]:
+    return [_pack(encoded, group) for group in _groups(encoded, share)]
 
 
 def _groups(encoded: Sequence[Encoded], share: bool) -> list[list[int]]:

@@ -28,8 +28,8 @@ from fortifai.integrations.transformers import loss as weighted_loss
 from fortifai.models.scoring import positions
 
 if TYPE_CHECKING:
-    from fortifai.config import TrainConfig
     from fortifai.confidence import Weight
+    from fortifai.config import TrainConfig
     from fortifai.loop.progress import Progress
 
 CHECK_EVERY = 16
@@ -235,7 +235,7 @@ class _Recorded:
         return total
 
 
-class _Watch(TrainerCallback):  # type: ignore[misc]
+class _Watch(TrainerCallback):
     """Reports progress and epochs, stops at a loss that is not finite, keeps the best weights."""
 
     def __init__(
@@ -257,7 +257,8 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.losses.append(self.loss.pop())
-        if self.model.device.type == "cpu" or len(self.losses) - self.looked >= CHECK_EVERY:
+        waiting = len(self.losses) - self.looked
+        if waiting >= CHECK_EVERY or _looks_each_step(self.model.device):
             self._look(state.global_step)
         done = state.global_step
         tokens = round(self.epoch_tokens * self.train.epochs * done / max(1, state.max_steps))
@@ -304,6 +305,10 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         if self.best[1] is not None:
             self.model.load_state_dict(self.best[1])
             self.best = (self.best[0], None)
+
+
+def _looks_each_step(device: torch.device) -> bool:
+    return device.type == "cpu"
 
 
 @contextlib.contextmanager

@@ -1,0 +1,61 @@
+"""Run folders in, figures and one HTML file out; never a live model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fortifai.errors import InputError, RunFailed
+
+__all__ = ["write_report"]
+
+
+def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
+    """Write the report of one run, finished or not, or of several side by side.
+
+    Args:
+        runs: Run folders.
+        out: Folder to write ``index.html`` and ``figures/*.svg`` into; ``report`` in the first
+            run's folder if None.
+
+    Returns:
+        The path of ``index.html``. The same runs give the same bytes.
+
+    Raises:
+        InputError: A folder is not a run, or none of its generations is finished yet; or `out` is
+            a file.
+        RunFailed: The report could not be written.
+    """
+    # here, so that the command line starts without matplotlib
+    from fortifai.report.failure import failures
+    from fortifai.report.figures import draw_all
+    from fortifai.report.html import render
+    from fortifai.report.load import load
+    from fortifai.report.scene import Scene
+
+    read = load(runs)
+    folder = Path(runs[0]) / "report" if out is None else Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; give a folder for the report")
+    times = failures(read)
+    scene = Scene([arm for run in read for arm in run.arms], times.level, times.crossings)
+    plots = draw_all(scene)
+    page = render(read, scene, plots, times)
+    try:
+        (folder / "figures").mkdir(parents=True, exist_ok=True)
+        for plot in plots:
+            _write(folder / "figures" / f"{plot.name}.svg", plot.file)
+        _write(folder / "index.html", page)
+    except OSError as error:
+        raise RunFailed(
+            f"the report could not be written into {folder}: {error.strerror}; make room or choose "
+            "another folder with --out"
+        ) from error
+    return folder / "index.html"
+
+
+def _write(path: Path, text: str) -> None:
+    # a reader who has the old report open never sees half of the new one
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, "utf-8")
+    partial.replace(path)

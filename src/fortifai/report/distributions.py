@@ -32,9 +32,9 @@ def confidence(scene: Scene) -> Plot | None:
     if not arms:
         return None
     bands = [arms[i : i + _PER_ROW] for i in range(0, len(arms), _PER_ROW)]
-    tall, pitch, top = 120, 165, 44
-    band_height = 2 * pitch + 40
-    canvas = Canvas(WIDE, top + len(bands) * band_height + 20)
+    tall, pitch, top = 120, 152, 48
+    band_height = 2 * pitch + 56
+    canvas = Canvas(WIDE, top + len(bands) * band_height - 8)
     step = (WIDE - 60) / max(len(band) for band in bands)
     step = min(step, 330)
     ceiling = max(_tallest(arm, number) for arm in arms for number in {0, arm.last})
@@ -91,6 +91,8 @@ def _confidence_panel(axes: Any, arm: Arm, number: int, scene: Scene, *, name: b
         va="top",
         color=SOFT,
         fontsize=11,
+        bbox={"facecolor": "#ffffff", "edgecolor": "none", "pad": 1.5},
+        zorder=6,
     )
     if name:
         style.heading(axes, style.short(arm.label, 20))
@@ -126,7 +128,7 @@ def _confidence_legend(canvas: Canvas) -> None:
             ("rewritten first split, in the arm's colour", Line2D([], [], color=SOFT, linewidth=2)),
             ("held-out", Line2D([], [], color=INK, linewidth=1.3, linestyle=(0, (3, 2)))),
         ],
-        left=16,
+        left=52,
         top=10,
     )
 
@@ -206,11 +208,11 @@ def ledger(scene: Scene) -> Plot | None:
     groups = ledgers(scene.arms)
     if not groups:
         return None
-    pitch = 350
-    canvas = Canvas(HALF, 44 + pitch * len(groups))
+    pitch, top = 326, 58
+    canvas = Canvas(HALF, top + pitch * len(groups))
     oldest = max(age for group in groups for row in group.rows for age in row.by_age)
     for i, group in enumerate(groups):
-        axes = canvas.axes(56, 40 + 48 + i * pitch, HALF - 80, 230)
+        axes = canvas.axes(56, top + 48 + i * pitch, HALF - 80, 230)
         _ledger_panel(axes, group, oldest, scene.last)
         whole = len(group.arms) == len(scene.arms)
         name = "All arms" if whole else style.short(", ".join(group.arms), 56)
@@ -219,7 +221,7 @@ def ledger(scene: Scene) -> Plot | None:
     if oldest:
         ages = "1" if oldest == 1 else f"1 to {oldest}"
         entries.append((f"rewritten {ages} times, the paler the more often", _ramp(oldest)))
-    canvas.legend(entries, left=16, top=14)
+    canvas.legend(entries, left=52, top=14)
     return plot(
         canvas,
         "ledger",

@@ -7,12 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 
-from fortifai.report import style
-from fortifai.report.load import FIRST, KR, Arm, Generation
+from fortifai.report import distributions, style
+from fortifai.report.load import FIRST, KR, Generation
 from fortifai.report.scene import (
     Plot,
     Scene,
@@ -24,7 +22,8 @@ from fortifai.report.scene import (
     plot,
     series,
 )
-from fortifai.report.style import HALF, INK, SOFT, WIDE, Canvas, Look
+from fortifai.report.style import HALF, SOFT, WIDE, Canvas, Look
+from fortifai.report.text import MINUS
 
 # --- knowledge --------------------------------------------------------------------------------
 
@@ -33,10 +32,11 @@ def kr_first_split(scene: Scene) -> Plot | None:
     """KR on the first split by generation (the paper's Fig. 6)."""
     if not scene.has(KR, FIRST):
         return None
-    looks, right = scene.looks, 24 + max(
-        style.text_width(style.short(arm.label) + " 0.00") for arm in scene.arms
+    looks, right = (
+        scene.looks,
+        24 + max(style.text_width(style.short(arm.label) + " 0.00") for arm in scene.arms),
     )
-    canvas = Canvas(WIDE, 430)
+    canvas = Canvas(WIDE, 412)
     axes = canvas.axes(52, 50, WIDE - 52 - right, 318)
     lines = {arm.label: series(arm, KR, FIRST) for arm in scene.arms}
     low = min([0.5, *(v for line in lines.values() for v in line.low)])
@@ -84,7 +84,9 @@ def _rule(axes: Any, height: float, text: str, colour: str = SOFT) -> None:
 
 def _crossing(axes: Any, time: float, level: float, look: Look) -> None:
     bottom = axes.get_ylim()[0]
-    axes.plot([time, time], [bottom, level], color=look.colour, linewidth=1, linestyle=":", zorder=2)
+    axes.plot(
+        [time, time], [bottom, level], color=look.colour, linewidth=1, linestyle=":", zorder=2
+    )
     axes.plot(
         [time],
         [level],
@@ -152,7 +154,7 @@ def kr_splits(scene: Scene) -> Plot | None:
             axes.tick_params(axis="y", labelleft=False)
         _shade_unseen(axes, scene, int(on[6:]))
         for arm in scene.arms:
-            draw(axes, series(arm, KR, on), scene.looks[arm.label], size=4)
+            draw(axes, series(arm, KR, on), scene.looks[arm.label], size=5.5)
     legend(canvas, scene)
     return plot(
         canvas,
@@ -200,12 +202,12 @@ def _panels(
         return None
     dashed = Line2D([], [], color=SOFT, linewidth=1.2, linestyle=(0, (4, 3)))
     extra = [("real text", dashed)] if any(p.real for p in shown) else []
-    top, tall = legend_height(scene, len(extra)), 220
-    canvas = Canvas(WIDE, top + tall + 100)
+    top, tall = legend_height(scene, [name for name, _ in extra]), 220
+    canvas = Canvas(WIDE, top + tall + 92)
     step = (WIDE - 20) / len(shown)
     whole = limits(scene, [(p.measure, p.on) for p in shown])
     for i, panel in enumerate(shown):
-        axes = canvas.axes(66 + step * i, top + 48, step - 74, tall)
+        axes = canvas.axes(52 + step * i, top + 48, step - 66, tall)
         lines = [series(arm, panel.measure, panel.on) for arm in scene.arms]
         values = [v for line in lines for v in (*line.low, *line.high)]
         level = _real_level(scene, panel)
@@ -221,7 +223,7 @@ def _panels(
         style.generations(axes, scene.last)
         style.heading(axes, panel.title, panel.unit)
         for arm, line in zip(scene.arms, lines, strict=True):
-            draw(axes, line, scene.looks[arm.label], size=5)
+            draw(axes, line, scene.looks[arm.label], size=6.5)
     legend(canvas, scene, extra)
     return canvas, shown
 
@@ -272,7 +274,10 @@ def perplexity(scene: Scene) -> Plot | None:
             _Panel("The original first split", "perplexity, log scale", "perplexity", FIRST),
             _Panel("Held-out text", "perplexity, log scale", "perplexity", "held-out"),
             _Panel(
-                "The first split as it wrote it", "perplexity, log scale", "perplexity", "rewritten-0"
+                "The first split as it wrote it",
+                "perplexity, log scale",
+                "perplexity",
+                "rewritten-0",
             ),
         ],
         log=True,
@@ -308,9 +313,9 @@ def kl(scene: Scene) -> Plot | None:
         "kl",
         "Drift of the token distribution",
         "KL(rewritten ‖ real) of unigram token distributions, nats; lower is closer. At equal "
-        "sizes both samples have as many tokens; the third panel is the paper's form, in which the "
-        "rewritten text grows by a split each generation, and with it the estimate's bias falls. "
-        f"Scales differ. {scene.seeds_said()}",
+        "sizes the rewritten text stands against as many tokens of real text; the third panel is "
+        "the paper's form, all rewritten text against all real text, whose estimate also moves "
+        f"with the size of the rewritten text. Scales differ. {scene.seeds_said()}",
     )
 
 
@@ -339,26 +344,43 @@ def truncated(scene: Scene) -> Plot | None:
     measure, on = "train.truncated_share", "train"
     if not scene.has(measure, on):
         return None
-    top = 18 + 20 * math.ceil(
-        len(scene.arms)
-        / max(1, int((HALF - 16) // (max(style.text_width(style.short(a.label)) for a in scene.arms) + 52)))
-    )
-    canvas = Canvas(HALF, top + 330)
+    top = legend_height(scene, width=HALF)
+    canvas = Canvas(HALF, top + 326)
     axes = canvas.axes(56, top + 48, HALF - 80, 230)
     axes.set_ylim(-0.02, 1.02)
     style.few_ticks(axes)
     style.generations(axes, scene.last)
     style.heading(axes, "Weight taken away in training", "share, mean over tokens")
     for arm in scene.arms:
-        draw(axes, series(arm, measure, on), scene.looks[arm.label], size=5)
+        draw(axes, series(arm, measure, on), scene.looks[arm.label], size=6.5)
     legend(canvas, scene)
     return plot(
         canvas,
         "truncated",
         "Truncated share",
-        "1 − mean weight of a token over all of a generation's training: the share of tokens "
-        f"truncated under TCE, the weight taken off under Focal, 0 under cross entropy. {scene.seeds_said()}",
+        f"1 {MINUS} mean weight of a token over all of a generation's training: the share of "
+        "tokens truncated under TCE, the weight taken off under Focal, 0 under cross entropy. "
+        f"{scene.seeds_said()}",
         wide=False,
     )
 
 
+def draw_all(scene: Scene) -> list[Plot]:
+    """Every figure that the runs have the numbers for, in the order of the report."""
+    made = []
+    for figure in (
+        kr_first_split,
+        kr_splits,
+        kr_total,
+        perplexity,
+        kl,
+        distributions.confidence,
+        diversity,
+        truncated,
+        distributions.ledger,
+    ):
+        with style.drawing(figure.__name__):
+            drawn = figure(scene)
+        if drawn is not None:
+            made.append(drawn)
+    return made

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,11 +21,13 @@ from numpy.typing import NDArray
 from fortifai.errors import InputError
 from fortifai.evals.score import Score
 from fortifai.loop.store import MANIFEST
+from fortifai.report.text import neutral
 
 KR = "kr.mean"
 FIRST = "split-0"
 
 _SCORES, _LEDGER, _HISTOGRAMS = "scores.jsonl", "ledger.json", "histograms.json"
+_DIRECTIONS = {"below": "below", "above": "above"}
 _PASSAGES, _QUESTIONS = "passages.jsonl", "questions.parquet"
 
 
@@ -97,11 +100,11 @@ class Chain:
         return next((g for g in self.generations if g.number == number), None)
 
     def values(self, measure: str, on: str) -> list[float]:
-        """Values from generation 0 on, up to the first generation that lacks the measure."""
+        """Values from generation 0 on, up to the first one that lacks the measure or is NaN."""
         out: list[float] = []
         for generation in self.generations:
             value = generation.value(measure, on)
-            if value is None or generation.number != len(out):
+            if value is None or math.isnan(value) or generation.number != len(out):
                 break
             out.append(value)
         return out
@@ -189,7 +192,8 @@ def load(folders: Sequence[Path]) -> tuple[Run, ...]:
             raise InputError(f"{path} was given twice; name each run folder once")
         seen.add(path.resolve())
     configs = [_read_config(path) for path in paths]
-    labels = _labels(paths, [str(c.get("name") or p.name) for c, p in zip(configs, paths, strict=True)])
+    names = [str(c.get("name") or p.name) for c, p in zip(configs, paths, strict=True)]
+    labels = [neutral(label) for label in _labels(paths, names)]
     return tuple(
         _run(path, config, label, prefix=len(paths) > 1)
         for path, config, label in zip(paths, configs, labels, strict=True)
@@ -197,7 +201,7 @@ def load(folders: Sequence[Path]) -> tuple[Run, ...]:
 
 
 def _labels(paths: Sequence[Path], names: Sequence[str]) -> list[str]:
-    """Names of the runs; where two are equal, their folders' names, then numbers, tell them apart."""
+    """Names of the runs; where two are equal, the folders' names, or else numbers."""
     for candidate in (list(names), [p.resolve().name for p in paths]):
         if len(set(candidate)) == len(candidate):
             return candidate
@@ -209,12 +213,14 @@ def _run(path: Path, config: Mapping[str, Any], label: str, *, prefix: bool) -> 
     notes = [str(note) for note in _json(path / "notes.json", list)]
     arms = []
     for name, settings in declared.items():
+        if str(name) in ("", ".", "..") or Path(str(name)).name != str(name):
+            raise InputError(f"arm {str(name)!r} of {path} is not a plain name; it must be one")
         chains = tuple(_chains(path / "arms" / str(name), notes))
         if chains:
             arms.append(
                 Arm(
                     name=str(name),
-                    label=f"{label}/{name}" if prefix else str(name),
+                    label=neutral(f"{label}/{name}" if prefix else str(name)),
                     run=label,
                     baseline=str(name) == str(config.get("baseline")),
                     settings=settings if isinstance(settings, Mapping) else {},
@@ -268,14 +274,14 @@ def _levels(path: Path, declared: Any) -> tuple[Level, ...]:
                 str(row["measure"]),
                 str(row.get("on", FIRST)),
                 "half_gain" if row["level"] == "half_gain" else float(row["level"]),
-                str(row.get("direction", "below")),
+                _DIRECTIONS[row.get("direction", "below")],
             )
             for row in declared
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{path / 'config.yaml'}: time_to_failure must be a list of measure, on, level (a "
-            "number or half_gain) and direction"
+            "number or half_gain) and direction (below or above)"
         ) from error
 
 
@@ -286,7 +292,9 @@ def _json(path: Path, kind: type[Any]) -> Any:
     try:
         value = json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise InputError(f"{path} is not JSON; start the run again to have it written anew") from error
+        raise InputError(
+            f"{path} is not JSON; start the run again to have it written anew"
+        ) from error
     return value if isinstance(value, kind) else kind()
 
 

@@ -36,6 +36,15 @@ class Plot:
     svg: str
     wide: bool = True
 
+    @property
+    def file(self) -> str:
+        """The figure as a file of its own, on white."""
+        head, body = self.svg.split("</title>", 1)
+        return (
+            f'<?xml version="1.0" encoding="utf-8"?>\n{head}</title>'
+            f'<rect width="100%" height="100%" fill="#ffffff"/>{body}'
+        )
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Series:
@@ -139,7 +148,7 @@ def series(arm: Arm, measure: str, on: str) -> Series:
     return out
 
 
-def draw(axes: Any, line: Series, look: Look, *, size: float = 5.5) -> None:
+def draw(axes: Any, line: Series, look: Look, *, size: float = 7) -> None:
     """Draw one arm's line with its band."""
     if any(h > low for h, low in zip(line.high, line.low, strict=True)):
         axes.fill_between(
@@ -153,7 +162,7 @@ def draw(axes: Any, line: Series, look: Look, *, size: float = 5.5) -> None:
         marker=look.mark,
         markersize=size,
         markeredgecolor="#ffffff",
-        markeredgewidth=0.8,
+        markeredgewidth=0.7,
         linewidth=2,
         solid_capstyle="round",
         zorder=4,
@@ -162,29 +171,28 @@ def draw(axes: Any, line: Series, look: Look, *, size: float = 5.5) -> None:
 
 
 def legend(canvas: Canvas, scene: Scene, extra: Sequence[tuple[str, Any]] = ()) -> None:
+    """The arms, and what else is drawn, over the panels."""
     entries = [(style.short(arm.label), style.handle(scene.looks[arm.label])) for arm in scene.arms]
-    canvas.legend([*entries, *extra], left=16, top=14)
+    canvas.legend([*entries, *extra], left=52, top=14)
 
 
-def legend_height(scene: Scene, extra: int = 0) -> int:
-    widest = max(style.text_width(style.short(arm.label)) for arm in scene.arms) + 52
-    columns = max(1, int((WIDE - 16) // widest))
-    return 18 + 20 * math.ceil((len(scene.arms) + extra) / columns)
+def legend_height(scene: Scene, extra: Sequence[str] = (), width: int = WIDE) -> int:
+    """Pixels that a legend of the arms, and of what else is drawn, takes."""
+    names = [*(style.short(arm.label) for arm in scene.arms), *extra]
+    return 18 + 20 * math.ceil(len(names) / style.legend_columns(names, width - 52))
 
 
-def plot(
-    canvas: Canvas, name: str, title: str, caption: str, *, wide: bool = True
-) -> Plot:
+def plot(canvas: Canvas, name: str, title: str, caption: str, *, wide: bool = True) -> Plot:
+    """The finished figure; called while `style.drawing` holds."""
     return Plot(name, title, caption, canvas.svg(name, html.escape(title)), wide)
 
 
 def limits(
     scene: Scene, wanted: Sequence[tuple[str, str]], always: Sequence[float] = ()
 ) -> tuple[float, float]:
+    """A y axis that holds the lines of several measures, with a margin."""
     found = [series(arm, *what) for arm in scene.arms for what in wanted]
     values = [*always, *(v for s in found for v in (*s.low, *s.high))]
     low, high = min(values), max(values)
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 0.05
     return low - margin, high + margin
-
-

@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from fortifai.report.load import Arm
+from fortifai.report.text import MINUS
 
 INK, SOFT, GRID = "#26262b", "#6d6d76", "#e6e5e2"
 FONTS = (
@@ -43,7 +44,6 @@ _RC: dict[str, Any] = {
     "xtick.color": SOFT,
     "ytick.color": SOFT,
     "text.color": INK,
-    "path.simplify": False,
 }
 
 
@@ -89,6 +89,12 @@ def text_width(text: str, size: float = 12) -> float:
     return 0.62 * size * len(text)
 
 
+def legend_columns(names: Sequence[str], width: float) -> int:
+    """How many of a legend's entries fit side by side."""
+    widest = max(text_width(name) for name in names) + 52
+    return max(1, min(len(names), int(width // widest)))
+
+
 @contextmanager
 def drawing(name: str) -> Iterator[None]:
     """Draw inside: matplotlib's settings are ours for the while, then as they were."""
@@ -129,8 +135,7 @@ class Canvas:
 
     def legend(self, entries: Sequence[tuple[str, Any]], left: float, top: float) -> None:
         """Rows of handles with their names, as wide as the canvas."""
-        widest = max(text_width(name) for name, _ in entries) + 52
-        columns = max(1, min(len(entries), int((self.width - left) // widest)))
+        columns = legend_columns([name for name, _ in entries], self.width - left)
         self.figure.legend(
             [handle for _, handle in _by_row(entries, columns)],
             [name for name, _ in _by_row(entries, columns)],
@@ -152,6 +157,7 @@ class Canvas:
         self.figure.savefig(stream, format="svg", metadata=nothing)
         text = stream.getvalue().decode("utf-8")
         body = text[text.index(">", text.index("<svg")) + 1 :]
+        body = re.sub(r"<!--.*?-->\n?", "", body, flags=re.DOTALL)
         body = re.sub(r"'DejaVu Sans'(, sans-serif)?", FONTS, body)
         body = re.sub(r'(<(?:g|path|clipPath|use|image) [^>]*?)\bid="', rf'\1id="{name}-', body)
         body = re.sub(r'(xlink:href="#|url\(#)', rf"\1{name}-", body)
@@ -206,7 +212,9 @@ def plain_log(axes: Any, values: Sequence[float]) -> None:
         low, high = low / 1.5, high * 1.5
     spread = math.log10(high / low)
     axes.set_ylim(low / 10 ** (0.07 * spread), high * 10 ** (0.07 * spread))
-    subs = (1.0,) if spread > 3 else (1.0, 3.0) if spread > 1.6 else (1.0, 2.0, 5.0)
+    subs: tuple[float, ...] = (
+        (1.0,) if spread > 3 else (1.0, 3.0) if spread > 1.6 else (1.0, 2.0, 5.0)
+    )
     if spread < 0.6:
         subs = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
     axes.yaxis.set_major_locator(LogLocator(base=10, subs=subs, numticks=99))
@@ -217,7 +225,7 @@ def plain_log(axes: Any, values: Sequence[float]) -> None:
 def few_ticks(axes: Any, count: int = 5) -> None:
     """Few round ticks on the y axis."""
     axes.yaxis.set_major_locator(MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}".replace("-", "−")))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}".replace("-", MINUS)))
 
 
 def apart(wanted: Mapping[str, float], gap: float, low: float, high: float) -> dict[str, float]:
@@ -226,7 +234,9 @@ def apart(wanted: Mapping[str, float], gap: float, low: float, high: float) -> d
     groups: list[tuple[list[str], float]] = []  # names and the height of their middle
     for name in names:
         group, middle = [name], min(max(wanted[name], low), high)
-        while groups and middle - _half(group, gap) < groups[-1][1] + _half(groups[-1][0], gap) + gap:
+        while (
+            groups and middle - _half(group, gap) < groups[-1][1] + _half(groups[-1][0], gap) + gap
+        ):
             earlier, there = groups.pop()
             middle = (there * len(earlier) + middle * len(group)) / (len(earlier) + len(group))
             group = earlier + group

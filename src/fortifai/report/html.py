@@ -1,0 +1,378 @@
+"""One HTML file from what was read: words, tables, figures, texts. Nothing in it is ever run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from fortifai import __version__
+from fortifai.report import style
+from fortifai.report.compare import kr_change, kr_difference, last_of, last_shared, mean_at
+from fortifai.report.distributions import ledgers
+from fortifai.report.failure import Failures
+from fortifai.report.load import FIRST, KR, Arm, Passage, Run
+from fortifai.report.scene import Plot, Scene
+from fortifai.report.text import DASH, MINUS, TIMES, neutral
+
+Row = dict[str, Any]
+
+
+def _shown(value: Any) -> Any:
+    return neutral(value) if type(value) is str else value
+
+
+def _svg(text: str) -> Markup:
+    # made by matplotlib from numbers and escaped labels, never from a file
+    return Markup(text)
+
+
+def render(runs: Sequence[Run], scene: Scene, plots: Sequence[Plot], failures: Failures) -> str:
+    """The report as one HTML document.
+
+    Args:
+        runs: What was read.
+        scene: Arms and their looks, as the figures have them.
+        plots: The figures.
+        failures: Times to failure.
+    """
+    environment = jinja2.Environment(
+        autoescape=True, finalize=_shown, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    environment.filters["svg"] = _svg
+    source = resources.files("fortifai.report").joinpath("template.html.j2").read_text("utf-8")
+    looks = scene.looks
+    stories = [_story(run, looks) for run in runs]
+    groups, rows = _summary(scene, failures)
+    return environment.from_string(source).render(
+        version=__version__,
+        fonts=Markup(style.FONTS),
+        title=", ".join(run.label for run in runs),
+        state=_state(runs),
+        headline=_headline(runs),
+        stories=stories,
+        method=_method(runs),
+        summary_groups=groups,
+        summary=rows,
+        summary_note=_summary_note(scene),
+        failures=_failure_table(scene, failures),
+        failure_note=failures.note,
+        plots=plots,
+        passages=_passages(scene.arms, looks),
+        passage_seed=_followed(scene.arms),
+        ledgers=_ledger_tables(scene.arms),
+        made=[_made(run) for run in runs],
+    )
+
+
+# --- words drawn from the numbers -------------------------------------------------------------
+
+
+def _state(runs: Sequence[Run]) -> str:
+    done = sum(run.finished for run in runs)
+    planned = sum(run.generations * run.chains_planned for run in runs)
+    if done >= planned:
+        return f"all {planned} generations finished"
+    return f"{done} of {planned} generations finished so far"
+
+
+def _headline(runs: Sequence[Run]) -> str:
+    if len(runs) > 1:
+        return f"{len(runs)} runs side by side"
+    arm = runs[0].baseline or runs[0].arms[0]
+    last = last_of(arm)
+    change = kr_change(arm, 0, 0, last) if last else None
+    if last is None or change is None:
+        return _perplexity_headline(arm)
+    values = [mean_at(arm, KR, FIRST, number) for number in (0, last)]
+    span = f"{values[0]:.2f} → {values[1]:.2f}"
+    times = f"{last} rewriting{'s' if last > 1 else ''} of its text"
+    if not change.sure:
+        return (
+            f"Knowledge of the first split under {arm.label} did not change beyond noise over "
+            f"{times} ({span})"
+        )
+    verb = "fell" if change.mean < 0 else "rose"
+    return (
+        f"Knowledge of the first split {verb} from {values[0]:.2f} to {values[1]:.2f} under "
+        f"{arm.label} over {times}"
+    )
+
+
+def _perplexity_headline(arm: Arm) -> str:
+    last = last_of(arm, "perplexity", FIRST)
+    first, end = (mean_at(arm, "perplexity", FIRST, number) for number in (0, last or 0))
+    if last is None or first is None or end is None:
+        return "Recursive training, generation by generation"
+    if last == 0:
+        return f"Perplexity of the original first split under {arm.label}: {_number(first)}"
+    return (
+        f"Perplexity of the original first split under {arm.label}: {_number(first)} → "
+        f"{_number(end)} over {last} rewriting{'s' if last > 1 else ''} of its text"
+    )
+
+
+def _story(run: Run, looks: Mapping[str, style.Look]) -> Row:
+    arms = sorted(run.arms, key=lambda arm: not arm.baseline)
+    lines = [
+        {
+            "label": arm.label,
+            "colour": looks[arm.label].colour,
+            "text": _sentence(arm, run.baseline),
+        }
+        for arm in arms
+    ]
+    return {"run": run.label, "lines": lines}
+
+
+def _sentence(arm: Arm, baseline: Arm | None) -> str:
+    measure, digits = (KR, 2) if last_of(arm) is not None else ("perplexity", None)
+    last = last_of(arm, measure)
+    if last is None:
+        return "was not measured on the first split."
+    first, end = (mean_at(arm, measure, FIRST, number) for number in (0, last))
+    name = "KR" if measure == KR else "perplexity of the original"
+    told = f"{name} {_number(first, digits)}"
+    if last:
+        told += f" → {_number(end, digits)} (generation 0 to {last})"
+    if arm.baseline or baseline is None:
+        return told + ("; the baseline." if arm.baseline else ".")
+    return f"{told}; {_versus(arm, baseline, measure)}"
+
+
+def _versus(arm: Arm, baseline: Arm, measure: str) -> str:
+    there = last_shared(arm, baseline, measure, FIRST)
+    gap = kr_difference(arm, baseline, 0, there) if there is not None and measure == KR else None
+    if gap is None:
+        return f"no paired comparison with {baseline.label}."
+    interval = f"95 % interval {_signed(gap.low)} to {_signed(gap.high)}"
+    if not gap.sure:
+        return (
+            f"not to be told from {baseline.label} at generation {there}: difference "
+            f"{_signed(gap.mean)}, {interval}."
+        )
+    side = "above" if gap.mean > 0 else "below"
+    return f"{abs(gap.mean):.2f} {side} {baseline.label} at generation {there}, {interval}."
+
+
+def _method(runs: Sequence[Run]) -> str:
+    if not any(
+        chain.generations[0].answers for run in runs for a in run.arms for chain in a.chains
+    ):
+        return (
+            "The runs have no Knowledge Retention questions. Perplexities are means over seeds; no "
+            "difference between arms is claimed of them."
+        )
+    seeds = max(len(arm.chains) for run in runs for arm in run.arms)
+    drawn = (
+        "seeds and questions"
+        if seeds > 1
+        else "questions (one seed: what another would give is not known)"
+    )
+    return (
+        "KR: share of questions about the first split whose true continuation the model finds "
+        "likelier than the false one; 0.5 is chance. Intervals: percentile bootstrap over "
+        f"{drawn}, paired by question. The first split is real in generation 0 only."
+    )
+
+
+# --- numbers ----------------------------------------------------------------------------------
+
+
+def _number(value: float | None, digits: int | None = None) -> str:
+    if value is None:
+        return DASH
+    if digits is not None:
+        return f"{value:.{digits}f}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _signed(value: float) -> str:
+    text = f"{value:+.2f}".replace("-", MINUS)
+    return "0.00" if text[1:] == "0.00" else text
+
+
+def _cell(arm: Arm, measure: str, on: str, number: int | None, digits: int | None) -> Row:
+    value = None if number is None else mean_at(arm, measure, on, number)
+    if number is None or value is None:
+        return {"text": DASH, "note": "", "first": False}
+    scores = [
+        g.scores[measure, on]
+        for chain in arm.chains
+        if (g := chain.at(number)) and (measure, on) in g.scores
+    ]
+    note = ""
+    if len(scores) > 1:
+        span = (min(s.value for s in scores), max(s.value for s in scores))
+        note = f"{_number(span[0], digits)} {DASH} {_number(span[1], digits)}"
+    elif scores[0].stderr is not None:
+        note = f"± {_number(1.96 * scores[0].stderr, digits)}"
+    return {"text": _number(value, digits), "note": note, "first": False}
+
+
+def _summary(scene: Scene, failures: Failures) -> tuple[list[Row], list[Row]]:
+    wanted = (
+        ("KR, first split", KR, FIRST, 3, True),
+        ("KR, all splits", KR, "total", 3, False),
+        ("Perplexity, original split", "perplexity", FIRST, None, True),
+        ("Perplexity, held-out", "perplexity", "held-out", None, True),
+    )
+    shown = [w for w in wanted if scene.has(w[1], w[2])]
+    groups: list[Row] = [
+        {"title": title, "columns": ["first", "last"] if both else ["last"]}
+        for title, _, _, _, both in shown
+    ]
+    if failures.levels:
+        groups.append({"title": failures.levels[0], "columns": ["failure, ratio"]})
+    rows = []
+    for arm in scene.arms:
+        cells = []
+        for _, measure, on, digits, both in shown:
+            last = last_of(arm, measure, on)
+            pair = [_cell(arm, measure, on, number, digits) for number in (0, last)]
+            pair = pair if both else pair[1:]
+            pair[0]["first"] = True
+            cells += pair
+        if failures.levels:
+            time, ratio = failures.cells[arm.label][0]
+            note = f"{TIMES} {ratio['text']} ({ratio['note']})" if ratio["note"] else ratio["text"]
+            cells.append({"text": time["text"], "note": note, "first": True})
+        look = scene.looks[arm.label]
+        rows.append(
+            {"label": arm.label, "colour": look.colour, "extent": _extent(arm), "cells": cells}
+        )
+    return groups, rows
+
+
+def _extent(arm: Arm) -> str:
+    lengths = {len(chain.generations) for chain in arm.chains}
+    low, high = min(lengths), max(lengths)
+    return f"{low if low == high else f'{low} to {high}'} {TIMES} {len(arm.chains)}"
+
+
+def _summary_note(scene: Scene) -> str:
+    small = (
+        "the lowest and highest seed"
+        if scene.seeds > 1
+        else "half the 95 % interval over questions, where there is one"
+    )
+    return (
+        f"Means over seeds; small: {small}. First: generation 0, which trained on the real first "
+        "split. Last: the last generation that all seeds of the arm have finished. Original split: "
+        "the real text of the first split."
+    )
+
+
+def _failure_table(scene: Scene, failures: Failures) -> Row | None:
+    if not failures.levels:
+        return None
+    rows = [
+        {
+            "label": arm.label,
+            "colour": scene.looks[arm.label].colour,
+            "pairs": failures.cells[arm.label],
+        }
+        for arm in scene.arms
+    ]
+    return {"levels": failures.levels, "rows": rows}
+
+
+# --- passages, ledger, settings ---------------------------------------------------------------
+
+
+def _followed(arms: Sequence[Arm]) -> int:
+    """The seed whose passages are shown: the smallest."""
+    return min(chain.seed for arm in arms for chain in arm.chains)
+
+
+def _passages(arms: Sequence[Arm], looks: Mapping[str, style.Look]) -> list[Row]:
+    seed = _followed(arms)
+    by_arm: dict[str, list[Passage]] = {}
+    for arm in arms:
+        chain = next((c for c in arm.chains if c.seed == seed), arm.chains[0])
+        by_arm[arm.label] = [p for g in chain.generations for p in g.passages]
+    several = len({arm.run for arm in arms}) > 1
+    places = dict.fromkeys((arm.run, p.split, p.start) for arm in arms for p in by_arm[arm.label])
+    out = []
+    for run, split, start in sorted(places):
+        members = [arm for arm in arms if arm.run == run]
+        here = {
+            arm.label: [p for p in by_arm[arm.label] if (p.split, p.start) == (split, start)]
+            for arm in members
+        }
+        real = next((p for ps in here.values() for p in ps if p.generation == 0), None)
+        length = max(len(p.tokens) for ps in here.values() for p in ps)
+        title = f"Split {split}, tokens {start:,} to {start + length - 1:,}"
+        out.append(
+            {
+                "title": f"{run}: {title}" if several else title,
+                "real": "".join(_visible(t) for t in real.tokens).strip() if real else "",
+                "arms": [
+                    {
+                        "label": label,
+                        "colour": looks[label].colour,
+                        "rows": [_passage_row(p) for p in ps if p.generation],
+                    }
+                    for label, ps in here.items()
+                ],
+            }
+        )
+    return out
+
+
+def _passage_row(passage: Passage) -> Row:
+    share = sum(passage.changed) / len(passage.changed) if passage.changed else 0.0
+    return {
+        "times": f"rewritten {passage.generation}{TIMES}",
+        "changed": f"{share:.0%} changed",
+        "pieces": list(_pieces(passage)),
+    }
+
+
+def _pieces(passage: Passage) -> Iterable[Row]:
+    """Stretches of changed and of kept tokens, the spaces before a stretch apart from it."""
+    start = 0
+    for end in range(1, len(passage.tokens) + 1):
+        if end == len(passage.tokens) or passage.changed[end] != passage.changed[start]:
+            text = "".join(_visible(token) for token in passage.tokens[start:end])
+            bare = text.lstrip(" ")
+            lead = text[: len(text) - len(bare)]
+            yield {"changed": passage.changed[start] and bool(bare), "lead": lead, "text": bare}
+            start = end
+
+
+def _visible(token: str) -> str:
+    return token.replace("\n", "\u21b5 ")
+
+
+def _ledger_tables(arms: Sequence[Arm]) -> list[Row]:
+    return [
+        {
+            "title": ", ".join(group.arms),
+            "rows": [
+                {
+                    "generation": row.generation,
+                    "real": f"{row.real:,}",
+                    "rewritten": f"{row.total - row.real:,}",
+                    "total": f"{row.total:,}",
+                    "share": f"{row.real_share:.0%}",
+                }
+                for row in group.rows
+            ],
+        }
+        for group in ledgers(arms)
+    ]
+
+
+def _made(run: Run) -> Row:
+    facts = [("fortifai", str(run.head.get("version", "unknown")))]
+    for key in ("versions", "machine"):
+        told = run.head.get(key)
+        if isinstance(told, Mapping):
+            facts += [(str(name).replace("_", " "), str(value)) for name, value in told.items()]
+    if "created" in run.head:
+        facts.append(("created", str(run.head["created"])))
+    return {"label": run.label, "notes": run.notes, "facts": facts, "yaml": run.yaml}

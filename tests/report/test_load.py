@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fortifai.errors import InputError
+from fortifai.report.load import load
+
+from .fake import ARMS, scores_of, write_run
+
+TWO = {name: ARMS[name] for name in ("ce", "tce-0.3")}
+
+
+def test_every_score_is_read_as_it_was_written(small_run: Path) -> None:
+    (run,) = load([small_run])
+    assert [arm.name for arm in run.arms] == ["ce", "tce-0.3"]
+    for arm in run.arms:
+        assert [chain.seed for chain in arm.chains] == [0, 1]
+        for chain in arm.chains:
+            assert [g.number for g in chain.generations] == [0, 1, 2]
+            for generation in chain.generations:
+                place = f"arms/{arm.name}/seed-{chain.seed}/generation-{generation.number:02d}"
+                written = {
+                    (r["measure"], r["on"]): r["value"] for r in scores_of(small_run / place)
+                }
+                assert {k: s.value for k, s in generation.scores.items()} == written
+
+
+def test_answers_agree_with_the_score_made_of_them(small_run: Path) -> None:
+    (run,) = load([small_run])
+    generation = run.arms[1].chains[1].generations[2]
+    assert generation.answers is not None
+    right = generation.answers.right[generation.answers.split == 0]
+    # the score was written as this very mean: only the rounding of JSON lies between
+    assert right.mean() == pytest.approx(generation.scores["kr.mean", "split-0"].value, abs=1e-12)
+    assert len(set(generation.answers.ids)) == len(generation.answers.ids)
+
+
+def test_unfinished_generations_are_left_out(tmp_path: Path) -> None:
+    run_folder = write_run(tmp_path / "run", arms=TWO, generations=3, seeds=[0])
+    last = run_folder / "arms" / "ce" / "seed-0" / "generation-02"
+    (last / "manifest.json").unlink()
+    (last.parent / "generation-03.partial").mkdir()
+    (run,) = load([run_folder])
+    assert [len(arm.chains[0].generations) for arm in run.arms] == [2, 3]
+    assert run.finished == 5
+    assert not [note for note in run.notes if "left out" in note]
+
+
+def test_a_damaged_generation_is_left_out_and_named(tmp_path: Path) -> None:
+    run_folder = write_run(tmp_path / "run", arms=TWO, generations=3, seeds=[0])
+    scores = run_folder / "arms" / "ce" / "seed-0" / "generation-01" / "scores.jsonl"
+    scores.write_text(scores.read_text("utf-8").replace('"kr.mean"', '"kr.meen"'), "utf-8")
+    (run,) = load([run_folder])
+    assert [g.number for g in run.arms[0].chains[0].generations] == [0, 2]
+    (note,) = [note for note in run.notes if "left out" in note]
+    assert "Generation 1 of ce, seed 0" in note
+    assert "scores.jsonl" in note
+
+
+def test_a_gap_ends_the_values_that_are_read_in_order(tmp_path: Path) -> None:
+    run_folder = write_run(tmp_path / "run", arms=TWO, generations=3, seeds=[0])
+    (run_folder / "arms/ce/seed-0/generation-01/manifest.json").unlink()
+    (run,) = load([run_folder])
+    assert len(run.arms[0].chains[0].values("kr.mean", "split-0")) == 1
+    assert len(run.arms[1].chains[0].values("kr.mean", "split-0")) == 3
+
+
+def test_arms_and_seeds_may_differ_in_length(tmp_path: Path) -> None:
+    done = {("ce", 0): 3, ("ce", 1): 1, ("tce-0.3", 0): 2, ("tce-0.3", 1): 0}
+    (run,) = load([write_run(tmp_path / "run", arms=TWO, generations=3, done=done)])
+    assert [[len(c.generations) for c in arm.chains] for arm in run.arms] == [[3, 1], [2]]
+    assert run.finished == 6
+    assert run.chains_planned * run.generations == 12
+
+
+def test_several_runs_are_told_apart(tmp_path: Path) -> None:
+    one = write_run(tmp_path / "a", name="same", arms=TWO, generations=1, seeds=[0])
+    two = write_run(tmp_path / "b", name="same", arms=TWO, generations=1, seeds=[0])
+    other = write_run(tmp_path / "x" / "a", name="same", arms=TWO, generations=1, seeds=[0])
+    assert [a.label for r in load([one, two]) for a in r.arms] == [
+        "a/ce", "a/tce-0.3", "b/ce", "b/tce-0.3",
+    ]  # fmt: skip
+    assert [run.label for run in load([one, other])] == ["same (1)", "same (2)"]
+
+
+def test_what_is_not_a_run_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(InputError, match=r"is not a run folder: it has no config\.yaml"):
+        load([empty])
+    with pytest.raises(InputError, match="is not a folder"):
+        load([tmp_path / "nowhere"])
+    with pytest.raises(InputError, match="no run folder was given"):
+        load([])
+    (empty / "config.yaml").write_text("[1, 2", "utf-8")
+    with pytest.raises(InputError, match="cannot be read as YAML"):
+        load([empty])
+    (empty / "config.yaml").write_text("name: x", "utf-8")
+    with pytest.raises(InputError, match="declares no arms"):
+        load([empty])
+    (empty / "config.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="cannot be read as YAML"):
+        load([empty])
+
+
+def test_a_run_without_a_finished_generation_is_refused(tmp_path: Path) -> None:
+    run_folder = write_run(tmp_path / "run", arms=TWO, done=dict.fromkeys(_keys(), 0))
+    with pytest.raises(InputError, match="no finished generation yet"):
+        load([run_folder])
+
+
+def _keys() -> list[tuple[str, int]]:
+    return [(arm, seed) for arm in TWO for seed in (0, 1)]
+
+
+def test_a_run_named_twice_is_refused(small_run: Path) -> None:
+    with pytest.raises(InputError, match="given twice"):
+        load([small_run, small_run / ".." / small_run.name])
+
+
+def test_an_arm_that_is_a_path_is_refused(tmp_path: Path) -> None:
+    run_folder = write_run(tmp_path / "run", arms=TWO, generations=1, seeds=[0])
+    config = run_folder / "config.yaml"
+    config.write_text(config.read_text("utf-8").replace("tce-0.3:", "../../else:"), "utf-8")
+    with pytest.raises(InputError, match="not a plain name"):
+        load([run_folder])
+
+
+def test_levels_come_from_the_configuration_or_are_the_papers(tmp_path: Path) -> None:
+    declared = [{"measure": "perplexity", "level": 200, "direction": "above"}]
+    run_folder = write_run(tmp_path / "run", arms=TWO, generations=1, seeds=[0], levels=declared)
+    (level,) = load([run_folder])[0].levels
+    assert (level.measure, level.on, level.level, level.direction) == (
+        "perplexity", "split-0", 200.0, "above",
+    )  # fmt: skip
+    config = run_folder / "config.yaml"
+    kept = config.read_text("utf-8")
+    config.write_text(kept.replace("time_to_failure", "other"), "utf-8")
+    assert [level.level for level in load([run_folder])[0].levels] == [0.75, "half_gain"]
+    config.write_text(kept.replace("level: 200", "level: high"), "utf-8")
+    with pytest.raises(InputError, match="time_to_failure must be a list"):
+        load([run_folder])
+
+
+def test_a_line_separator_inside_a_text_does_not_cut_a_record(tmp_path: Path) -> None:
+    words = ["before\u2028after", "b\u0085c", "d"]
+    run_folder = write_run(tmp_path / "run", arms=TWO, generations=1, seeds=[0], words=words)
+    passages = load([run_folder])[0].arms[0].chains[0].generations[0].passages
+    assert passages[0].tokens[0] == " before\u2028after"
+    assert not any(passages[0].changed)
