@@ -41,9 +41,7 @@ def test_impossible_curves(values):
         time_to_failure(values, 0.75)
 
 
-@given(
-    st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(0, 1), st.floats(0, 1)
-)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(0, 1), st.floats(0, 1))
 def test_a_stricter_level_fails_no_later(values, a, b):
     low, high = sorted((a, b))
     # 1e-9: interpolation divides by differences that may be tiny

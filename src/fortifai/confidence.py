@@ -2,13 +2,15 @@
 
 A weight maps the log-probability of what stands there, log p_t, to [0, 1]. The loss of a token is
 then ``weight(log p_t) * (-log p_t)``. To add one, write a callable of this shape; nothing else
-needs to know it.
+needs to know it. A log p that is not a number must give a weight that is none either, or a model
+that has diverged would look like one that has nothing left to learn.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from typing import Protocol
 
 import torch
@@ -33,6 +35,11 @@ class Weight(Protocol):
         ...
 
 
+def _check_number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise InputError(f"{name} is {value!r}; it must be a number")
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Keep:
     """Weight 1: cross entropy."""
@@ -46,16 +53,18 @@ class Keep:
 class Truncate:
     """Truncated cross entropy: 1 where p <= threshold, else 0, without gradient.
 
-    ForTIFAI (2509.08972), section 2.2.1. The comparison is made in the log domain, where
-    probabilities near 0 do not underflow and those that tie with the threshold stay equal to it.
+    ForTIFAI (2509.08972), section 2.2.1. The comparison is log p <= log(threshold), where
+    probabilities near 0 do not underflow; a p within the rounding of log p from the threshold may
+    fall on either side. A threshold of 1 keeps all, one of 0 only what has p = 0.
 
     Raises:
-        InputError: `threshold` is not in [0, 1].
+        InputError: `threshold` is not a number in [0, 1].
     """
 
     threshold: float = 0.9
 
     def __post_init__(self) -> None:
+        _check_number("threshold", self.threshold)
         if not 0 <= self.threshold <= 1:  # false for NaN, too
             raise InputError(
                 f"threshold is {self.threshold}; it is a probability and must lie in [0, 1]"
@@ -63,8 +72,12 @@ class Truncate:
 
     def __call__(self, log_p: Tensor) -> Tensor:
         """Ones where p <= threshold, zeros elsewhere."""
-        level = math.log(self.threshold) if self.threshold > 0 else -math.inf
-        return (log_p.detach() <= level).to(log_p.dtype)
+        if self.threshold == 1:
+            level = math.inf  # not 0: a log p that rounding put above 0 is kept, too
+        else:
+            level = math.log(self.threshold) if self.threshold > 0 else -math.inf
+        # not (log p > level) instead of log p <= level: what is not a number stays in the loss
+        return (~(log_p.detach() > level)).to(log_p.dtype)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -75,13 +88,14 @@ class Focal:
     unless `detach_weight`.
 
     Raises:
-        InputError: `gamma` is negative or not finite.
+        InputError: `gamma` is not a finite number of 0 or more.
     """
 
     gamma: float = 2.0
     detach_weight: bool = False
 
     def __post_init__(self) -> None:
+        _check_number("gamma", self.gamma)
         if not 0 <= self.gamma < math.inf:
             raise InputError(f"gamma is {self.gamma}; it must be a finite number, 0 or more")
 
@@ -91,10 +105,9 @@ class Focal:
         if self.gamma == 0:
             return torch.ones_like(log_p, requires_grad=False)
         not_p = -torch.expm1(log_p)
-        if self.gamma >= 1:
-            return not_p**self.gamma
-        # below 1 the slope of x^gamma at x = 0 is infinite: a certain datum has weight and slope 0
-        certain = not_p == 0
+        # The slopes of x^gamma at x = 0 are infinite (the first below gamma = 1, the second below
+        # 2), and rounding may put x below 0: a certain datum has weight and slopes 0.
+        certain = not_p <= 0
         return torch.where(certain, 0.0, torch.where(certain, 1.0, not_p) ** self.gamma)
 
 

@@ -627,7 +627,9 @@ def resolve(raw: Mapping[str, Any]) -> ExperimentConfig:
     common = {k: v for k, v in raw.items() if k in _ARM_KEYS}
     arms = raw.get("arms")
     data = {k: v for k, v in raw.items() if k not in _ARM_KEYS}
-    if isinstance(arms, Mapping) and all(isinstance(a, Mapping) or a is None for a in arms.values()):
+    if isinstance(arms, Mapping) and all(
+        isinstance(a, Mapping) or a is None for a in arms.values()
+    ):
         data["arms"] = {name: merge(common, arm or {}) for name, arm in arms.items()}
     try:
         return ExperimentConfig.model_validate(data)

@@ -139,9 +139,7 @@ def _sources(config: ExperimentConfig, root: Path) -> _Sources:
     return _Sources(corpus, held_out, asked, notes)
 
 
-def _read_corpus(
-    config: CorpusConfig, root: Path
-) -> tuple[Corpus, Corpus | float, list[Question]]:
+def _read_corpus(config: CorpusConfig, root: Path) -> tuple[Corpus, Corpus | float, list[Question]]:
     if isinstance(config, TextCorpus):
         corpus = text.read_text(config.files, root=root, column=config.column)
         if isinstance(config.held_out, float):
@@ -178,9 +176,7 @@ def _files_or_hub(config: FileSource | HubSource) -> dict[str, Any]:
 
 def _read_hub(config: HubCorpus) -> tuple[Corpus, Corpus | float, list[Question]]:
     def split(name: str) -> Corpus:
-        return text.read_hub(
-            config.dataset, config=config.config, split=name, column=config.column
-        )
+        return text.read_hub(config.dataset, config=config.config, split=name, column=config.column)
 
     if config.held_out_split is not None:
         return split(config.split), split(config.held_out_split), []
@@ -188,7 +184,7 @@ def _read_hub(config: HubCorpus) -> tuple[Corpus, Corpus | float, list[Question]
 
 
 def _local(base: str, root: Path) -> str:
-    """A folder relative to the YAML's, if there is one by this name; otherwise the name as it is."""
+    """A folder relative to the YAML's, if there is one by this name; else the name as it is."""
     return str(root / base) if (root / base).is_dir() else base
 
 

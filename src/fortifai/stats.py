@@ -223,9 +223,10 @@ def _resampled(
             curves = np.moveaxis(x @ counts, 2, 1)  # (seeds, n_boot, generations)
         times, _ = _crossings(curves, _levels(curves, level, chance), direction)
         totals.append(np.take_along_axis(times, chosen, axis=0).mean(0))
-    return np.divide(
+    ratios: Floats = np.divide(
         totals[0], totals[1], out=np.full(n_boot, np.inf), where=totals[1] > 0
     )
+    return ratios
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
@@ -258,7 +259,9 @@ def paired_difference(
     """
     a, b = (np.asarray(x, dtype=np.float64) for x in (arm, baseline))
     if a.shape != b.shape or a.ndim != 2:
-        raise ValueError(f"arm is {a.shape} and baseline {b.shape}; both must be (seeds, questions)")
+        raise ValueError(
+            f"arm is {a.shape} and baseline {b.shape}; both must be (seeds, questions)"
+        )
     difference = a - b
     rng = np.random.default_rng(seed)
     n_seeds, n = difference.shape

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fortifai.data.bios import PHRASINGS, VALUES, bios, people
+from fortifai.errors import InputError
 
 
 @given(st.integers(0, 5), st.integers(0, 500))
@@ -62,10 +63,51 @@ def test_seeds_differ_and_repeat():
     assert bios(5, 1) != bios(5, 2)
 
 
-@pytest.mark.parametrize("phrasings", [0, 6])
-def test_impossible_phrasings(phrasings):
-    with pytest.raises(ValueError, match="phrasings"):
-        bios(2, 0, phrasings=phrasings)
+def test_seen_questions_stand_word_for_word_where_they_say():
+    corpus, questions = bios(20, 3, question_phrasing="seen")
+    for q in questions:
+        assert f"{q.context} {q.true}" in corpus.documents[q.location - 1].text
+        assert f"{q.context} {q.false}" not in corpus.text
+    assert corpus.documents == bios(20, 3)[0].documents
+
+
+def test_a_corpus_goes_on_where_another_ends():
+    whole, questions = bios(12, 5, phrasings=2)
+    rest, asked = bios(4, 5, phrasings=2, start=8)
+    assert [d.text for d in whole.documents[16:]] == [d.text for d in rest.documents]
+    assert [q.id for q in questions[-24:]] == [q.id for q in asked]
+    assert rest.documents[0].line == asked[0].location == 1
+
+
+def test_nothing_but_the_person_tells_true_from_false():
+    """Given the false value, every other is as likely the true one: neither side is favoured."""
+    _, questions = bios(1500, 0, phrasings=1)
+    pairs = [(q.true.split()[0], q.false.split()[0]) for q in questions]
+    for values in VALUES.values():
+        ranks = {v: i for i, v in enumerate(values)}
+        ours = [(t.rstrip("."), f.rstrip(".")) for t, f in pairs]
+        diffs = [ranks[t] - ranks[f] for t, f in ours if t in ranks]
+        assert len(diffs) == 1500
+        above = sum(d > 0 for d in diffs) / 1500
+        assert abs(above - 0.5) < 0.052  # four standard errors of a share of 1,500: 4 * 0.0129
+        lengths = [len(t) - len(f) for t, f in ours if t in ranks]
+        # sure to fail a draw that favours long or short values: their spread is about 2 letters
+        assert abs(sum(lengths) / 1500) < 0.3
+
+
+def test_articles_agree_with_what_follows():
+    assert not any(job[0] in "aeiou" for job in VALUES["job"])  # "a editor"
+
+
+def test_biographies_are_short():
+    """Some 50 words, so that a small model learns thousands of them."""
+    assert all(36 <= len(d.text.split()) <= 70 for d in bios(50, 2)[0].documents)
+
+
+@pytest.mark.parametrize("change", [{"phrasings": 0}, {"phrasings": 6}, {"n_people": 0}])
+def test_impossible_sizes(change):
+    with pytest.raises(InputError, match="it must"):
+        bios(**{"n_people": 2, "seed": 0} | change)
 
 
 def test_a_stream_of_any_size():

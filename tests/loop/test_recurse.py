@@ -89,7 +89,7 @@ def test_a_finished_chain_does_nothing(tmp_path):
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -97,7 +97,7 @@ def _dies_at(generation):
     def evaluate(stage, folder):
         scores = toy.evaluate(stage, folder)
         if stage.generation == generation:
-            raise Killed
+            raise KilledError
         return scores
 
     return evaluate
@@ -107,7 +107,7 @@ def _dies_at(generation):
 @pytest.mark.parametrize("generation", [0, 2, 3])
 def test_an_interrupted_chain_ends_with_the_same_bytes(tmp_path, generation, start):
     whole = run(tmp_path / "whole", start=start)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run(tmp_path / "cut", start=start, evaluate=_dies_at(generation))
     store = run(tmp_path / "cut", start=start)
     assert digest(store.folder) == digest(whole.folder)
@@ -173,7 +173,11 @@ def test_a_half_written_generation_never_happened(tmp_path):
 
 
 def test_two_runs_on_one_folder_are_refused(tmp_path):
-    with locked(tmp_path), pytest.raises(InputError, match="in use by another run"), locked(tmp_path):
+    with (
+        locked(tmp_path),
+        pytest.raises(InputError, match="in use by another run"),
+        locked(tmp_path),
+    ):
         pass
     with locked(tmp_path):  # and let go afterwards
         pass

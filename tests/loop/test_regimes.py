@@ -93,9 +93,7 @@ def test_every_part_was_written_before_it_is_needed(regime, generation, splits):
         written |= new
 
 
-@given(
-    st.integers(1, 300), st.integers(1, 40), st.floats(0, 1), st.integers(0, 3)
-)
+@given(st.integers(1, 300), st.integers(1, 40), st.floats(0, 1), st.integers(0, 3))
 def test_draw_share_keeps_units_whole_and_in_order(size, unit, share, seed):
     place = np.arange(size)
     taken = draw_share(place, (0.0, share), unit, np.random.default_rng(seed))

@@ -48,7 +48,10 @@ class MeanFamily:
 
 def evaluate(stage, folder):
     (folder / "extra.txt").write_text(f"{stage.model.mean!r}\n")
-    return [Score("mean", stage.model.mean, "train", 1), Score("fits", stage.model.fits, "train", 1)]
+    return [
+        Score("mean", stage.model.mean, "train", 1),
+        Score("fits", stage.model.fits, "train", 1),
+    ]
 
 
 def chain(generations=4, *, start="previous", regime=regimes.fortifai, keep="last", **changes):

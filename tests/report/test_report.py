@@ -175,7 +175,7 @@ def test_a_difference_within_noise_is_not_claimed(tmp_path: Path) -> None:
     # the second arm is the first under another name: its answers are the same ones
     arms = {"ce": ARMS["ce"], "twin": FakeArm({"kind": "keep"}, 1.0)}
     text = write_report([write_run(tmp_path / "run", arms=arms, generations=2)]).read_text("utf-8")
-    assert "not to be told from ce" in text
+    assert "not distinguishable from ce" in text
     assert " above ce" not in text
     assert " below ce" not in text
 
@@ -183,7 +183,9 @@ def test_a_difference_within_noise_is_not_claimed(tmp_path: Path) -> None:
 def test_a_clear_difference_is_told_with_its_interval(tmp_path: Path) -> None:
     arms = {"ce": FakeArm({"kind": "keep"}, 3.0), "kept": FakeArm({"kind": "keep"}, 0.0)}
     text = write_report([write_run(tmp_path / "run", arms=arms, generations=2)]).read_text("utf-8")
-    told = re.search(r"(0\.\d\d) above ce at generation 1, 95 % interval \+(0\.\d\d) to \+", text)
+    told = re.search(
+        r"(0\.\d\d) above ce at generation 1, 95\u00a0% interval \+(0\.\d\d) to \+", text
+    )
     assert told
     assert 0 < float(told[2]) < float(told[1])
     assert "fell from" in text

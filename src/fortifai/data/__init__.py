@@ -1,0 +1,1 @@
+"""Corpora, questions and splits."""

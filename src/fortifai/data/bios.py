@@ -11,39 +11,46 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Iterator
+from typing import Literal
 
 from fortifai.data.questions import Question
 from fortifai.data.text import Corpus, Document
+from fortifai.errors import InputError
 
-_ONSETS = "b d f g h j k l m n p r s t v w z br dr fr gr kr pr tr bl gl kl pl".split()
-_VOWELS = "a e i o u".split()
-_CODAS = "l n r s t".split()
-_ENDINGS = ("son", "sen", "ley", "ton", "man", "berg", "field", "well", "ford", "ski")
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+_ONSETS = _words("b d f g h j k l m n p r s t v w z br dr fr gr kr pr tr bl gl kl pl")
+_VOWELS = _words("a e i o u")
+_CODAS = _words("l n r s t")
+_ENDINGS = _words("son sen ley ton man berg field well ford ski")
 
 VALUES: dict[str, tuple[str, ...]] = {
     "born": tuple(str(year) for year in range(1900, 2000)),
-    "city": tuple(
+    "city": _words(
         "Arlesby Bramholt Corvane Dunmere Estova Farlund Glenrath Halvik Istrand Jorvale Kelmont "
-        "Lorwick Marsden Norhaven Ostrava Pellworm Quenby Rostok Selmare Tarvik Ulmstead Varnholm "
-        "Westra Yarrow Zelmont Ashkirk Belford Carnmoor Delvin Elmhurst".split()
+        "Lorwick Marsden Norhaven Ostrelle Pellworm Quenby Rosvale Selmare Tarvik Ulmstead "
+        "Varnholm Westra Yarrow Zelmont Ashkirk Belford Carnmoor Delvin Elmhurst"
     ),
-    "job": tuple(
-        "baker carpenter chemist composer dentist diver editor engineer farmer geologist judge "
+    "job": _words(
+        "baker carpenter chemist composer dentist diver courier gardener farmer geologist judge "
         "librarian mason miner nurse painter pilot plumber poet potter sailor sculptor singer "
-        "surgeon tailor teacher translator weaver welder zoologist".split()
+        "surgeon tailor teacher translator weaver welder zoologist"
     ),
-    "school": tuple(
+    "school": _words(
         "Alder Birch Cedar Dogwood Elm Fir Ginkgo Hazel Ivy Juniper Larch Maple Oak Pine Rowan "
-        "Spruce Tupelo Willow Yew Zelkova".split()
+        "Spruce Tupelo Willow Yew Zelkova"
     ),
-    "firm": tuple(
+    "firm": _words(
         "Acton Borealis Cobalt Delphi Ember Falcon Granite Helix Indigo Jasper Krypton Lumen "
-        "Meridian Nimbus Onyx Pylon Quartz Radian Saffron Tundra".split()
+        "Meridian Nimbus Onyx Pylon Quartz Radian Saffron Tundra"
     ),
-    "hobby": tuple(
+    "hobby": _words(
         "archery baking canoeing chess climbing cricket cycling dancing falconry fencing fishing "
         "gardening hiking juggling karate knitting origami rowing sailing skating skiing surfing "
-        "swimming tennis yoga".split()
+        "swimming tennis yoga"
     ),
 }
 """The values that each attribute of a person can take."""
@@ -139,49 +146,62 @@ def _name(rng: random.Random, index: int) -> str:
     return f"{first.capitalize()} {''.join(syllables).capitalize()}{rng.choice(_ENDINGS)}"
 
 
-def bios(n_people: int, seed: int, *, phrasings: int = 3) -> tuple[Corpus, list[Question]]:
-    """Biographies of `n_people` people and one question on each of their facts.
+def bios(
+    n_people: int,
+    seed: int,
+    *,
+    phrasings: int = 3,
+    question_phrasing: Literal["unseen", "seen"] = "unseen",
+    start: int = 0,
+) -> tuple[Corpus, list[Question]]:
+    """Biographies of people and one question on each of their facts.
+
+    A question's context ends where the value begins, and its continuations differ in the value
+    alone. The false value is drawn as other people's are, evenly from all but the true one, so that
+    a model that knows nothing of the person is right half of the time.
 
     Args:
-        n_people: How many.
+        n_people: How many, 1 or more.
         seed: Of everything.
         phrasings: How many times each person's biography is written, 1 to 5; the documents of one
-            person stand one after the other.
+            person stand one after the other, and are numbered as the lines of the corpus.
+        question_phrasing: Ask in a phrasing that none of the person's biographies used, or in that
+            of the first.
+        start: The first person.
 
     Returns:
-        The corpus, and six questions a person. The false continuation is another person's value of
-        the same attribute in the same words, so that nothing but the fact tells them apart.
+        The corpus, and six questions a person; their location is the person's first biography.
 
     Raises:
-        ValueError: `phrasings` is out of range.
+        InputError: An argument is out of range.
     """
+    if n_people < 1:
+        raise InputError(f"bios of {n_people} people; it must be 1 or more")
     if not 1 <= phrasings <= MAX_PHRASINGS:
-        raise ValueError(f"phrasings is {phrasings}; it must lie in [1, {MAX_PHRASINGS}]")
+        raise InputError(f"phrasings is {phrasings}; it must lie in [1, {MAX_PHRASINGS}]")
+    asked = -1 if question_phrasing == "unseen" else 0
     documents: list[Document] = []
     questions: list[Question] = []
-    for index, person in zip(range(n_people), people(seed), strict=False):
+    for index, person in zip(range(start, start + n_people), people(seed, start), strict=False):
         rng = random.Random(f"fortifai bios text {seed} {index}")
         line = len(documents) + 1
         ways = {a: rng.sample(range(len(p)), phrasings + 1) for a, p in PHRASINGS.items()}
         for version in range(phrasings):
             order = rng.sample(list(PHRASINGS), len(PHRASINGS))
-            told = " ".join(_tell(person, a, ways[a][version], person.facts[a]) for a in order)
-            documents.append(Document(told, person.name, len(documents) + 1))
+            told = " ".join(_tell(person, a, ways[a][version]) for a in order)
+            documents.append(Document(told, person.name, len(documents) + 1, row=True))
         for attribute in PHRASINGS:
-            questions.append(_question(person, attribute, ways[attribute][-1], line, rng))
-    return Corpus(tuple(documents), "bios"), questions
+            questions.append(_question(person, attribute, ways[attribute][asked], line, rng))
+    return Corpus(tuple(documents), "bios", len(documents)), questions
 
 
-def _tell(person: Person, attribute: str, way: int, value: str) -> str:
-    return PHRASINGS[attribute][way].format(n=person.name, v=value)
+def _tell(person: Person, attribute: str, way: int) -> str:
+    return PHRASINGS[attribute][way].format(n=person.name, v=person.facts[attribute])
 
 
-def _question(
-    person: Person, attribute: str, way: int, line: int, rng: random.Random
-) -> Question:
+def _question(person: Person, attribute: str, way: int, line: int, rng: random.Random) -> Question:
     true = person.facts[attribute]
     false = rng.choice([v for v in VALUES[attribute] if v != true])
     phrase = PHRASINGS[attribute][way].replace("{n}", person.name)
     before, after = phrase.split("{v}")
-    # the context ends where the value begins: both continuations differ in the value alone
     return Question(before.strip(), true + after, false + after, line, person.name)

@@ -29,7 +29,8 @@ class Question:
         false: The one that it does not.
         location: Line of the corpus (1-based) where the fact stands.
         article: Title of the document, if known.
-        id: 12 hexadecimal digits of the question's SHA-256, to pair answers across arms.
+        id: 12 hexadecimal digits of the SHA-256 of context, true and false, to pair answers across
+            arms.
     """
 
     context: str
@@ -42,15 +43,20 @@ class Question:
     def __post_init__(self) -> None:
         if not self.id:
             content = "\x1f".join((self.context, self.true, self.false))
-            digest = hashlib.sha256(content.encode()).hexdigest()[:12]
+            # surrogates cannot come from a file, but a Question may be made by hand
+            digest = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:12]
             object.__setattr__(self, "id", digest)
 
 
 def read_questions(files: Sequence[str | Path], *, root: Path) -> tuple[list[Question], list[str]]:
-    """Read questions; one that stands several times counts once.
+    """Read questions; one that stands several times counts once, where it stands first.
+
+    Questions are the same if context and both continuations are: in the authors'
+    ``kt_dataset_full.json`` the eight questions of the first article stand again, with another
+    location, for each of 491 articles.
 
     Args:
-        files: .json or .jsonl files, or globs, relative to `root`.
+        files: .json or .jsonl files (perhaps gzipped), or globs, relative to `root`.
         root: Folder of relative paths.
 
     Returns:
@@ -63,13 +69,22 @@ def read_questions(files: Sequence[str | Path], *, root: Path) -> tuple[list[Que
     notes: list[str] = []
     for path in expand(files, root):
         rows = _rows(path)
-        found = {q.id: q for q in (_question(row, path, i) for i, row in enumerate(rows, 1))}
+        found: dict[str, Question] = {}
+        for number, row in enumerate(rows, start=1):
+            question = _question(row, path, number)
+            found.setdefault(question.id, question)
         if len(found) < len(rows):
             notes.append(
                 f"{path.name}: {len(rows):,} rows, {len(found):,} different; duplicates are "
                 "counted once"
             )
-        questions = found | questions
+        again = len(found.keys() & questions.keys())
+        if again:
+            notes.append(
+                f"{path.name}: {again:,} of {len(found):,} questions stand in an earlier file too; "
+                "they are counted once"
+            )
+        questions |= {id_: q for id_, q in found.items() if id_ not in questions}
     return list(questions.values()), notes
 
 
@@ -83,45 +98,60 @@ def write_questions(path: Path, questions: Iterable[Question]) -> None:
             "sentence_false": q.false,
             "location": q.location,
         }
-        lines.append(json.dumps(row | ({"article": q.article} if q.article else {})))
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        row |= {"article": q.article} if q.article else {}
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    path.write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
 def _rows(path: Path) -> list[Any]:
     text = read_utf8(path)
-    if not text.lstrip().startswith("["):
-        return list(jsonl_rows(path))
     try:
-        rows = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error})") from error
-    if not rows:
-        raise InputError(f"{path} holds no questions")
-    return list(rows)
+        whole = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if text.lstrip().startswith("["):
+            raise InputError(f"{path} is not JSON ({error})") from error
+        return list(jsonl_rows(path))
+    rows = [whole] if isinstance(whole, dict) and FIELDS[0] in whole else whole
+    if not isinstance(rows, list) or not rows:
+        what = "an empty list" if rows == [] else f"one {type(rows).__name__}"
+        raise InputError(
+            f"{path} holds {what}; questions are a list of objects, or one object a line, with "
+            f"{', '.join(FIELDS)}"
+        )
+    return rows
 
 
 def _question(row: Any, path: Path, number: int) -> Question:
-    where = f"{path}, question {number}"
+    where = f"{path}, question {number},"
     if not isinstance(row, dict):
-        raise InputError(f"{where}, is a {type(row).__name__}, not an object with fields")
-    for field in FIELDS:
-        if field not in row:
-            raise InputError(
-                f"{where}, has no field {field!r}{nearest(field, [k for k in row])}; needed are "
-                f"{', '.join(FIELDS)}"
-            )
+        raise InputError(f"{where} is a {type(row).__name__}, not an object with fields")
+    missing = [field for field in FIELDS if field not in row]
+    if missing:
+        raise InputError(
+            f"{where} has no field {' or '.join(map(repr, missing))}{nearest(missing[0], row)}; "
+            f"needed are {', '.join(FIELDS)}"
+        )
     for field in FIELDS[:3]:
-        if not isinstance(row[field], str) or not row[field].strip():
-            raise InputError(f"{where}: {field} is {row[field]!r}; it must be text, not empty")
+        _check_text(row[field], field, where)
     if row["sentence_true"].strip() == row["sentence_false"].strip():
-        raise InputError(f"{where}: sentence_true and sentence_false are the same")
+        raise InputError(
+            f"{where} has the same sentence_true and sentence_false ({row['sentence_true']!r}); "
+            "they must differ"
+        )
     location = row["location"]
     if isinstance(location, bool) or not isinstance(location, int):
-        raise InputError(f"{where}: location is {location!r}; it must be a line number")
+        raise InputError(f"{where} has location {location!r}; it must be a line number, from 1")
     return Question(
         row["context"],
         row["sentence_true"],
         row["sentence_false"],
         location,
-        str(row.get("article", "")),
+        str(row.get("article") or ""),
     )
+
+
+def _check_text(value: Any, field: str, where: str) -> None:
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"{where} has {field} {value!r}; it must be text and not empty")
+    if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+        raise InputError(f"{where} has half of a surrogate pair in {field}, which is not text")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,10 +17,14 @@ from fortifai.errors import InputError
 
 Tokens = NDArray[np.int32]
 
+# documents tokenised at a time: enough for the tokenizer's threads, few enough that its lists of
+# offsets, some hundred bytes a token, never stand in memory for the whole corpus
+_BATCH = 512
+
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """A corpus as tokens, documents closed by the end-of-text token.
+    """A corpus as tokens, int32 and one-dimensional, documents closed by the end-of-text token.
 
     Attributes:
         parts: D_0 .. D_N, of equal size.
@@ -41,8 +46,13 @@ class _Encoded:
     tokens: Tokens
     starts: list[int]
     """Where each document's tokens begin in the stream."""
-    offsets: list[list[int]]
+    offsets: list[Tokens]
     """For each document, the character where each of its tokens begins."""
+
+    def index(self, document: int, offset: int) -> int:
+        """Position in the stream of the token that holds a character of a document."""
+        within = int(np.searchsorted(self.offsets[document], offset, side="right")) - 1
+        return self.starts[document] + max(0, within)
 
 
 def split_corpus(
@@ -56,17 +66,30 @@ def split_corpus(
 ) -> Splits:
     """Tokenise a corpus and cut it.
 
+    The token stream is parts, then rest, then the held-out share, with nothing left out and
+    nothing twice. A question belongs to the split in which the line of its `location` begins. Where
+    a cut runs through that line, it belongs to the split that has the words by which its true
+    continuation differs from the false one, if the line has them.
+
     Args:
         corpus: The clean corpus.
         questions: Questions on it; `location` is a line of its source.
         tokenizer: A fast tokenizer with an end-of-text token.
-        count: Number of splits.
-        tokens_per_split: Size of each; None for all tokens over `count`.
-        held_out: Another corpus, or the share of this one's tokens, at its end, to hold out.
+        count: Number of splits, 1 or more.
+        tokens_per_split: Size of each; None for all tokens over `count`, rounded down.
+        held_out: Another corpus, or the share of this one's tokens, at its end, to hold out, in
+            [0, 1).
 
     Raises:
-        InputError: The corpus is too short, or a question's location is outside of it.
+        InputError: An argument is out of range, the corpus is too short, or a question's location
+            is outside of it.
     """
+    if count < 1:
+        raise InputError(f"the number of splits is {count}; it must be 1 or more")
+    if tokens_per_split is not None and tokens_per_split < 2:
+        raise InputError(f"a split has {tokens_per_split} tokens; it must have 2 or more")
+    if not isinstance(held_out, Corpus) and not 0 <= held_out < 1:
+        raise InputError(f"the held-out share is {held_out}; it must lie in [0, 1)")
     encoded = _encode(corpus, tokenizer)
     stream = encoded.tokens
     if isinstance(held_out, Corpus):
@@ -74,11 +97,13 @@ def split_corpus(
     else:
         cut = len(stream) - round(held_out * len(stream))
         kept, aside = stream[:cut], stream[cut:]
-    size = tokens_per_split or len(kept) // count
+    size = len(kept) // count if tokens_per_split is None else tokens_per_split
     if size < 2 or size * count > len(kept):
+        wanted = max(size, 2)
         raise InputError(
             f"{corpus.source} has {len(kept):,} tokens besides the held-out text, too few for "
-            f"{count} splits of {max(size, 2):,}; give more text, fewer splits or smaller ones"
+            f"{count} splits of {wanted:,}, which need {wanted * count:,}; give more text, fewer "
+            "splits or smaller ones"
         )
     parts = tuple(kept[k * size : (k + 1) * size] for k in range(count))
     asked, notes = _assign(corpus, questions, encoded, size, count)
@@ -88,19 +113,27 @@ def split_corpus(
 def _encode(corpus: Corpus, tokenizer: Any) -> _Encoded:
     end = tokenizer.eos_token_id
     end = tokenizer.bos_token_id if end is None else end
-    batch = tokenizer(
-        [document.text for document in corpus.documents],
-        add_special_tokens=False,
-        return_offsets_mapping=True,
-        return_attention_mask=False,
-        verbose=False,
-    )
-    pieces, starts, offsets, at = [], [], [], 0
-    for ids, spans in zip(batch["input_ids"], batch["offset_mapping"], strict=True):
-        starts.append(at)
-        offsets.append([span[0] for span in spans])
-        pieces.append(np.array([*ids, end], dtype=np.int32))
-        at += len(ids) + 1
+    if end is None:
+        raise InputError(
+            "the tokenizer has no end-of-text token to put between documents; set its eos_token"
+        )
+    texts = [document.text for document in corpus.documents]
+    pieces: list[Tokens] = []
+    offsets: list[Tokens] = []
+    for start in range(0, len(texts), _BATCH):
+        batch = tokenizer(
+            texts[start : start + _BATCH],
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            verbose=False,  # a document may be longer than the model's context
+        )
+        for ids, spans in zip(batch["input_ids"], batch["offset_mapping"], strict=True):
+            pieces.append(np.array([*ids, end], dtype=np.int32))
+            offsets.append(np.array([first for first, _ in spans], dtype=np.int32))
+    if not pieces:
+        raise InputError(f"{corpus.source} holds no documents; give some text")
+    starts = [0, *np.cumsum([len(piece) for piece in pieces])[:-1].tolist()]
     return _Encoded(np.concatenate(pieces), starts, offsets)
 
 
@@ -108,36 +141,62 @@ def _assign(
     corpus: Corpus, questions: Sequence[Question], encoded: _Encoded, size: int, count: int
 ) -> tuple[tuple[tuple[Question, ...], ...], tuple[str, ...]]:
     asked: list[list[Question]] = [[] for _ in range(count)]
-    outside, beyond, disagreeing = [], 0, []
+    outside: list[Question] = []
+    disagreeing: list[Question] = []
+    cuts = [k * size for k in range(1, count + 1)]
     for question in questions:
         place = corpus.find_line(question.location)
         if place is None:
             outside.append(question)
             continue
-        document, offset = place
-        title = corpus.documents[document].title
+        title = corpus.documents[place[0]].title
         if question.article and title and question.article != title:
             disagreeing.append(question)
-        index = max(0, bisect.bisect_right(encoded.offsets[document], offset) - 1)
-        split = (encoded.starts[document] + index) // size
+        split = bisect.bisect_right(cuts, _fact(corpus, question, encoded, place))
         if split < count:
             asked[split].append(question)
-        else:
-            beyond += 1
     if outside:
+        lines = f", which has {corpus.lines:,} lines" if corpus.lines else ""
         raise InputError(
-            f"{len(outside)} of {len(questions)} questions have a location outside "
-            f"{corpus.source}, the first at line {outside[0].location} ({outside[0].context[:60]!r}"
-            "); give the questions that were written on this text"
+            f"{len(outside):,} of {len(questions):,} questions have a location outside "
+            f"{corpus.source}{lines}, the first at line {outside[0].location} "
+            f"({outside[0].context[:60]!r}); give the questions that were written on this text"
         )
     notes = []
+    beyond = len(questions) - sum(map(len, asked))
     if beyond:
         notes.append(
             f"{beyond:,} of {len(questions):,} questions stand outside the splits and are not asked"
         )
     if disagreeing:
         notes.append(
-            f"{len(disagreeing):,} questions name another article than the one their location "
-            f"stands in, the first {disagreeing[0].article!r}"
+            f"{len(disagreeing):,} of {len(questions):,} questions name another article than the "
+            f"one their location stands in, the first {disagreeing[0].article!r}"
         )
     return tuple(tuple(part) for part in asked), tuple(notes)
+
+
+def _fact(corpus: Corpus, question: Question, encoded: _Encoded, place: tuple[int, int]) -> int:
+    """Position in the stream of a question's fact: of its words, or else of its line."""
+    document, offset = place
+    text = corpus.documents[document].text
+    end = len(text) if corpus.documents[document].row else text.find("\n", offset)
+    words = _difference(question.true, question.false)
+    if words:
+        # whole words: "Elm" is not in "Elmhurst"
+        said = re.compile(rf"(?<!\w){re.escape(words)}(?!\w)")
+        found = said.search(text, offset, end if end >= 0 else len(text))
+        offset = found.start() if found else offset
+    return encoded.index(document, offset)
+
+
+def _difference(true: str, false: str) -> str:
+    """The words of one text that stand between what it has in common with another at both ends."""
+    a, b = true.split(), false.split()
+    head = 0
+    while head < min(len(a), len(b)) and a[head] == b[head]:
+        head += 1
+    tail = 0
+    while tail < min(len(a), len(b)) - head and a[-1 - tail] == b[-1 - tail]:
+        tail += 1
+    return " ".join(a[head : len(a) - tail]).strip(".,;:!?\"'()")

@@ -30,7 +30,13 @@ def diversity(tokens: NDArray[np.integer], on: str) -> list[Score]:
     """
     out = [
         Score(
-            f"distinct-{n}", distinct(tokens, n), on, len(tokens) - n + 1, None, "share", None,
+            f"distinct-{n}",
+            distinct(tokens, n),
+            on,
+            len(tokens) - n + 1,
+            None,
+            "share",
+            None,
             "higher",
         )
         for n in (1, 2, 3)

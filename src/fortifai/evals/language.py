@@ -52,7 +52,7 @@ class LanguageView:
 
     @functools.cached_property
     def log_prob(self) -> Mapping[str, NDArray[np.float32]]:
-        """log p of every token of each real split, rewritten part and the held-out text."""
+        """Log p of every token of each real split, rewritten part and the held-out text."""
         texts = {f"split-{k}": v for k, v in enumerate(self.stage.real)}
         texts |= {f"rewritten-{k}": v for k, v in self.stage.rewritten.items()}
         if len(self.material.held_out):
@@ -123,7 +123,9 @@ def training(view: LanguageView) -> list[Score]:
     fit = view.stage.fit
     tokens = int(fit["tokens"])
     return [
-        Score("train.truncated_share", float(fit["truncated_share"]), "train", tokens, unit="share"),
+        Score(
+            "train.truncated_share", float(fit["truncated_share"]), "train", tokens, unit="share"
+        ),
         Score("train.loss", float(fit["loss"]), "train", tokens, unit="nats", direction="lower"),
     ]
 

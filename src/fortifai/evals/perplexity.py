@@ -14,7 +14,7 @@ BLOCK = 128
 
 
 def perplexity(log_p: NDArray[np.floating], on: str) -> Score:
-    """exp of the mean negative log-probability of a text's tokens.
+    """Exp of the mean negative log-probability of a text's tokens.
 
     The standard error is that of the mean over blocks of 128 tokens, since tokens close together
     are not independent, carried through exp by the delta method; None for fewer than two blocks.

@@ -1,4 +1,4 @@
-"""The losses in transformers' `Trainer`: ``Trainer(..., compute_loss_func=loss(threshold=0.9))``."""
+"""The losses in transformers: ``Trainer(..., compute_loss_func=loss(threshold=0.9))``."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""The recursive loop: regimes, seeds, store, executor. It knows protocols, not families."""

@@ -29,7 +29,7 @@ Job = tuple[str, int]
 
 Tell = Callable[[str], None]
 Work = Callable[[Any, Job, Progress, Tell], None]
-"""(what all jobs share, the job, progress, notes). Module-level, so that a process can import it."""
+"""(what all jobs share, the job, progress, notes); module-level, so that a process finds it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,9 +62,7 @@ class _Sender:
         now = time.monotonic()
         if now - self._last >= 0.1 or done >= total:
             self._last = now
-            self._send(
-                Event("step", self._job, self._generation, stage, done, total, tokens)
-            )
+            self._send(Event("step", self._job, self._generation, stage, done, total, tokens))
 
     def begin(self, generation: int) -> None:
         self._generation = generation

@@ -53,19 +53,22 @@ class Model(Protocol):
 
 
 M = TypeVar("M", bound=Model)
+M_co = TypeVar("M_co", bound=Model, covariant=True)
 
 
-class Family(Protocol[M]):
+class Family(Protocol[M_co]):
     """Makes models."""
 
-    unit: int
-    """Values that stay together when a share is drawn: a block of tokens, or one point."""
+    @property
+    def unit(self) -> int:
+        """Values that stay together when a share is drawn: a block of tokens, or one point."""
+        ...
 
-    def create(self, start: Literal["base", "scratch"], *, seed: int) -> M:
+    def create(self, start: Literal["base", "scratch"], *, seed: int) -> M_co:
         """The base model, or a new one with random weights from `seed`."""
         ...
 
-    def load(self, folder: Path) -> M:
+    def load(self, folder: Path) -> M_co:
         """The model that `Model.save` wrote."""
         ...
 
@@ -214,7 +217,8 @@ class _History:
             for rewrite in chain.regime(generation, len(chain.real)).rewrites:
                 if (rewrite.source.split, rewrite.to) == (split, rewritings):
                     path = self._store.path(generation) / SAMPLES
-                    return load_file(str(path))[f"split-{split}"]
+                    values: Samples = load_file(str(path))[f"split-{split}"]
+                    return values
         raise AssertionError(f"no generation writes D_{split}^({rewritings})")
 
     def take(self, part: Part, generation: int) -> Samples:

@@ -76,9 +76,7 @@ def accumulate_subsample(generation: int, splits: int) -> Plan:
     Each of the i + 1 versions of a split gives an equal share of its units, none of them twice.
     """
     n = generation + 1
-    train = tuple(
-        Part(k, j, between=(j / n, (j + 1) / n)) for j in range(n) for k in range(splits)
-    )
+    train = tuple(Part(k, j, between=(j / n, (j + 1) / n)) for j in range(n) for k in range(splits))
     return Plan(train, _once_more(replace(generation, splits).train))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple, get_args, overload
 
 import torch
@@ -90,7 +91,8 @@ def weighted_cross_entropy(
     With :math:`p_t = \mathrm{softmax}(x)_t` the loss of one target is
     :math:`w(\log p_t) \cdot (-\log p_t)` (ForTIFAI, 2509.08972, section 2.2). A weight of exactly 0
     gives loss 0 and gradient 0 even where :math:`p_t = 0`; the result is never NaN for logits that
-    give a finite softmax.
+    have a softmax. Logits that have none (a NaN, +inf, or -inf for every class) give NaN, truncated
+    or not, so that a diverged model shows.
 
     Args:
         input: Logits, (C), (N, C) or (N, C, d1, ..., dK). Half precision is computed in float32.
@@ -100,7 +102,8 @@ def weighted_cross_entropy(
         reduction: ``mean``, ``sum``, or ``none`` for a loss of the target's shape.
         normalize: What ``mean`` divides by: the number of ``valid`` targets, as ForTIFAI's code
             does, or the sum of weights, ``kept``. The mean of nothing is 0, not NaN.
-        logit_softcap: Logits are first squeezed to cap * tanh(x / cap), as Gemma does.
+        logit_softcap: Logits are first squeezed to cap * tanh(x / cap), as Gemma does. Not for
+            logits that the model has capped already, as those of transformers have.
         return_stats: Also return `LossStats`, computed on the way without a second softmax.
 
     Returns:
@@ -108,8 +111,8 @@ def weighted_cross_entropy(
         `return_stats` a pair of it and the stats.
 
     Raises:
-        InputError: Shapes, dtypes, an option, or a target out of range (looked for on the CPU only:
-            a look at an accelerator's memory would wait for it).
+        InputError: Shapes, dtypes, an option, a weight of another shape, or a target out of range
+            (looked for on the CPU only: a look at an accelerator's memory would wait for it).
     """
     _check(input, target, ignore_index, reduction, normalize, logit_softcap)
     logits = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
@@ -124,7 +127,7 @@ def weighted_cross_entropy(
             loss = loss / n_valid.clamp(min=1)
         return (loss, LossStats(n_valid.to(loss.dtype), n_valid)) if return_stats else loss
     nll = F.cross_entropy(logits, target, ignore_index=ignore_index, reduction="none")
-    weights = torch.where(valid, weight(-nll), 0.0)
+    weights = torch.where(valid, _weigh(weight, -nll), 0.0)
     losses = _product(weights, nll)
     loss = _reduce(losses, weights, n_valid, reduction, normalize)
     if not return_stats:
@@ -132,16 +135,24 @@ def weighted_cross_entropy(
     return loss, LossStats(weights.detach().sum(), n_valid)
 
 
+def _weigh(weight: Weight, log_p: Tensor) -> Tensor:
+    weights = weight(log_p)
+    if not isinstance(weights, Tensor) or weights.shape != log_p.shape:
+        got = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
+        # a weight of another shape would be broadcast, and weigh each datum by the others'
+        raise InputError(
+            f"{weight!r} gave {got} for log-probabilities {tuple(log_p.shape)}; a weight must "
+            "return one weight for each, a tensor of the same shape"
+        )
+    return weights.to(log_p.dtype)
+
+
 def _product(weights: Tensor, nll: Tensor) -> Tensor:
-    """weights * nll with 0 * inf = 0, in value and gradient."""
-    fixed = weights.detach()
-    losses = torch.where(fixed > 0, fixed * nll, 0.0)
+    """Weights * nll with 0 * inf = 0, in value and gradient."""
     if weights.requires_grad:
-        # The weight's own gradient, times nll. Where p underflows to 0 (nll above 104 in fp32, 745
-        # in fp64) the slope of a weight of p is 0, and so is the product: never 0 * inf.
-        finite = nll.detach().clamp(max=1e4)
-        losses = losses + (weights - fixed) * finite
-    return losses
+        # At p = 0 the slope of a weight of p is 0, and times nll = inf would not be a number
+        weights = torch.where(nll.detach().isinf(), weights.detach(), weights)
+    return torch.where(weights.detach() == 0, 0.0, weights * nll)
 
 
 def _reduce(
@@ -308,8 +319,11 @@ def _check(
 ) -> None:
     check_choice("reduction", reduction, get_args(Reduction))
     check_choice("normalize", normalize, get_args(Normalize))
-    if logit_softcap is not None and not logit_softcap > 0:
+    if logit_softcap is not None and not 0 < logit_softcap < math.inf:
         raise InputError(f"logit_softcap is {logit_softcap}; it must be above 0, or None")
+    for name, value in (("input", input), ("target", target)):
+        if not isinstance(value, Tensor):
+            raise InputError(f"{name} is of type {type(value).__name__}; give a torch.Tensor")
     if not input.is_floating_point():
         raise InputError(f"input is {input.dtype}; logits must be floating point")
     if target.is_floating_point():
@@ -328,7 +342,7 @@ def _check(
             f"input is {tuple(input.shape)} and target {tuple(target.shape)}; for logits "
             "(N, C, d1, ...) the target is (N, d1, ...), for (C) it is a scalar"
         )
-    if target.device.type == "cpu":
+    if target.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_range(target, input.shape[classes_at], ignore_index)
 
 

@@ -134,11 +134,12 @@ def _pack(encoded: Sequence[Encoded], group: Sequence[int]) -> _Row:
 
 def _common(members: Sequence[list[int]]) -> int:
     """Length of the longest common beginning."""
-    shortest = min(map(len, members))
-    for at in range(shortest):
-        if any(ids[at] != members[0][at] for ids in members):
+    # what the first and the last in dictionary order have in common, all have
+    first, last = min(members), max(members)
+    for at, (one, other) in enumerate(zip(first, last, strict=False)):
+        if one != other:
             return at
-    return shortest
+    return len(first)
 
 
 def _batches(rows: Sequence[_Row], budget: int) -> Iterator[list[_Row]]:

@@ -10,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,

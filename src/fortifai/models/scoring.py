@@ -110,8 +110,8 @@ def encode_pairs(
     tails = [f" {gap}" if start else gap for start, gap in zip(starts, gaps, strict=True)]
     # Each different text once: a question's context comes twice.
     texts = list(dict.fromkeys([*starts, *tails]))
-    encoded = tokenizer(texts, add_special_tokens=False).input_ids if texts else []
-    ids = dict(zip(texts, encoded, strict=True))
+    plain = {"add_special_tokens": False, "return_attention_mask": False}
+    ids = dict(zip(texts, tokenizer(texts, **plain).input_ids, strict=True)) if texts else {}
     out = []
     for start, gap, tail_text in zip(starts, gaps, tails, strict=True):
         head, tail = bos + ids[start] or [first], ids[tail_text]

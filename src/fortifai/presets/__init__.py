@@ -1,0 +1,1 @@
+"""One YAML for each published setting, and the demo."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fortifai.report import style
 from fortifai.report.load import FIRST, Arm, Generation
-from fortifai.report.scene import Plot, Scene, plot
+from fortifai.report.scene import Plot, Scene, legend_height, plot
 from fortifai.report.style import HALF, INK, SOFT, WIDE, Canvas
 
 _REAL_FILL = "#d4d3cf"
@@ -45,7 +45,7 @@ def confidence(scene: Scene) -> Plot | None:
                     56 + c * step, top + 30 + b * band_height + r * pitch, step - 22, tall
                 )
                 axes.set_ylim(0, ceiling * 1.06)
-                _confidence_panel(axes, arm, number, scene, name=r == 0)
+                _confidence_panel(axes, arm, number, scene, limit=int(step / 8) if r == 0 else 0)
                 if c:
                     axes.tick_params(axis="y", labelleft=False)
                 if r == 0:
@@ -65,7 +65,7 @@ def confidence(scene: Scene) -> Plot | None:
     )
 
 
-def _confidence_panel(axes: Any, arm: Arm, number: int, scene: Scene, *, name: bool) -> None:
+def _confidence_panel(axes: Any, arm: Arm, number: int, scene: Scene, *, limit: int) -> None:
     look = scene.looks[arm.label]
     for on, how in (
         (FIRST, {"fill": True, "color": _REAL_FILL, "lw": 0, "zorder": 1}),
@@ -94,8 +94,8 @@ def _confidence_panel(axes: Any, arm: Arm, number: int, scene: Scene, *, name: b
         bbox={"facecolor": "#ffffff", "edgecolor": "none", "pad": 1.5},
         zorder=6,
     )
-    if name:
-        style.heading(axes, style.short(arm.label, 20))
+    if limit:
+        style.heading(axes, style.short(arm.label, limit))
 
 
 def _histogram(
@@ -208,7 +208,7 @@ def ledger(scene: Scene) -> Plot | None:
     groups = ledgers(scene.arms)
     if not groups:
         return None
-    pitch, top = 326, 58
+    pitch, top = 326, legend_height(scene, width=HALF)  # in line with its neighbour
     canvas = Canvas(HALF, top + pitch * len(groups))
     oldest = max(age for group in groups for row in group.rows for age in row.by_age)
     for i, group in enumerate(groups):
@@ -219,8 +219,8 @@ def ledger(scene: Scene) -> Plot | None:
         style.heading(axes, name, "thousand tokens trained on, once each")
     entries: list[tuple[str, Any]] = [("real", Patch(color=_shade(0, oldest), linewidth=0))]
     if oldest:
-        ages = "1" if oldest == 1 else f"1 to {oldest}"
-        entries.append((f"rewritten {ages} times, the paler the more often", _ramp(oldest)))
+        ages = "once" if oldest == 1 else f"1 to {oldest} times: paler, more often"
+        entries.append((f"rewritten {ages}", _ramp(oldest)))
     canvas.legend(entries, left=52, top=14)
     return plot(
         canvas,

@@ -53,20 +53,19 @@ def kr_first_split(scene: Scene) -> Plot | None:
         if scene.level is not None and arm.label in scene.crossings:
             _crossing(axes, scene.crossings[arm.label], scene.level, looks[arm.label])
     _direct_labels(axes, lines, looks)
-    how = (
-        "bars of the band: 95 % interval over questions"
-        if scene.seeds == 1
-        else "rings on the failure level: mean time to failure, where every seed reached it"
-    )
+    rings = " Rings: mean time to failure, where every seed failed." if scene.crossings else ""
     return plot(
         canvas,
         "kr-first-split",
         "Knowledge retention on the first split",
         f"Share of {scene.counts(KR, FIRST)} questions about the first split whose true "
-        "continuation has the higher mean log-probability per token. The first split is real in "
-        f"generation 0 and rewritten once more each generation. {scene.seeds_said()} "
-        f"{how[0].upper()}{how[1:]}.",
+        f"continuation has the higher mean log-probability per token.{_fate(scene)} "
+        f"{scene.seeds_said()}{rings}",
     )
+
+
+def _fate(scene: Scene) -> str:
+    return " Only generation 0 trains on its real form." if scene.rewritten_for_good else ""
 
 
 def _rule(axes: Any, height: float, text: str, colour: str = SOFT) -> None:
@@ -161,8 +160,7 @@ def kr_splits(scene: Scene) -> Plot | None:
         "kr-splits",
         "Knowledge retention by split",
         "Share of a split's questions answered rightly. Grey: generations that had not yet trained "
-        "on any form of the split. From then on it is rewritten once more each generation. Dashes: "
-        f"chance. {scene.seeds_said()}",
+        f"on any form of the split. Dashes: chance. {scene.seeds_said()}",
     )
 
 
@@ -288,9 +286,9 @@ def perplexity(scene: Scene) -> Plot | None:
         made[0],
         "perplexity",
         "Perplexity",
-        "Lower is surer. Left: the first split's real text, which no generation after 0 sees in "
-        "its real form. Middle: real text that no generation trains on. Right: the model's own "
-        f"newest rewriting of the first split. Scales differ. {scene.seeds_said()}",
+        f"Lower is surer. Left: the first split's real text.{_fate(scene)} Middle: real text that "
+        "no generation trains on. Right: the model's own newest rewriting of the first split. "
+        f"Scales differ. {scene.seeds_said()}",
     )
 
 

@@ -89,16 +89,16 @@ def _headline(runs: Sequence[Run]) -> str:
         return _perplexity_headline(arm)
     values = [mean_at(arm, KR, FIRST, number) for number in (0, last)]
     span = f"{values[0]:.2f} → {values[1]:.2f}"
-    times = f"{last} rewriting{'s' if last > 1 else ''} of its text"
+    times = f"within {last + 1} generations"
     if not change.sure:
         return (
-            f"Knowledge of the first split under {arm.label} did not change beyond noise over "
+            f"Knowledge of the first split under {arm.label} did not change beyond noise "
             f"{times} ({span})"
         )
     verb = "fell" if change.mean < 0 else "rose"
     return (
         f"Knowledge of the first split {verb} from {values[0]:.2f} to {values[1]:.2f} under "
-        f"{arm.label} over {times}"
+        f"{arm.label} {times}"
     )
 
 
@@ -111,7 +111,7 @@ def _perplexity_headline(arm: Arm) -> str:
         return f"Perplexity of the original first split under {arm.label}: {_number(first)}"
     return (
         f"Perplexity of the original first split under {arm.label}: {_number(first)} → "
-        f"{_number(end)} over {last} rewriting{'s' if last > 1 else ''} of its text"
+        f"{_number(end)} within {last + 1} generations"
     )
 
 
@@ -148,10 +148,10 @@ def _versus(arm: Arm, baseline: Arm, measure: str) -> str:
     gap = kr_difference(arm, baseline, 0, there) if there is not None and measure == KR else None
     if gap is None:
         return f"no paired comparison with {baseline.label}."
-    interval = f"95 % interval {_signed(gap.low)} to {_signed(gap.high)}"
+    interval = f"95\u00a0% interval {_signed(gap.low)} to {_signed(gap.high)}"
     if not gap.sure:
         return (
-            f"not to be told from {baseline.label} at generation {there}: difference "
+            f"not distinguishable from {baseline.label} at generation {there}: difference "
             f"{_signed(gap.mean)}, {interval}."
         )
     side = "above" if gap.mean > 0 else "below"
@@ -175,7 +175,7 @@ def _method(runs: Sequence[Run]) -> str:
     return (
         "KR: share of questions about the first split whose true continuation the model finds "
         "likelier than the false one; 0.5 is chance. Intervals: percentile bootstrap over "
-        f"{drawn}, paired by question. The first split is real in generation 0 only."
+        f"{drawn}, paired by question."
     )
 
 
@@ -217,8 +217,8 @@ def _summary(scene: Scene, failures: Failures) -> tuple[list[Row], list[Row]]:
     wanted = (
         ("KR, first split", KR, FIRST, 3, True),
         ("KR, all splits", KR, "total", 3, False),
-        ("Perplexity, original split", "perplexity", FIRST, None, True),
-        ("Perplexity, held-out", "perplexity", "held-out", None, True),
+        ("Perplexity, original", "perplexity", FIRST, None, True),
+        ("Perplexity, held-out", "perplexity", "held-out", None, False),
     )
     shown = [w for w in wanted if scene.has(w[1], w[2])]
     groups: list[Row] = [
@@ -226,7 +226,7 @@ def _summary(scene: Scene, failures: Failures) -> tuple[list[Row], list[Row]]:
         for title, _, _, _, both in shown
     ]
     if failures.levels:
-        groups.append({"title": failures.levels[0], "columns": ["failure, ratio"]})
+        groups.append({"title": failures.levels[0], "columns": ["generations, ratio"]})
     rows = []
     for arm in scene.arms:
         cells = []
@@ -238,7 +238,8 @@ def _summary(scene: Scene, failures: Failures) -> tuple[list[Row], list[Row]]:
             cells += pair
         if failures.levels:
             time, ratio = failures.cells[arm.label][0]
-            note = f"{TIMES} {ratio['text']} ({ratio['note']})" if ratio["note"] else ratio["text"]
+            known = not arm.baseline and ratio["text"] != DASH
+            note = f"{TIMES} {ratio['text']} ({ratio['note']})" if known else ratio["note"]
             cells.append({"text": time["text"], "note": note, "first": True})
         look = scene.looks[arm.label]
         rows.append(
@@ -257,12 +258,12 @@ def _summary_note(scene: Scene) -> str:
     small = (
         "the lowest and highest seed"
         if scene.seeds > 1
-        else "half the 95 % interval over questions, where there is one"
+        else "half the 95\u00a0% interval over questions or tokens, where there is one"
     )
     return (
         f"Means over seeds; small: {small}. First: generation 0, which trained on the real first "
-        "split. Last: the last generation that all seeds of the arm have finished. Original split: "
-        "the real text of the first split."
+        "split. Last: the last generation that all seeds of the arm have finished. Original: the "
+        "real text of the first split."
     )
 
 

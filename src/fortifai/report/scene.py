@@ -118,10 +118,21 @@ class Scene:
         low, high = min(found), max(found)
         return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
+    @property
+    def rewritten_for_good(self) -> bool:
+        """No generation after 0 trained on the first split in its real form."""
+        return not any(
+            part["split"] == 0 and part["generation"] == 0
+            for arm in self.arms
+            for chain in arm.chains
+            for g in chain.generations[1:]
+            for part in g.ledger.get("parts", ())
+        )
+
     def seeds_said(self) -> str:
         """How lines and bands are made, for captions."""
         if self.seeds == 1:
-            return "One seed."
+            return "One seed; bands: 95\u00a0% interval over questions or tokens, where given."
         counts = sorted({len(arm.chains) for arm in self.arms})
         said = " to ".join(str(c) for c in dict.fromkeys((counts[0], counts[-1])))
         return f"Lines: mean of {said} seeds; bands: lowest to highest seed."

@@ -90,9 +90,12 @@ def text_width(text: str, size: float = 12) -> float:
 
 
 def legend_columns(names: Sequence[str], width: float) -> int:
-    """How many of a legend's entries fit side by side."""
-    widest = max(text_width(name) for name in names) + 52
-    return max(1, min(len(names), int(width // widest)))
+    """How many of a legend's entries fit side by side, each column as wide as its longest name."""
+    for columns in range(len(names), 1, -1):
+        widest = (max(text_width(name) + 52 for name in names[c::columns]) for c in range(columns))
+        if sum(widest) <= width:
+            return columns
+    return 1
 
 
 @contextmanager

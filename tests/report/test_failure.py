@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from fortifai.evals.score import Score
+from fortifai.report.compare import kr_change, kr_difference
+from fortifai.report.failure import describe, failures, ratio
+from fortifai.report.load import FIRST, KR, Answers, Arm, Chain, Generation, Level, Run
+
+ABSOLUTE = Level(KR, FIRST, 0.75, "below")
+HALF = Level(KR, FIRST, "half_gain", "below")
+ABOVE = Level("perplexity", FIRST, 200.0, "above")
+
+
+def _generation(number: int, kr: float, perplexity: float, asked: int) -> Generation:
+    """`asked` questions of which exactly the share `kr` is answered rightly; none if 0."""
+    answers = None
+    if asked:
+        right = (np.arange(asked) < round(kr * asked)).astype(np.float64)
+        ids = tuple(f"q{i}" for i in range(asked))
+        answers = Answers(ids, np.zeros(asked, np.int64), right)
+    scores = {
+        (KR, FIRST): Score(KR, kr, FIRST, asked, chance=0.5),
+        ("perplexity", FIRST): Score("perplexity", perplexity, FIRST, 100),
+    }
+    return Generation(number, scores, {}, (), {}, (), answers)
+
+
+def _arm(
+    name: str,
+    curves: Sequence[Sequence[float]],
+    *,
+    perplexity: Sequence[float] = (),
+    asked: int = 0,
+) -> Arm:
+    chains = tuple(
+        Chain(
+            seed,
+            tuple(
+                _generation(i, v, perplexity[i] if perplexity else 1.0, asked)
+                for i, v in enumerate(curve)
+            ),
+        )
+        for seed, curve in enumerate(curves)
+    )
+    return Arm(name, name, "run", name == "ce", {}, chains)
+
+
+def _run(*arms: Arm, levels: tuple[Level, ...] = (ABSOLUTE,)) -> Run:
+    return Run("run", "", {}, (), levels, 5, len(arms), arms)
+
+
+def _cells(run: Run, arm: str, level: int = 0) -> tuple[str, str, str, str]:
+    time, against = failures([run]).cells[arm][level]
+    return time["text"], time["note"], against["text"], against["note"]
+
+
+def test_times_and_ratio_by_hand() -> None:
+    # ce: from 0.85 to 0.65 in one step: 0.75 lies half way. tce: 0.75 lies half way of step two.
+    run = _run(_arm("ce", [[0.85, 0.65, 0.6]]), _arm("tce", [[0.9, 0.8, 0.7]]))
+    assert _cells(run, "ce") == ("0.50", "", "1", "baseline")
+    assert _cells(run, "tce") == ("1.50", "", "3.00", "")  # one seed, no questions: no interval
+    assert failures([run]).level == 0.75
+    assert failures([run]).crossings == pytest.approx({"ce": 0.5, "tce": 1.5}, abs=1e-12)
+
+
+def test_mean_and_range_over_seeds() -> None:
+    run = _run(_arm("ce", [[0.85, 0.65], [0.80, 0.70]]), _arm("tce", [[0.85, 0.65], [0.8, 0.6]]))
+    assert _cells(run, "ce")[:2] == ("0.50", "0.50 \u2013 0.50")
+    assert _cells(run, "tce")[:2] == ("0.38", "0.25 \u2013 0.50")
+
+
+def test_what_did_not_fail_is_a_bound() -> None:
+    run = _run(
+        _arm("ce", [[0.85, 0.65, 0.6, 0.6, 0.6]] * 2),
+        _arm("never", [[0.9, 0.9, 0.9, 0.8, 0.8]] * 2),
+        _arm("half", [[0.85, 0.65, 0.6, 0.6, 0.6], [0.9, 0.9, 0.9, 0.8, 0.8]]),
+    )
+    assert _cells(run, "never")[:3] == ("> 4", "", "> 8.00")
+    assert _cells(run, "half")[:3] == ("> 2.25", "1 of 2 seeds failed", "> 4.50")
+    assert set(failures([run]).crossings) == {"ce"}  # no ring for a time that is not known
+    calm = _run(_arm("ce", [[0.9, 0.9]]), _arm("never", [[0.9, 0.9]]), _arm("x", [[0.9, 0.6]]))
+    assert _cells(calm, "never")[2:] == ("\u2013", "neither failed in every seed")
+    assert _cells(calm, "x")[2] == "< 0.50"
+
+
+def test_a_baseline_that_fails_at_once_has_no_ratio() -> None:
+    run = _run(_arm("ce", [[0.7, 0.6]]), _arm("tce", [[0.85, 0.65]]))
+    assert _cells(run, "ce")[0] == "0.00"
+    assert _cells(run, "tce")[2:] == ("\u2013", "baseline fails at once")
+
+
+def test_half_of_the_gain_is_each_seeds_own() -> None:
+    # gains over 0.5 of 0.4 and 0.2: failure at 0.7 and 0.6, half way down the first step of each
+    run = _run(_arm("ce", [[0.9, 0.5], [0.7, 0.5]]), levels=(HALF,))
+    assert _cells(run, "ce")[:2] == ("0.50", "0.50 \u2013 0.50")
+    assert failures([run]).level is None
+
+
+def test_a_rising_measure_fails_above_its_level() -> None:
+    run = _run(_arm("ce", [[0.9] * 3], perplexity=[100, 150, 250]), levels=(ABOVE,))
+    assert _cells(run, "ce")[0] == "1.50"
+
+
+def test_a_measure_that_was_not_taken_is_said_to_be_so() -> None:
+    level = Level("accuracy", FIRST, 0.5, "below")
+    run = _run(_arm("ce", [[0.9, 0.6]]), _arm("tce", [[0.9, 0.6]]), levels=(level,))
+    assert _cells(run, "tce") == ("\u2013", "not measured", "\u2013", "not measured in both")
+    no_chance = _run(
+        _arm("ce", [[0.9]]), levels=(Level("perplexity", FIRST, "half_gain", "below"),)
+    )
+    assert _cells(no_chance, "ce")[0] == "\u2013"
+
+
+def test_the_ratio_takes_what_both_arms_have() -> None:
+    short = _arm("ce", [[0.85, 0.65]])
+    long = _arm("tce", [[0.9, 0.8, 0.7], [0.9, 0.9, 0.9]])
+    found = ratio(long, short, ABSOLUTE)
+    assert found is not None
+    # seed 0 and generations 0 and 1 alone: tce has not failed by 1, ce at 0.5
+    assert (found.value, found.bound, found.over) == (
+        pytest.approx(2.0, abs=1e-12),
+        "lower",
+        "nothing",
+    )
+
+
+def test_questions_are_drawn_where_they_are_kept() -> None:
+    curves = [[0.9, 0.6, 0.5]] * 2
+    run = _run(_arm("ce", curves, asked=40), _arm("tce", [[0.9, 0.8, 0.5]] * 2, asked=40))
+    found = ratio(run.arms[1], run.arms[0], ABSOLUTE)
+    assert found is not None
+    assert found.over == "seeds and questions"
+    # by hand: tce at 1 + 0.05 / 0.3, ce at 0.15 / 0.3; the interval must hold it and be open
+    assert found.value == pytest.approx((1 + 0.05 / 0.3) / 0.5, abs=1e-9)
+    assert found.low is not None
+    assert found.low < found.value
+
+
+def test_questions_of_different_arms_that_are_not_the_same_are_not_paired() -> None:
+    run = _run(_arm("ce", [[0.9, 0.6]], asked=40), _arm("tce", [[0.9, 0.6]], asked=20))
+    found = ratio(run.arms[1], run.arms[0], ABSOLUTE)
+    assert found is not None
+    assert found.over == "nothing"
+
+
+def test_differences_of_kr_are_paired_by_question() -> None:
+    arm, base = _arm("tce", [[0.9, 0.8]] * 2, asked=40), _arm("ce", [[0.9, 0.6]] * 2, asked=40)
+    gap = kr_difference(arm, base, 0, 1)
+    assert gap is not None
+    # 8 of 40 questions are right under one arm alone; unpaired, the interval would reach 0
+    assert gap.mean == pytest.approx(0.2, abs=1e-12)
+    assert gap.sure
+    assert 0.05 < gap.low < 0.2 < gap.high < 0.35
+    same = kr_difference(arm, base, 0, 0)
+    assert same is not None
+    assert (same.mean, same.low, same.high, same.sure) == (0, 0, 0, False)
+    change = kr_change(base, 0, 0, 1)
+    assert change is not None
+    assert change.mean == pytest.approx(-0.3, abs=1e-12)
+    assert kr_difference(_arm("x", [[0.9]]), base, 0, 0) is None
+
+
+def test_levels_of_several_runs_are_told_once() -> None:
+    one = _run(_arm("ce", [[0.85, 0.65]]), levels=(ABSOLUTE, HALF))
+    two = _run(_arm("tce", [[0.85, 0.65]]), levels=(ABSOLUTE, ABOVE))
+    found = failures([one, two])
+    assert list(found.levels) == [describe(v) for v in (ABSOLUTE, HALF, ABOVE)]
+    assert found.cells["tce"][0][1]["note"] == "no baseline yet"
+
+
+@pytest.mark.parametrize(
+    ("level", "words"),
+    [
+        (ABSOLUTE, "KR, first split < 0.75"),
+        (HALF, "KR, first split: half of the gain lost"),
+        (ABOVE, "Perplexity, original first split > 200"),
+        (Level("kl.unigram", "rewritten", 0.5, "above"), "kl.unigram, rewritten > 0.5"),
+    ],
+)
+def test_levels_in_words(level: Level, words: str) -> None:
+    assert describe(level) == words

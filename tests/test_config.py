@@ -1,0 +1,201 @@
+import pytest
+import yaml
+
+from fortifai import config
+from fortifai.confidence import Focal, Keep, Truncate
+from fortifai.errors import InputError
+
+TEXT = """
+name: wikitext2-small
+generations: 5
+seeds: [0, 1]
+baseline: ce
+start: previous                 # previous | base | scratch
+regime: {kind: fortifai}
+corpus: {kind: text, files: [wiki.test.raw], held_out: [wiki.valid.tokens]}
+questions: {files: [wikitext2-test.jsonl]}
+family: {kind: causal_lm, scratch: {architecture: llama, hidden_size: 256, layers: 4, vocab_size: 4096}}
+train: {epochs: 20, learning_rate: 1.0e-3, batch_size: 16, block: 128}
+regenerate: {context: 96, new_tokens: 32, decoding: {kind: greedy}}
+arms:
+  ce: {weight: {kind: keep}}
+  tce-0.5: {weight: {kind: truncate, threshold: 0.5}}
+  focal: {weight: {kind: focal, gamma: 2.0}}
+"""
+"""The shape that the configuration was designed to have."""
+
+
+@pytest.fixture
+def raw(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text(TEXT)
+    return config.read_raw(str(path))[0]
+
+
+def fault(raw, *changes):
+    with pytest.raises(InputError) as caught:
+        config.resolve(config.apply_set(raw, changes))
+    return str(caught.value)
+
+
+def test_the_shape_resolves(raw):
+    resolved = config.resolve(raw)
+    assert [a.weight.build() for a in resolved.arms.values()] == [
+        Keep(),
+        Truncate(0.5),
+        Focal(2.0),
+    ]
+    assert resolved.split_count == 5
+    assert resolved.positions == 128
+    assert all(arm.train.learning_rate == 1e-3 for arm in resolved.arms.values())
+
+
+def test_arms_are_deep_merged_over_the_rest(raw):
+    changed = config.apply_set(
+        raw, ["arms.focal.train.epochs=3", "arms.ce.regenerate.decoding={kind: beam, beams: 3}"]
+    )
+    arms = config.resolve(changed).arms
+    assert (arms["focal"].train.epochs, arms["focal"].train.learning_rate) == (3, 1e-3)
+    assert arms["ce"].train.epochs == 20
+    assert arms["ce"].regenerate.context == 96
+    assert arms["ce"].regenerate.decoding == config.Beam(kind="beam", beams=3)
+
+
+def test_another_kind_drops_the_old_kinds_keys():
+    base = {"weight": {"kind": "truncate", "threshold": 0.3}, "a": 1}
+    merged = config.merge(base, {"weight": {"kind": "focal"}})
+    assert merged == {"weight": {"kind": "focal"}, "a": 1}
+
+
+def test_dump_resolves_to_itself(raw, tmp_path):
+    resolved = config.resolve(raw)
+    text = config.dump(resolved)
+    # what a plain YAML reader sees in a run folder is the same configuration
+    again = config.ExperimentConfig.model_validate(yaml.safe_load(text))
+    assert again == resolved
+    path = tmp_path / "again.yaml"
+    path.write_text(text)
+    assert config.resolve(config.read_raw(str(path))[0]) == resolved
+
+
+@pytest.mark.parametrize("name", config.preset_names())
+def test_presets_are_whole(name):
+    raw, _ = config.read_raw(name)
+    resolved = config.resolve(raw)
+    assert resolved.name == name
+    assert resolved.description
+
+
+def test_the_papers_settings():
+    """SETTINGS of 2509.08972: section 4.1 and its authors' code."""
+    for name in ("fortifai-wikitext2", "fortifai-imagination"):
+        resolved = config.resolve(config.read_raw(name)[0])
+        assert resolved.generations == 6
+        arm = resolved.arms["tce-0.9"]
+        assert arm.weight == config.TruncateConfig(kind="truncate", threshold=0.9)
+        assert arm.regime == config.FortifaiRegime()
+        assert arm.start == "previous"
+        train = arm.train
+        assert (train.learning_rate, train.schedule, train.batch_size) == (2e-5, "constant", 64)
+        assert (train.epochs, train.block, train.checkpoint) == (10, 128, "best_held_out")
+        rewriting = arm.regenerate
+        assert (rewriting.context, rewriting.new_tokens) == (512, 32)
+        assert rewriting.decoding == config.Beam(kind="beam", beams=5, repetition_penalty=3.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("trian.epochs=3", ["unknown key 'trian'", "did you mean 'train'"]),
+        ("train.epocs=3", ["unknown key 'train.epocs'", "did you mean 'epochs'"]),
+        ("arms.ce.wieght={}", ["unknown key 'arms.ce.wieght'", "did you mean 'weight'"]),
+        ("arms.tce-0.5.weight.treshold=0.1", ["treshold", "did you mean 'threshold'"]),
+        ("arms.tce-0.5.weight.threshold=1.5", ["1.5", "less than or equal to 1"]),
+        ("arms.tce-0.5.weight.threshold=.nan", ["nan", "finite"]),
+        ("arms.focal.weight.gamma=-1", ["-1", "greater than or equal to 0"]),
+        ("arms.ce.weight.kind=keeep", ["'keeep'", "keep, truncate, focal", "did you mean 'keep'"]),
+        ("regime.kind=fortify", ["'fortify'", "did you mean 'fortifai'"]),
+        ("regime={kind: mix}", ["exactly one of alpha and keep_original"]),
+        ("train.learning_rate=fast", ["train.learning_rate is 'fast'", "number"]),
+        ("train.epochs=0", ["train.epochs is 0", "greater than 0"]),
+        ("splits.count=0", ["splits.count is 0", "greater than 0"]),
+        ("splits.count=3", ["regime 'fortifai' adds one clean split a generation"]),
+        ("generations=0", ["generations is 0"]),
+        ("seeds=[]", ["seeds is []"]),
+        ("seeds=[1, 1]", ["names a seed twice"]),
+        ("baseline=tce", ["'tce' is not an arm", "ce, tce-0.5, focal"]),
+        ("family.base=some/model", ["exactly one of base", "scratch"]),
+        ("family.scratch.hidden_size=30", ["30 is not divisible by heads 4"]),
+        ("family.scratch.max_positions=100", ["longer than the model's max_positions 100"]),
+        ("family.scratch.vocab_size=10", ["vocab_size is 10"]),
+        ("corpus.held_out=2.0", ["held_out"]),
+        ("corpus.files=[]", ["corpus", "files"]),
+        ("corpus={kind: txt}", ["'txt'", "did you mean 'text'"]),
+        ("corpus={files: [a]}", ["'corpus' needs a kind"]),
+        ("name=../up", ["name is '../up'"]),
+        ("arms={}", ["arms"]),
+        ("arms.ce=3", ["arms"]),
+        ("regenerate.decoding={kind: beam, beams: 1}", ["beams", "1"]),
+        ("regenerate.decoding={kind: sample, top_p: 0}", ["top_p", "0"]),
+    ],
+)
+def test_faults_are_told_with_their_key(raw, change, words):
+    message = fault(raw, change)
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+
+
+def test_all_faults_are_told_at_once(raw):
+    message = fault(raw, "train.epocs=3", "generations=0", "arms.ce.weight.kind=x")
+    assert all(word in message for word in ("epocs", "generations", "'x'"))
+
+
+def test_a_fault_of_all_arms_is_told_once(raw):
+    assert fault(raw, "train.epochs=0").count("train.epochs") == 1
+
+
+def test_set_finds_names_with_dots(raw):
+    changed = config.apply_set(raw, ["arms.tce-0.5.weight.threshold=0.25"])
+    assert changed["arms"]["tce-0.5"]["weight"]["threshold"] == 0.25
+    assert raw["arms"]["tce-0.5"]["weight"]["threshold"] == 0.5, "the original is left alone"
+
+
+@pytest.mark.parametrize("change", ["novalue", "=3", "name.x=1", "seeds=[1"])
+def test_set_that_cannot_be(raw, change):
+    with pytest.raises(InputError, match="--set"):
+        config.apply_set(raw, [change])
+
+
+def test_yaml_reads_as_people_mean_it(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("{on: 1, rate: 1e-3, off: no, yes: true}")
+    assert config.read_raw(str(path))[0] == {"on": 1, "rate": 0.001, "off": "no", "yes": True}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"a: [1", "not valid YAML"),
+        (b"a: 1\na: 2", "'a' stands twice"),
+        (b"- 1", "no YAML mapping"),
+        (b"", "no YAML mapping"),
+        (b"\xff\xfe", "not a UTF-8"),
+        (b"a: !!python/object/apply:os.system [true]", "not valid YAML"),
+    ],
+)
+def test_files_that_are_no_configuration(tmp_path, text, words):
+    path = tmp_path / "x.yaml"
+    path.write_bytes(text)
+    with pytest.raises(InputError, match=words):
+        config.read_raw(str(path))
+
+
+def test_a_misspelt_preset():
+    with pytest.raises(InputError, match="did you mean 'demo'"):
+        config.read_raw("dmeo")
+
+
+def test_difference_names_keys():
+    old = {"a": 1, "b": {"c": [1], "d": 2}, "x": 0}
+    new = {"a": 1, "b": {"c": [2], "d": 2}, "y": 0}
+    assert config.difference(old, new) == ["b.c", "x", "y"]
