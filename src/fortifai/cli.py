@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -161,13 +162,16 @@ def show(source: Source, set_: Set = None, debug: Debug = False) -> None:
 
 
 def _quiet_libraries() -> None:
-    """Keep other libraries' bars and chatter off the terminal, which shows our progress."""
-    import datasets
-    import transformers
+    """Keep other libraries' bars and chatter off the terminal, which shows our progress.
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    Through the environment, before they are imported: the processes of `--workers` inherit it.
+    """
+    for name, value in (
+        ("TRANSFORMERS_VERBOSITY", "error"),
+        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+        ("HF_DATASETS_DISABLE_PROGRESS_BARS", "1"),
+    ):
+        os.environ.setdefault(name, value)
 
 
 if __name__ == "__main__":

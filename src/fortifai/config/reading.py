@@ -1,0 +1,267 @@
+"""Reading an experiment's YAML: presets and files, `--set`, the merging of arms, and its faults.
+
+Every fault found is told in one message, each with its key and, for a misspelt key, the nearest
+name.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from fortifai.config.schema import ArmConfig, ExperimentConfig
+from fortifai.errors import InputError, nearest
+
+_ARM_KEYS = frozenset(ArmConfig.model_fields)
+_TOP_KEYS = frozenset(ExperimentConfig.model_fields) | _ARM_KEYS
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that ship with the package."""
+    folder = resources.files("fortifai.presets")
+    return sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def read_raw(preset_or_file: str) -> tuple[dict[str, Any], Path]:
+    """The YAML of a preset or file as a mapping, and the folder its paths are relative to.
+
+    Raises:
+        InputError: There is no such preset or file, or it is not a YAML mapping.
+    """
+    path = Path(preset_or_file)
+    if preset_or_file in preset_names():
+        text = resources.files("fortifai.presets").joinpath(f"{preset_or_file}.yaml").read_text()
+        root = Path.cwd()
+    elif path.is_file():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{path} is not a UTF-8 text file; give a YAML file or one of the presets "
+                f"{', '.join(preset_names())}"
+            ) from error
+        root = path.parent.resolve()
+    else:
+        raise InputError(
+            f"{preset_or_file!r} is neither a file nor a preset{nearest(path.name, preset_names())}"
+            f"; presets are {', '.join(preset_names())}"
+        )
+    return _mapping(text, preset_or_file), root
+
+
+def _mapping(text: str, what: str) -> dict[str, Any]:
+    try:
+        data = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise InputError(f"{what} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise InputError(f"{what} holds no YAML mapping; it must say at least name, corpus, family")
+    return data
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2's booleans and numbers that refuses a key said twice.
+
+    YAML 1.1, which PyYAML speaks, takes the key `on` for true and 1e-3 for text.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(k, deep=True) for k, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in found if not tag.endswith((":bool", ":float"))]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|nan)$"),
+    list("-+.0123456789"),
+)
+
+
+def apply_set(raw: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    """Merge ``key.path=value`` changes (values are YAML) into a copy of `raw`.
+
+    A dot inside a name, such as that of the arm ``tce-0.5``, is found by trying the names that
+    exist first, longest first.
+    """
+    out = copy.deepcopy(raw)
+    for change in changes:
+        path, equals, value = change.partition("=")
+        if not equals or not path:
+            raise InputError(f"--set {change!r} is not of the form key.path=value")
+        try:
+            parsed = yaml.load(value, Loader=_Loader)
+        except yaml.YAMLError as error:
+            raise InputError(f"--set {change!r}: the value is not valid YAML") from error
+        _set_path(out, path.split("."), parsed, change)
+    return out
+
+
+def _set_path(node: dict[str, Any], keys: list[str], value: Any, change: str) -> None:
+    for take in range(len(keys) - 1, 0, -1):
+        name = ".".join(keys[:take])
+        if isinstance(node.get(name), dict):
+            return _set_path(node[name], keys[take:], value, change)
+    name = ".".join(keys)
+    if len(keys) == 1 or name in node:
+        node[name] = value
+        return None
+    if isinstance(node.get(keys[0]), (list, str, int, float)):
+        raise InputError(f"--set {change!r}: {keys[0]!r} is not a mapping")
+    node[keys[0]] = {}
+    return _set_path(node[keys[0]], keys[1:], value, change)
+
+
+def merge(base: Any, over: Any) -> Any:
+    """`over` deep-merged over `base`: mappings merge, everything else is replaced.
+
+    A mapping whose ``kind`` changes replaces the old one, whose keys belong to the other kind.
+    """
+    if not (isinstance(base, Mapping) and isinstance(over, Mapping)):
+        return copy.deepcopy(over)
+    if "kind" in over and "kind" in base and over["kind"] != base["kind"]:
+        return copy.deepcopy(dict(over))
+    out = {k: copy.deepcopy(v) for k, v in base.items()}
+    for key, value in over.items():
+        out[key] = merge(out.get(key), value)
+    return out
+
+
+def resolve(raw: Mapping[str, Any]) -> ExperimentConfig:
+    """Validate a raw mapping: every fault in one `InputError`, named by its key.
+
+    The keys of an arm (weight, regime, start, family, train, regenerate) may stand at the top
+    level, for all arms, and in an arm, for it alone.
+    """
+    faults = [
+        f"unknown key {key!r}{nearest(str(key), _TOP_KEYS)}; allowed are "
+        f"{', '.join(sorted(_TOP_KEYS))}"
+        for key in raw
+        if key not in _TOP_KEYS
+    ]
+    if faults:
+        raise InputError("; ".join(faults))
+    common = {k: v for k, v in raw.items() if k in _ARM_KEYS}
+    arms = raw.get("arms")
+    data = {k: v for k, v in raw.items() if k not in _ARM_KEYS}
+    if isinstance(arms, Mapping) and all(
+        isinstance(a, Mapping) or a is None for a in arms.values()
+    ):
+        data["arms"] = {name: merge(common, arm or {}) for name, arm in arms.items()}
+    try:
+        return ExperimentConfig.model_validate(data)
+    except ValidationError as error:
+        raise InputError(_explain(error, raw)) from error
+
+
+def _explain(error: ValidationError, raw: Mapping[str, Any]) -> str:
+    sentences: list[str] = []
+    for fault in error.errors(include_url=False):
+        where = [str(p) for p in fault["loc"]]
+        if where[:1] == ["arms"] and len(where) > 2 and not _in_arm(raw, where):
+            where = where[2:]  # said once at the top level, so told once
+        sentence = _sentence(fault, where)
+        if sentence not in sentences:
+            sentences.append(sentence)
+    return "; ".join(sentences)
+
+
+def _in_arm(raw: Mapping[str, Any], where: Sequence[str]) -> bool:
+    arm = raw.get("arms", {}).get(where[1]) or {}
+    return isinstance(arm, Mapping) and where[2] in arm
+
+
+def _sentence(fault: Any, where: list[str]) -> str:
+    kind, given = fault["type"], fault.get("input")
+    key = ".".join(where) or "the configuration"
+    if kind == "extra_forbidden":
+        allowed = sorted(_fields_at(where[:-1]))
+        return (
+            f"unknown key {key!r}{nearest(where[-1], allowed)}; allowed here are "
+            f"{', '.join(allowed)}"
+        )
+    if kind == "missing":
+        return f"missing key {key!r}"
+    if kind == "union_tag_not_found":
+        return f"{key!r} needs a kind, one of {fault['ctx'].get('discriminator', 'kind')!s}"
+    if kind == "union_tag_invalid":
+        tags = [t.strip(" '") for t in fault["ctx"]["expected_tags"].split(",")]
+        tag = fault["ctx"]["tag"]
+        return f"{key}.kind is {tag!r}; allowed are {', '.join(tags)}{nearest(str(tag), tags)}"
+    message = fault["msg"].removeprefix("Value error, ")
+    if kind == "value_error":
+        return message if key == "the configuration" else f"{key}: {message}"
+    message = message.replace("Input should be", "must be", 1)
+    return f"{key} is {given!r}; it {message[0].lower()}{message[1:]}"
+
+
+def _fields_at(where: Sequence[str]) -> set[str]:
+    """Names of the fields allowed at a location of a pydantic error, tags of unions included."""
+    models: list[type[BaseModel]] = [ExperimentConfig]
+    for step in where:
+        found: list[type[BaseModel]] = []
+        for model in models:
+            if step in model.model_fields:
+                found += list(_models(model.model_fields[step].annotation))
+            elif step in _TOP_KEYS and model is ExperimentConfig and step in _ARM_KEYS:
+                found += list(_models(ArmConfig.model_fields[step].annotation))
+            elif _tag(model) == step:
+                found.append(model)
+        models = found or models  # an arm's name, a list index or a tag: stay
+    return {name for model in models for name in model.model_fields}
+
+
+def _tag(model: type[BaseModel]) -> str | None:
+    field = model.model_fields.get("kind")
+    return typing.get_args(field.annotation)[0] if field else None
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in typing.get_args(annotation):
+        if isinstance(inner, (type, types.UnionType, types.GenericAlias)) or typing.get_args(inner):
+            yield from _models(inner)
+
+
+def difference(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """Dotted keys in which two plain configurations differ."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = [*old, *(k for k in new if k not in old)]
+        return [
+            name
+            for k in keys
+            for name in difference(old.get(k), new.get(k), f"{prefix}.{k}" if prefix else str(k))
+        ]
+    return [] if old == new else [prefix]
+
+
+def dump(config: ExperimentConfig) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True, width=100)
+
+
+def plain(config: ExperimentConfig) -> dict[str, Any]:
+    """The resolved configuration as plain lists, mappings and numbers."""
+    out: dict[str, Any] = config.model_dump(mode="json")
+    return out
