@@ -24,6 +24,7 @@ from fortifai.config import RegenerateConfig, TrainConfig
 from fortifai.errors import InputError
 from fortifai.loop.progress import Progress
 from fortifai.models.causal_lm import CausalLM
+from fortifai.models.hub import local_files_only
 
 Tokens = NDArray[np.int32]
 Select = Callable[[CausalLM], float]
@@ -111,10 +112,11 @@ def describe(base: str) -> tuple[PreTrainedTokenizerFast, PreTrainedConfig]:
     Raises:
         InputError: There is no such folder or hub id, or no network to fetch it.
     """
+    local = local_files_only(base)
     try:
         return (
-            AutoTokenizer.from_pretrained(base, trust_remote_code=False),
-            AutoConfig.from_pretrained(base, trust_remote_code=False),
+            AutoTokenizer.from_pretrained(base, trust_remote_code=False, local_files_only=local),
+            AutoConfig.from_pretrained(base, trust_remote_code=False, local_files_only=local),
         )
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

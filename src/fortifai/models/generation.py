@@ -122,7 +122,6 @@ def regenerate_documents(
     """
     check_fits(model, settings)
     keep, limit = settings.keep, positions(model)
-    segment = settings.new_tokens if isinstance(settings.decoding, Beam) else limit // 2
     out = samples.copy()
     ends = np.append(np.flatnonzero(samples == eos), len(samples))
     begins = np.concatenate([[0], ends[:-1] + 1])
@@ -130,32 +129,56 @@ def regenerate_documents(
     # Stable, so that documents of one size stay in their order; longest last.
     long = long[np.argsort((ends - begins)[long], kind="stable")]
     total, done = int((ends - begins - keep)[long].sum()), 0
-    at = 0
-    while at < len(long):
-        rows = _rows(model, settings, min(limit, int((ends - begins)[long[-1]]) + 1))
+    rows = _rows(model, settings, min(limit, int((ends - begins).max()) + 1))
+    for at in range(0, len(long), rows):
         batch = long[at : at + rows]
-        at += rows
-        sizes = (ends - begins)[batch]
-        prompt = samples[begins[batch][:, None] + np.arange(keep)].astype(np.int64)
+        first, sizes = begins[batch], (ends - begins)[batch]
+        prompt = samples[first[:, None] + np.arange(keep)].astype(np.int64)
         text = torch.from_numpy(np.insert(prompt, 0, eos, axis=1))
-        step = 0
-        while (left := int(sizes[-1]) + 1 - text.shape[1]) > 0:
-            # Under beams always the whole segment: a cut search must not depend on the batch.
-            size = segment if isinstance(settings.decoding, Beam) else min(segment, left)
-            unfinished = sizes + 1 > text.shape[1]
-            numbers = _uniform(settings.decoding, seed, begins[batch[unfinished]], size, step)
-            window = text[torch.from_numpy(unfinished)][:, -(limit - segment) :]
-            written = torch.zeros((len(batch), size), dtype=torch.long)
-            written[torch.from_numpy(unfinished)] = write(
-                model, window, size, settings.decoding, numbers, banned=eos
-            )
+        while text.shape[1] <= sizes[-1]:
             before = text.shape[1] - 1
-            text, step = torch.cat([text, written], dim=1), step + 1
-            done += int(np.minimum(size, np.maximum(sizes - before, 0)).sum())
+            text = _segment(model, text, first, sizes, settings, eos=eos, seed=seed)
+            wrote = text.shape[1] - 1 - before
+            done += int(np.clip(sizes - before, 0, wrote).sum())
             progress.step("rewrite", done, total, tokens=done)
-        for row, doc in enumerate(batch):
-            out[begins[doc] : ends[doc]] = text[row, 1 : 1 + sizes[row]].numpy()
+        for row, size in enumerate(sizes):
+            out[first[row] : first[row] + size] = text[row, 1 : 1 + size].numpy()
     return out
+
+
+def _segment(
+    model: PreTrainedModel,
+    text: Tensor,
+    first: np.ndarray,
+    sizes: np.ndarray,
+    settings: RegenerateConfig,
+    *,
+    eos: int,
+    seed: int,
+) -> Tensor:
+    """`text` (rows, t), which begins with eos, and one more segment of each unfinished document.
+
+    Finished rows are filled up with zeros. `first` and `sizes` are where the documents begin in
+    the stream, which tells their random numbers apart, and how long they are; longest last.
+    """
+    limit = positions(model)
+    segment = _segment_size(model, settings)
+    # Under beams always the whole segment: a search cut short would depend on the batch.
+    beams = isinstance(settings.decoding, Beam)
+    size = segment if beams else min(segment, int(sizes[-1]) + 1 - text.shape[1])
+    unfinished = sizes >= text.shape[1]
+    rows = torch.from_numpy(unfinished)
+    numbers = _uniform(settings.decoding, seed, first[unfinished], size, text.shape[1])
+    window = text[rows][:, -(limit - segment) :]
+    written = torch.zeros((len(text), size), dtype=torch.long)
+    written[rows] = write(model, window, size, settings.decoding, numbers, banned=eos)
+    return torch.cat([text, written], dim=1)
+
+
+def _segment_size(model: PreTrainedModel, settings: RegenerateConfig) -> int:
+    """Tokens written before the context is read anew, in mode `documents`."""
+    beams = isinstance(settings.decoding, Beam)
+    return settings.new_tokens if beams else positions(model) // 2
 
 
 def check_fits(model: PreTrainedModel, settings: RegenerateConfig) -> None:
@@ -173,7 +196,7 @@ def check_fits(model: PreTrainedModel, settings: RegenerateConfig) -> None:
                 f"{wanted} tokens, but the model reads {limit} at most; lower one of them"
             )
         return
-    segment = settings.new_tokens if isinstance(settings.decoding, Beam) else limit // 2
+    segment = _segment_size(model, settings)
     if settings.keep + 1 > limit - segment:
         raise InputError(
             f"regenerate.keep {settings.keep} leaves no room to write: the model reads {limit} "

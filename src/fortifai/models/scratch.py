@@ -76,7 +76,7 @@ def build(
     tie_embeddings: bool = True,
     seed: int,
 ) -> PreTrainedModel:
-    """A new model with random fp32 weights on the CPU, the same for the same seed.
+    """A new model with random fp32 weights, the same for the same seed.
 
     Args:
         architecture: ``llama`` or ``gemma`` (Gemma 3, text only).

@@ -125,18 +125,8 @@ def fit(
         InputError: The stream has fewer than 2 tokens, or `block` is longer than the model reads.
         RunFailed: The loss is not finite; names the step.
     """
-    if train.block > positions(model):
-        raise InputError(
-            f"train.block is {train.block}, but the model reads {positions(model)} tokens at most; "
-            "lower it"
-        )
-    if train.checkpoint == "last":
-        select = None
-    elif select is None:
-        raise InputError(
-            f"train.checkpoint is {train.checkpoint!r}, but there is nothing to select by; give "
-            "held-out text or questions, or use 'last'"
-        )
+    _check(model, train, select)
+    select = None if train.checkpoint == "last" else select
     blocks = Blocks(samples, train.block)
     loss = _Recorded(weighted_loss(weight=weight, normalize=train.normalize))
     watch = _Watch(loss, blocks, train, progress, select, model)
@@ -168,6 +158,19 @@ def fit(
         seconds=time.perf_counter() - began,
         epochs=watch.epochs,
     )
+
+
+def _check(model: PreTrainedModel, train: TrainConfig, select: Callable[[], float] | None) -> None:
+    if train.block > positions(model):
+        raise InputError(
+            f"train.block is {train.block}, but the model reads {positions(model)} tokens at most; "
+            "lower it"
+        )
+    if train.checkpoint != "last" and select is None:
+        raise InputError(
+            f"train.checkpoint is {train.checkpoint!r}, but there is nothing to select by; give "
+            "held-out text or questions, or use 'last'"
+        )
 
 
 def _arguments(
