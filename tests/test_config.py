@@ -14,7 +14,9 @@ start: previous                 # previous | base | scratch
 regime: {kind: fortifai}
 corpus: {kind: text, files: [wiki.test.raw], held_out: [wiki.valid.tokens]}
 questions: {files: [wikitext2-test.jsonl]}
-family: {kind: causal_lm, scratch: {architecture: llama, hidden_size: 256, layers: 4, vocab_size: 4096}}
+family:
+  kind: causal_lm
+  scratch: {architecture: llama, hidden_size: 256, layers: 4, vocab_size: 4096}
 train: {epochs: 20, learning_rate: 1.0e-3, batch_size: 16, block: 128}
 regenerate: {context: 96, new_tokens: 32, decoding: {kind: greedy}}
 arms:
