@@ -48,11 +48,6 @@ def _guarded(command: Callable[[], Any], *, debug: bool) -> None:
         word = "error" if error.exit_code == 2 else "failed"
         err_console.print(Text(f"{word}: {error}"), soft_wrap=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        err_console.print(
-            "stopped; the same command goes on from the last whole generation", soft_wrap=True
-        )
-        sys.exit(130)
     except Exception as error:
         if debug:
             raise
@@ -114,8 +109,14 @@ def run(
         data = inputs.read(resolved, root)
         terminal.print_plan(out_console, resolved, experiment.plan(resolved, data), folder)
         return
-    with terminal.watching(resolved, err_console) as listen:
-        experiment.run(resolved, root, folder, workers=workers, listen=listen)
+    try:
+        with terminal.watching(resolved, err_console) as listen:
+            experiment.run(resolved, root, folder, workers=workers, listen=listen)
+    except KeyboardInterrupt:
+        err_console.print(
+            "stopped; the same command goes on from the last whole generation", soft_wrap=True
+        )
+        raise typer.Exit(130) from None
     from fortifai.report import write_report
 
     path = write_report([folder])

@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,11 +30,13 @@ from fortifai.inputs import Inputs, Shared
 from fortifai.loop.executor import Event, Job, Listen, Tell, run_jobs, torch_threads
 from fortifai.loop.progress import Progress
 from fortifai.loop.recurse import Chain, recurse
-from fortifai.loop.store import ChainStore, locked, write_json, write_jsonl
+from fortifai.loop.store import ChainStore, inspect, locked, write_json, write_jsonl
 from fortifai.models.causal_lm import CausalLM
 from fortifai.models.family import BoundLM, CausalLMFamily
 
 CONFIG = "config.yaml"
+SHARED: Job = ("shared base", 0)
+"""What is prepared for all chains, where events name a chain; no arm's name has a space."""
 GIVE_WAY = 30.0
 """Seconds that a chain waits for a killed run's process to let go of its folder."""
 
@@ -125,7 +126,6 @@ def run(
     out: Path,
     *,
     workers: int | None = None,
-    data: Inputs | None = None,
     listen: Listen = lambda _: None,
 ) -> None:
     """Run an experiment, or what is missing of it, into the folder `out`.
@@ -135,7 +135,6 @@ def run(
         root: Folder that its file names are relative to.
         out: The run folder; created, or taken up again.
         workers: Chains at a time; None: as many as the cores allow, 1 with an accelerator.
-        data: From `inputs.read`, if it was called before.
         listen: Receives events.
 
     Raises:
@@ -144,15 +143,16 @@ def run(
     """
     with _disk_told(out):
         _check_same(experiment, out)
-        data = data or inputs.read(experiment, root)
+        data = inputs.read(experiment, root)
         with locked(out):
             _check_disk(experiment, data, out)
             _write_head(experiment, data, out)
             shared = out / "shared"
+            for fault in inspect(shared).faults:
+                listen(Event("note", SHARED, text=f"{fault}; it is prepared again"))
             if not inputs.is_prepared(shared, data):
                 progress = _Preparing(listen)
-                threads = workers * experiment.threads if workers else torch.get_num_threads()
-                with torch_threads(experiment.threads if workers == 1 else threads):
+                with torch_threads(experiment.threads):
                     inputs.prepare(experiment, data, root, shared, progress)
             jobs: list[Job] = [(arm, s) for s in experiment.seeds for arm in experiment.arms]
             run_jobs(
@@ -179,7 +179,6 @@ def run_chain(out: str, job: Job, progress: Progress, tell: Tell) -> None:
     experiment = read_config(folder)
     shared = inputs.load_shared(folder / "shared")
     chain_folder = folder / "arms" / arm_name / f"seed-{seed}"
-    # a fault shows as an error of PyTorch's here or as a sentence of ours: never as a traceback
     with locked(chain_folder, wait=GIVE_WAY), _disk_told(folder), _where(arm_name, seed):
         chain = build_chain(experiment, arm_name, seed, shared, chain_folder)
         recurse(chain, ChainStore(chain_folder), progress, tell)
@@ -255,7 +254,7 @@ class _Preparing:
     listen: Listen
 
     def step(self, stage: str, done: int, total: int, *, tokens: int = 0) -> None:
-        self.listen(Event("step", ("shared", 0), 0, stage, done, total, tokens))
+        self.listen(Event("step", SHARED, 0, stage, done, total, tokens))
 
     def begin(self, generation: int) -> None:
         """There are no generations yet."""
@@ -388,8 +387,3 @@ def _where(arm: str, seed: int) -> Iterator[None]:
         yield
     except RunFailed as error:
         raise RunFailed(f"arm {arm}, seed {seed}: {error}") from error
-
-
-def is_interactive() -> bool:
-    """Whether progress can be drawn: standard error is a terminal."""
-    return sys.stderr.isatty()

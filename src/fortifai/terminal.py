@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fortifai.config import ExperimentConfig
-from fortifai.experiment import RunPlan
+from fortifai.experiment import SHARED, RunPlan
 from fortifai.loop.executor import Event, Job, Listen
 
 
@@ -110,12 +110,12 @@ class _Bars:
         self._progress.update(
             task,  # type: ignore[arg-type]
             description=f"  {escape(_name(event.job))}"
-            + ("" if event.job[0] == "shared" else f" gen {event.generation}"),
+            + ("" if event.job == SHARED else f" gen {event.generation}"),
             completed=event.done,
             total=event.total or 1,
             info=f"{event.stage} {event.done:,}/{event.total:,} {self._rates[event.job](event)}",
         )
-        if event.job[0] == "shared" and event.done >= event.total:
+        if event.job == SHARED and event.done >= event.total:
             self._progress.remove_task(self._tasks.pop(event.job))  # type: ignore[arg-type]
 
 
@@ -136,7 +136,7 @@ class _Lines:
 
 
 def _name(job: Job) -> str:
-    return job[0] if job[0] == "shared" else f"{job[0]} seed {job[1]}"
+    return job[0] if job == SHARED else f"{job[0]} seed {job[1]}"
 
 
 def _line(event: Event, generations: int) -> str:

@@ -136,6 +136,11 @@ def weighted_cross_entropy(
 
 
 def _weigh(weight: Weight, log_p: Tensor) -> Tensor:
+    if not callable(weight):
+        raise InputError(
+            f"weight is {weight!r}; give a function of log p, such as "
+            "fortifai.confidence.Truncate(0.9)"
+        )
     weights = weight(log_p)
     if not isinstance(weights, Tensor) or weights.shape != log_p.shape:
         got = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
@@ -317,10 +322,7 @@ def _check(
     normalize: str,
     logit_softcap: float | None,
 ) -> None:
-    check_choice("reduction", reduction, get_args(Reduction))
-    check_choice("normalize", normalize, get_args(Normalize))
-    if logit_softcap is not None and not 0 < logit_softcap < math.inf:
-        raise InputError(f"logit_softcap is {logit_softcap}; it must be above 0, or None")
+    check_options(reduction, normalize, logit_softcap)
     for name, value in (("input", input), ("target", target)):
         if not isinstance(value, Tensor):
             raise InputError(f"{name} is of type {type(value).__name__}; give a torch.Tensor")
@@ -344,6 +346,14 @@ def _check(
         )
     if target.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_range(target, input.shape[classes_at], ignore_index)
+
+
+def check_options(reduction: str, normalize: str, logit_softcap: float | None) -> None:
+    """Raise `InputError` unless the options of `weighted_cross_entropy` are allowed."""
+    check_choice("reduction", reduction, get_args(Reduction))
+    check_choice("normalize", normalize, get_args(Normalize))
+    if logit_softcap is not None and not 0 < logit_softcap < math.inf:
+        raise InputError(f"logit_softcap is {logit_softcap}; it must be above 0, or None")
 
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -5,7 +5,12 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from fortifai.confidence import Focal, Truncate, Weight
-from fortifai.losses.functional import Normalize, Reduction, weighted_cross_entropy
+from fortifai.losses.functional import (
+    Normalize,
+    Reduction,
+    check_options,
+    weighted_cross_entropy,
+)
 
 
 class _WeightedCrossEntropyLoss(nn.Module):
@@ -27,6 +32,7 @@ class _WeightedCrossEntropyLoss(nn.Module):
         logit_softcap: float | None,
     ) -> None:
         super().__init__()
+        check_options(reduction, normalize, logit_softcap)
         self.weight = weight
         self.ignore_index = ignore_index
         self.reduction: Reduction = reduction
@@ -61,7 +67,7 @@ class TruncatedCrossEntropyLoss(_WeightedCrossEntropyLoss):
     """Module of `fortifai.truncated_cross_entropy`; `kept_share` holds the last call's share.
 
     Raises:
-        InputError: `threshold` is not in [0, 1].
+        InputError: `threshold` is not in [0, 1], or an option is none of those allowed.
     """
 
     def __init__(
@@ -80,7 +86,7 @@ class FocalCrossEntropyLoss(_WeightedCrossEntropyLoss):
     """Module of `fortifai.focal_cross_entropy`; `kept_share` holds the last call's share.
 
     Raises:
-        InputError: `gamma` is negative or not finite.
+        InputError: `gamma` is negative or not finite, or an option is none of those allowed.
     """
 
     def __init__(

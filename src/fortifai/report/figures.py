@@ -47,7 +47,7 @@ def kr_first_split(scene: Scene) -> Plot | None:
     style.heading(axes, "Questions answered rightly", "share, true against false continuation")
     _rule(axes, 0.5, "chance 0.5")
     if scene.level is not None:
-        _rule(axes, scene.level, f"failure level {scene.level:g}", colour="#b3261e")
+        _rule(axes, scene.level, f"failure level {scene.level:g}", colour="#b3261e", end=True)
     for arm in scene.arms:
         draw(axes, lines[arm.label], looks[arm.label])
         if scene.level is not None and arm.label in scene.crossings:
@@ -68,14 +68,16 @@ def _fate(scene: Scene) -> str:
     return " Only generation 0 trains on its real form." if scene.rewritten_for_good else ""
 
 
-def _rule(axes: Any, height: float, text: str, colour: str = SOFT) -> None:
+def _rule(axes: Any, height: float, text: str, colour: str = SOFT, *, end: bool = False) -> None:
+    """A level across the axes, named at its beginning or at its end, clear of fallen curves."""
     axes.axhline(height, color=colour, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     axes.annotate(
         text,
-        (0, height),
+        (1 if end else 0, height),
         xycoords=("axes fraction", "data"),
-        xytext=(4, 4),
+        xytext=(-4 if end else 4, 4),
         textcoords="offset points",
+        ha="right" if end else "left",
         color=colour,
         fontsize=11,
     )

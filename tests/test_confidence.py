@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from fortifai.confidence import Focal, Keep, Truncate, keeps_all
+from fortifai.errors import InputError
+
+P = [0.0, 1e-40, 1e-9, 0.1, 0.5, 0.75, 0.9, 0.999, 1.0]
+DTYPES = [torch.float32, torch.float64]
+
+
+def log_p(values: list[float], dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.tensor([math.log(p) if p else -math.inf for p in values], dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("weight", "expected"),
+    [
+        (Keep(), [1, 1, 1, 1, 1, 1, 1, 1, 1]),
+        (Truncate(0.0), [1, 0, 0, 0, 0, 0, 0, 0, 0]),
+        (Truncate(0.5), [1, 1, 1, 1, 1, 0, 0, 0, 0]),
+        (Truncate(), [1, 1, 1, 1, 1, 1, 1, 0, 0]),  # 0.9, which ties
+        (Truncate(1.0), [1, 1, 1, 1, 1, 1, 1, 1, 1]),
+        (Focal(0.0), [1, 1, 1, 1, 1, 1, 1, 1, 1]),
+        (Focal(1.0), [1, 1, 1 - 1e-9, 0.9, 0.5, 0.25, 0.1, 0.001, 0]),
+        (Focal(), [1, 1, 1 - 2e-9, 0.81, 0.25, 0.0625, 0.01, 1e-6, 0]),
+        (Focal(0.5), [1, 1, 1, 0.9**0.5, 0.5**0.5, 0.5, 0.1**0.5, 0.001**0.5, 0]),
+    ],
+    ids=str,
+)
+def test_values(weight, expected, dtype) -> None:
+    weights = weight(log_p(P, dtype).reshape(3, 3))
+    assert weights.shape == (3, 3)
+    assert weights.dtype == dtype
+    # log p of 0.999 in single precision is good to 1e-7 in p, a ten-thousandth of 1 - p
+    rtol = 1e-12 if dtype is torch.float64 else 2e-4
+    np.testing.assert_allclose(weights.flatten(), expected, rtol=rtol, atol=1e-9)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 1.5, 2.0, 3.0])
+def test_focal_gradient_is_minus_gamma_p_times_power(gamma) -> None:
+    """d/dlog p of (1 - p)^gamma is -gamma p (1 - p)^(gamma - 1)."""
+    p = np.array(P[1:-1])
+    leaf = log_p(P).requires_grad_()
+    (grad,) = torch.autograd.grad(Focal(gamma)(leaf).sum(), leaf)
+    expected = [0.0, *(-gamma * p * (1 - p) ** (gamma - 1)), 0.0]
+    # p comes as expm1(log p) + 1, good to a rounding of 1; the loss's gradient beside it is near 1
+    np.testing.assert_allclose(grad, expected, rtol=1e-10, atol=1e-15)
+    assert not Focal(gamma, detach_weight=True)(leaf).requires_grad
+
+
+@pytest.mark.parametrize("weight", [Keep(), Truncate(0.5), Truncate(1.0), Focal(0.0)], ids=str)
+def test_these_carry_no_gradient(weight) -> None:
+    assert not weight(log_p(P).requires_grad_()).requires_grad
+
+
+def test_truncation_keeps_ties() -> None:
+    for threshold in np.random.default_rng(0).random(1000):
+        for dtype in DTYPES:
+            level = torch.tensor([math.log(threshold)], dtype=dtype)
+            above = torch.nextafter(level, torch.zeros(1, dtype=dtype))
+            assert Truncate(float(threshold))(torch.cat([level, above])).tolist() == [1, 0]
+
+
+def test_rounding_above_certainty() -> None:
+    """log p is never above 0, but rounding may put it there."""
+    above = torch.tensor([1e-7])
+    assert Truncate(1.0)(above) == 1
+    assert Truncate(0.99)(above) == 0
+    for gamma in (0.5, 2.0, 3.0):
+        assert Focal(gamma)(above) == 0
+
+
+def test_no_number_stays_none() -> None:
+    """A model that diverged must not look like one that is sure of everything."""
+    nan = torch.tensor([math.nan])
+    for weight in (Truncate(0.9), Truncate(0.0), Focal(0.5), Focal(2.0)):
+        assert bool((weight(nan) * -nan).isnan())
+
+
+def test_keeps_all() -> None:
+    assert all(keeps_all(w) for w in (Keep(), Truncate(1.0), Truncate(1), Focal(0.0)))
+    assert not any(keeps_all(w) for w in (Truncate(), Truncate(1 - 1e-16), Focal(), torch.exp))
+
+
+def test_they_are_values() -> None:
+    assert Truncate(0.9) == Truncate() != Truncate(0.8)
+    assert len({Focal(), Focal(2.0), Focal(2.0, detach_weight=True)}) == 2
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Truncate().threshold = 0.5
+
+
+@pytest.mark.parametrize("value", [-0.01, 1.01, math.nan, math.inf, "0.9", None, True])
+def test_bad_thresholds(value) -> None:
+    with pytest.raises(InputError, match="threshold is"):
+        Truncate(value)
+
+
+@pytest.mark.parametrize("value", [-0.01, math.nan, math.inf, "2", None, False])
+def test_bad_gammas(value) -> None:
+    with pytest.raises(InputError, match="gamma is"):
+        Focal(value)
+
+
+def test_numbers_of_any_kind() -> None:
+    assert Truncate(np.float32(0.5)) == Truncate(0.5)
+    assert Focal(2) == Focal(2.0)
