@@ -211,6 +211,18 @@ def test_another_ignore_index() -> None:
     assert loss(Focal(), ignore_index=0)(outputs, other) == loss(Focal())(outputs, usual)
 
 
+@pytest.mark.parametrize("normalize", ["valid", "kept"])
+def test_steps_do_not_wait_for_the_device(normalize) -> None:
+    """Tensors without data cannot be looked at; only the popping does."""
+    compute = loss(threshold=0.9, normalize=normalize)
+    outputs = CausalLMOutput(logits=torch.empty(2, 6, 5, device="meta", requires_grad=True))
+    labels = torch.empty(2, 6, dtype=torch.int64, device="meta")
+    for items in (None, torch.empty((), dtype=torch.int64, device="meta")):
+        compute(outputs, labels, num_items_in_batch=items).backward()
+    with pytest.raises(RuntimeError, match="meta"):
+        compute.pop_kept_share()
+
+
 def test_bad_settings() -> None:
     with pytest.raises(InputError, match="0 of weight, threshold and gamma"):
         loss()

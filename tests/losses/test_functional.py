@@ -196,8 +196,19 @@ def test_stats_carry_no_gradient() -> None:
         assert not stats.valid.requires_grad
 
 
+@pytest.mark.parametrize("case", CASES, ids=NAMES)
+def test_no_value_is_looked_at(case: Case) -> None:
+    """On an accelerator a look would wait for it; tensors without data cannot be looked at."""
+    logits = torch.empty(6, 5, 2, device="meta", requires_grad=True)
+    target = torch.empty(6, 2, dtype=torch.int64, device="meta")
+    loss, stats = caller(case)(logits, target)
+    loss.sum().backward()
+    assert stats.kept_share.shape == ()
+    with pytest.raises(RuntimeError, match="meta"):
+        stats.kept_share.item()
+
+
 def test_it_compiles_whole() -> None:
-    """No break in the graph, so no look at the data either."""
     compiled = torch.compile(
         lambda x, t: truncated_cross_entropy(x, t, threshold=0.5, return_stats=True),
         backend="eager",
