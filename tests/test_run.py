@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fortifai import cli, config, experiment, inputs
-from fortifai.errors import RunFailed
+from fortifai.errors import InputError, RunFailed
 from fortifai.loop.store import read_jsonl
 
 TINY = """
@@ -306,6 +306,18 @@ def test_a_folder_with_other_files_is_left_alone(tiny, tmp_path):
     assert done.returncode == 2
     assert "holds other files" in done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["precious.txt"]
+
+
+@pytest.mark.parametrize(
+    ("out", "words"), [("a.txt", "is a file"), ("a.txt/run", "cannot be made")]
+)
+def test_a_run_folder_that_cannot_be(tiny, tmp_path, out, words):
+    root, _ = tiny
+    (tmp_path / "a.txt").write_text("mine")
+    resolved = config.resolve(config.read_raw(str(root / "tiny.yaml"))[0])
+    with pytest.raises(InputError, match=words):
+        experiment.run(resolved, root, tmp_path / out, workers=1)
+    assert (tmp_path / "a.txt").read_text() == "mine"
 
 
 def test_changed_text_under_the_same_configuration(tmp_path):

@@ -279,6 +279,8 @@ def read_config(run_folder: Path) -> ExperimentConfig:
 
 
 def _check_same(experiment: ExperimentConfig, out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; a run is a folder, so choose another --out")
     path = out / CONFIG
     if not path.exists():
         if out.exists() and any(p.name != ".lock" for p in out.iterdir()):

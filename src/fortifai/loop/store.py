@@ -175,9 +175,14 @@ def locked(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
         wait: Seconds to wait for another process to let go.
 
     Raises:
-        InputError: Another process holds it.
+        InputError: Another process holds it, or it cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        raise InputError(
+            f"{folder} cannot be made ({error.strerror}); choose another --out"
+        ) from error
     with (folder / ".lock").open("w") as handle:
         deadline = time.monotonic() + wait
         while True:
