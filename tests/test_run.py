@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fortifai import cli, config, experiment, inputs
+from fortifai import cli, config, experiment, setups
 from fortifai.errors import InputError, RunFailed
 from fortifai.loop.store import read_jsonl
 
@@ -333,7 +333,7 @@ def test_changed_text_under_the_same_configuration(tmp_path):
     experiment.run(resolved, tmp_path, tmp_path / "run", workers=1)
     (tmp_path / "a.txt").write_text(text.replace("says", "said"))
     with pytest.raises(ValueError, match="have changed since"):
-        inputs.is_prepared(tmp_path / "run" / "shared", inputs.read(resolved, tmp_path))
+        experiment.is_prepared(tmp_path / "run" / "shared", setups.read(resolved, tmp_path))
     with pytest.raises(ValueError, match="have changed since"):
         experiment.run(resolved, tmp_path, tmp_path / "run", workers=1)
 

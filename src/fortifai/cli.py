@@ -102,11 +102,11 @@ def run(
     raw, root = config.read_raw(source)
     resolved = config.resolve(config.apply_set(raw, set_ or []))
     _quiet_libraries()
-    from fortifai import experiment, inputs, terminal
+    from fortifai import experiment, setups, terminal
 
     folder = out or Path("runs") / resolved.name
     if dry_run:
-        data = inputs.read(resolved, root)
+        data = setups.read(resolved, root)
         terminal.print_plan(out_console, resolved, experiment.plan(resolved, data), folder)
         return
     try:

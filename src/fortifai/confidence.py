@@ -11,12 +11,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from fortifai.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class Weight(Protocol):
@@ -111,10 +115,80 @@ class Focal:
         return torch.where(certain, 0.0, torch.where(certain, 1.0, not_p) ** self.gamma)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class TruncateQuantile:
+    """1 for the share `quantile` of the data that is least probable, 0 for the rest.
+
+    For densities, which have no 1 to compare with: points whose log-density lies above the
+    `quantile`-th quantile of all those given are left out. ForTIFAI (2509.08972), Algorithm 2,
+    with 0.8. Points that tie with the quantile are kept.
+
+    Raises:
+        InputError: `quantile` is not a number in (0, 1].
+    """
+
+    quantile: float = 0.8
+
+    def __post_init__(self) -> None:
+        _check_number("quantile", self.quantile)
+        if not 0 < self.quantile <= 1:
+            raise InputError(
+                f"quantile is {self.quantile}; it is the share that is kept and must lie in (0, 1]"
+            )
+
+    def __call__(self, log_p: Tensor) -> Tensor:
+        """Ones up to the quantile of all of `log_p`, any shape; zeros above it."""
+        flat = log_p.detach().flatten()
+        # the last value that linear interpolation, NumPy's percentile, would leave below it
+        rank = math.floor(self.quantile * (len(flat) - 1)) + 1
+        level = torch.kthvalue(flat, rank).values
+        return (~(log_p.detach() > level)).to(log_p.dtype)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Dynamic:
+    """Truncation whose threshold is read off the model's own confidences.
+
+    Two Gaussians are fitted to the confidences p of some training data; the threshold is where
+    their weighted densities cross between the two means: right of it lies what the model is
+    already sure of. ForTIFAI's code does so (2509.08972, caption of Fig. 9). A `Dynamic` is no
+    weight yet: whoever trains settles it, as often as it pleases.
+
+    Attributes:
+        rows: How many training rows (blocks of text, images) the confidences are taken from.
+
+    Raises:
+        InputError: `rows` is not a whole number of 1 or more.
+    """
+
+    rows: int = 2048
+
+    def __post_init__(self) -> None:
+        if isinstance(self.rows, bool) or not isinstance(self.rows, int) or self.rows < 1:
+            raise InputError(f"rows is {self.rows!r}; it must be a whole number, 1 or more")
+
+    def settle(self, confidences: NDArray[np.floating[Any]]) -> Truncate:
+        """The truncation for these confidences.
+
+        Args:
+            confidences: Probabilities in [0, 1], any shape.
+
+        Returns:
+            Truncation at the crossing; one that keeps all where no threshold parts them: all
+            confidences are equal, or one Gaussian lies above the other all the way.
+        """
+        # here, because the losses must import without SciPy and scikit-learn
+        from fortifai.stats import gaussian_crossing
+
+        crossing = gaussian_crossing(confidences)
+        return Truncate(1.0 if crossing is None else min(max(crossing, 0.0), 1.0))
+
+
 def keeps_all(weight: Weight) -> bool:
     """Whether `weight` is 1 for every datum, so that the loss is cross entropy exactly."""
     return (
         isinstance(weight, Keep)
         or (isinstance(weight, Truncate) and weight.threshold == 1)
+        or (isinstance(weight, TruncateQuantile) and weight.quantile == 1)
         or (isinstance(weight, Focal) and weight.gamma == 0)
     )

@@ -4,38 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import functools
 import importlib.metadata
 import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import yaml
+from threadpoolctl import threadpool_limits
 
-from fortifai import __version__, config, inputs
-from fortifai.config import ArmConfig, ExperimentConfig
+from fortifai import __version__, config, setups
+from fortifai.config import AnyExperiment
 from fortifai.errors import InputError, RunFailed
-from fortifai.evals import kr_test, language, passages
 from fortifai.evals.score import Score
-from fortifai.evals.view import Stage
-from fortifai.inputs import Inputs, Shared
 from fortifai.loop.executor import Event, Job, Listen, Tell, run_jobs, torch_threads
 from fortifai.loop.progress import Progress
 from fortifai.loop.recurse import Chain, recurse
-from fortifai.loop.store import ChainStore, inspect, locked, write_json, write_jsonl
-from fortifai.models.causal_lm import CausalLM
-from fortifai.models.family import BoundLM, CausalLMFamily
+from fortifai.loop.store import ChainStore, committing, inspect, locked, write_json
+from fortifai.setups import Inputs, Shared
 
 CONFIG = "config.yaml"
-SHARED: Job = ("shared base", 0)
+SHARED: Job = ("shared data", "")
 """What is prepared for all chains, where events name a chain; no arm's name has a space."""
 GIVE_WAY = 30.0
 """Seconds that a chain waits for a killed run's process to let go of its folder."""
@@ -43,85 +37,97 @@ GIVE_WAY = 30.0
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ArmPlan:
-    """What one arm will do, all seeds together.
+    """What one arm will do.
 
     Attributes:
         arm: Its name.
-        train_tokens: Tokens read in training, by generation, one seed.
-        steps: Optimizer steps, all seeds.
-        rewritten_tokens: Tokens written, all seeds.
+        trained: Samples read in training, by generation, one seed.
+        steps: Optimizer steps, all seeds; 0 where there are none.
+        rewritten: Samples written, all seeds.
         real_share: Share of real data that each generation trains on.
     """
 
     arm: str
-    train_tokens: tuple[int, ...]
+    trained: tuple[int, ...]
     steps: int
-    rewritten_tokens: int
+    rewritten: int
     real_share: tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RunPlan:
-    """What a run will do, known before it does anything."""
+    """What a run will do, known before it does anything.
+
+    Attributes:
+        arms: What each arm will do.
+        seeds: How many.
+        generations: How many.
+        unit: What samples are counted in.
+        facts: What there is to say of the data, name and value.
+        disk_bytes: About how much the run folder will hold.
+        notes: What a user should know.
+    """
 
     arms: tuple[ArmPlan, ...]
     seeds: int
     generations: int
-    split_tokens: int
-    splits: int
-    pretrain_tokens: int
-    held_out_tokens: int
-    questions: tuple[int, ...]
-    parameters: int
+    unit: str
+    facts: tuple[tuple[str, str], ...]
     disk_bytes: int
     notes: tuple[str, ...]
 
 
-def plan(experiment: ExperimentConfig, data: Inputs) -> RunPlan:
-    """Tokens, steps and disk of a run."""
-    cut = data.splits
-    arms = tuple(_plan_arm(experiment, name, cut) for name in experiment.arms)
-    weights = 4 * data.parameters
-    kept = experiment.generations if experiment.keep == "all" else 2  # the last and the next
-    chains = len(experiment.arms) * len(experiment.seeds)
-    samples = 4 * sum(a.rewritten_tokens for a in arms)
-    scratch = experiment.family.scratch
-    epochs = scratch.pretrain.epochs if scratch and scratch.pretrain else 0
+def plan(experiment: AnyExperiment, data: Inputs) -> RunPlan:
+    """Samples, steps and disk of a run."""
+    arms = tuple(_plan_arm(experiment, name, data) for name in experiment.arms)
+    commits = -(-experiment.generations // experiment.every) + 1
+    kept = commits if experiment.keep == "all" else 2  # the last and the next
+    count = len(experiment.arms) * len(chains(experiment))
+    written = sum(a.rewritten for a in arms) * data.sample_bytes
+    if experiment.keep_samples == "needed":
+        chain_seeds = len(experiment.arms) * len(experiment.seeds)
+        written = min(written, 2 * data.split_size * data.sample_bytes * chain_seeds)
     return RunPlan(
         arms=arms,
         seeds=len(experiment.seeds),
         generations=experiment.generations,
-        split_tokens=len(cut.parts[0]),
-        splits=len(cut.parts),
-        pretrain_tokens=len(cut.rest) * epochs,
-        held_out_tokens=len(cut.held_out),
-        questions=tuple(len(part) for part in cut.questions),
-        parameters=data.parameters,
-        disk_bytes=weights * (kept * chains + 1) + samples,
+        unit=data.unit,
+        facts=data.facts,
+        disk_bytes=data.model_bytes * (kept * count + 1) + written,
         notes=data.notes,
     )
 
 
-def _plan_arm(experiment: ExperimentConfig, name: str, cut: Any) -> ArmPlan:
-    arm, size, seeds = experiment.arms[name], len(cut.parts[0]), len(experiment.seeds)
-    tokens, shares, steps, rewritten = [], [], 0, 0
+def _plan_arm(experiment: AnyExperiment, name: str, data: Inputs) -> ArmPlan:
+    regime, seeds = experiment.arms[name].regime.build(), len(experiment.seeds)
+    trained, shares, steps, rewritten = [], [], 0, 0
     for generation in range(experiment.generations):
-        step = arm.regime.build()(generation, len(cut.parts))
-        parts = [(p, round(size * (p.between[1] - p.between[0]))) for p in step.train]
+        step = regime(generation, experiment.split_count)
+        parts = [(p, round(data.split_size * (p.between[1] - p.between[0]))) for p in step.train]
         total = sum(n for _, n in parts)
         shares.append(sum(n for p, n in parts if p.generation == 0) / total)
-        tokens.append(total * arm.train.epochs)
-        batch = arm.train.block * arm.train.batch_size * arm.train.gradient_accumulation
-        steps += -(-total // batch) * arm.train.epochs
-        rewritten += sum(size for _ in step.rewrites)
-    return ArmPlan(name, tuple(tokens), steps * seeds, rewritten * seeds, tuple(shares))
+        read, updates = data.effort(name, total)
+        trained.append(read)
+        steps += updates
+        rewritten += data.split_size * len(step.rewrites)
+    return ArmPlan(name, tuple(trained), steps * seeds, rewritten * seeds, tuple(shares))
+
+
+def chains(experiment: AnyExperiment) -> dict[str, tuple[int, ...]]:
+    """The chains of every arm: the folder of each and its seeds.
+
+    One a seed, or one for all seeds where the family is vectorised over them.
+    """
+    if all(arm.family.kind == "gaussian" for arm in experiment.arms.values()):
+        return {"seeds": experiment.seeds}
+    return {f"seed-{seed}": (seed,) for seed in experiment.seeds}
 
 
 # --- running ----------------------------------------------------------------------------------
 
 
 def run(
-    experiment: ExperimentConfig,
+    experiment: AnyExperiment,
     root: Path,
     out: Path,
     *,
@@ -143,18 +149,20 @@ def run(
     """
     with _disk_told(out):
         _check_same(experiment, out)
-        data = inputs.read(experiment, root)
+        data = setups.read(experiment, root)
         with locked(out):
             _check_disk(experiment, data, out)
             _write_head(experiment, data, out)
             shared = out / "shared"
             for fault in inspect(shared).faults:
                 listen(Event("note", SHARED, text=f"{fault}; it is prepared again"))
-            if not inputs.is_prepared(shared, data):
-                progress = _Preparing(listen)
-                with torch_threads(experiment.threads):
-                    inputs.prepare(experiment, data, root, shared, progress)
-            jobs: list[Job] = [(arm, s) for s in experiment.seeds for arm in experiment.arms]
+            if not is_prepared(shared, data):
+                with torch_threads(experiment.threads), committing(shared) as folder:
+                    data.write(folder, _Preparing(listen))
+                    write_json(folder / "sources.json", {"fingerprint": data.fingerprint})
+            jobs: list[Job] = [
+                (arm, name) for name in chains(experiment) for arm in experiment.arms
+            ]
             run_jobs(
                 run_chain,
                 str(out),
@@ -165,86 +173,62 @@ def run(
             )
 
 
-def default_workers(experiment: ExperimentConfig, jobs: int) -> int:
+def default_workers(experiment: AnyExperiment, jobs: int) -> int:
     """As many chains at a time as the cores allow; one where they would share an accelerator."""
     if torch.cuda.is_available():
         return 1
     return max(1, min(jobs, len(os.sched_getaffinity(0)) // experiment.threads))
 
 
+def is_prepared(folder: Path, data: Inputs) -> bool:
+    """Whether `folder` is whole and was made from the same data.
+
+    Raises:
+        InputError: It was made from other data.
+    """
+    if not inspect(folder).whole:
+        return False
+    made = json.loads((folder / "sources.json").read_text("utf-8"))["fingerprint"]
+    if made != data.fingerprint:
+        raise InputError(
+            f"the {data.unit} of the run have changed since {folder.parent} was started (corpus "
+            "or questions); restore them or choose another --out"
+        )
+    return True
+
+
 def run_chain(out: str, job: Job, progress: Progress, tell: Tell) -> None:
-    """Run one arm and seed of the run folder `out`."""
-    arm_name, seed = job
+    """Run one chain of the run folder `out`."""
+    arm, name = job
     folder = Path(out)
     experiment = read_config(folder)
-    shared = inputs.load_shared(folder / "shared")
-    chain_folder = folder / "arms" / arm_name / f"seed-{seed}"
-    with locked(chain_folder, wait=GIVE_WAY), _disk_told(folder), _where(arm_name, seed):
-        chain = build_chain(experiment, arm_name, seed, shared, chain_folder)
-        recurse(chain, ChainStore(chain_folder), progress, tell)
+    shared = setups.load(experiment, folder / "shared")
+    chain_folder = folder / "arms" / arm / name
+    with locked(chain_folder, wait=GIVE_WAY), _disk_told(folder), _where(arm, name):
+        chain = build_chain(experiment, arm, chains(experiment)[name], shared, chain_folder)
+        # here, where every library that the chain uses is loaded: a pool that is loaded later
+        # would keep all cores, and the order of its sums would depend on `workers`
+        with threadpool_limits(experiment.threads):
+            recurse(chain, ChainStore(chain_folder), progress, tell)
 
 
 def build_chain(
-    experiment: ExperimentConfig, arm_name: str, seed: int, shared: Shared, folder: Path
-) -> Chain[BoundLM]:
-    """The loop's input for one arm and seed."""
-    arm = experiment.arms[arm_name]
-    family = CausalLMFamily(
-        base=shared.base,
-        scratch=lambda weights: inputs.random_weights(CausalLM.load(shared.base), weights),
-        weight=arm.weight.build(),
-        train=arm.train,
-        regenerate=arm.regenerate,
-        select=_select(arm, shared),
-        workdir=folder / "trainer.partial",
-    )
+    experiment: AnyExperiment, arm: str, seeds: tuple[int, ...], shared: Shared, folder: Path
+) -> Chain[Any]:
+    """The loop's input for one chain."""
+    ground, settings = shared.ground(arm, seeds, folder), experiment.arms[arm]
     return Chain(
-        family=family,
-        regime=arm.regime.build(),
-        start=arm.start,
+        family=ground.family,
+        regime=settings.regime.build(),
+        start=settings.start,
         generations=experiment.generations,
-        seed=seed,
-        real=shared.real,
-        evaluate=functools.partial(evaluate, material=_material(experiment, shared)),
+        seeds=seeds,
+        real=ground.real,
+        evaluate=ground.evaluate,
+        every=experiment.every,
         keep=experiment.keep,
+        keep_samples=experiment.keep_samples,
     )
-
-
-def _select(arm: ArmConfig, shared: Shared) -> Callable[[CausalLM], float] | None:
-    if arm.train.checkpoint == "best_held_out":
-        return lambda lm: float(lm.log_prob(shared.held_out).mean())
-    if arm.train.checkpoint == "best_kr":
-        asked = [question for part in shared.questions for question in part]
-        return lambda lm: float(kr_test.kr_test(lm, asked).right("mean").mean())
-    return None
-
-
-def _material(experiment: ExperimentConfig, shared: Shared) -> language.Material:
-    tokenizer = CausalLM.load(shared.base, device="cpu").tokenizer
-    followed = experiment.passages
-    contexts = [arm.regenerate.context for arm in experiment.arms.values()]
-    return language.Material(
-        held_out=shared.held_out,
-        questions=shared.questions,
-        vocab_size=len(tokenizer),
-        decode=tokenizer.decode,
-        passage_starts=passages.choose(
-            len(shared.real[0]), max(contexts), followed.count, followed.tokens
-        ),
-        passage_tokens=followed.tokens,
-    )
-
-
-def evaluate(stage: Stage[Any], folder: Path, *, material: language.Material) -> Sequence[Score]:
-    """Measure a generation; tables that are not scores are written into `folder`."""
-    view = language.LanguageView(stage, material)
-    scores = [score for measure in language.MEASURES for score in measure(view)]
-    if any(material.questions):
-        table = kr_test.table(view.kr, view.question_splits)
-        pq.write_table(pa.Table.from_pylist(table), folder / "questions.parquet")
-    write_json(folder / "histograms.json", language.histograms(view))
-    write_jsonl(folder / "passages.jsonl", language.followed(view))
-    return scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,7 +250,7 @@ class _Preparing:
 # --- the run folder's head --------------------------------------------------------------------
 
 
-def read_config(run_folder: Path) -> ExperimentConfig:
+def read_config(run_folder: Path) -> AnyExperiment:
     """The resolved configuration of a run folder.
 
     Raises:
@@ -275,10 +259,10 @@ def read_config(run_folder: Path) -> ExperimentConfig:
     path = run_folder / CONFIG
     if not path.is_file():
         raise InputError(f"{run_folder} is not a run folder: it has no {CONFIG}")
-    return ExperimentConfig.model_validate(yaml.safe_load(path.read_text("utf-8")))
+    return config.resolve(yaml.safe_load(path.read_text("utf-8")))
 
 
-def _check_same(experiment: ExperimentConfig, out: Path) -> None:
+def _check_same(experiment: AnyExperiment, out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; a run is a folder, so choose another --out")
     path = out / CONFIG
@@ -298,7 +282,7 @@ def _check_same(experiment: ExperimentConfig, out: Path) -> None:
         )
 
 
-def _check_disk(experiment: ExperimentConfig, data: Inputs, out: Path) -> None:
+def _check_disk(experiment: AnyExperiment, data: Inputs, out: Path) -> None:
     if (out / "arms").exists():
         return  # taken up again: part of the need is there already
     need, free = plan(experiment, data).disk_bytes, shutil.disk_usage(out).free
@@ -309,7 +293,7 @@ def _check_disk(experiment: ExperimentConfig, data: Inputs, out: Path) -> None:
         )
 
 
-def _write_head(experiment: ExperimentConfig, data: Inputs, out: Path) -> None:
+def _write_head(experiment: AnyExperiment, data: Inputs, out: Path) -> None:
     _write_whole(out / "run.json", json.dumps(_head(experiment), indent=1) + "\n")
     _write_whole(out / "notes.json", json.dumps(list(data.notes), indent=1) + "\n")
     record = dataclasses.asdict(plan(experiment, data))
@@ -325,8 +309,8 @@ def _write_whole(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def _head(experiment: ExperimentConfig) -> dict[str, Any]:
-    packages = ("torch", "transformers", "tokenizers", "accelerate", "numpy")
+def _head(experiment: AnyExperiment) -> dict[str, Any]:
+    packages = ("torch", "transformers", "tokenizers", "accelerate", "numpy", "scikit-learn")
     return {
         "name": experiment.name,
         "version": __version__,
@@ -384,8 +368,8 @@ def _disk_full(out: Path) -> RunFailed:
 
 
 @contextmanager
-def _where(arm: str, seed: int) -> Iterator[None]:
+def _where(arm: str, chain: str) -> Iterator[None]:
     try:
         yield
     except RunFailed as error:
-        raise RunFailed(f"arm {arm}, seed {seed}: {error}") from error
+        raise RunFailed(f"arm {arm}, {chain.replace('-', ' ')}: {error}") from error

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Literal
 
@@ -63,7 +64,11 @@ def half_gain_level(first: float, chance: float) -> float:
 
 
 def time_to_failure(
-    values: Sequence[float], level: float, direction: Direction = "below"
+    values: Sequence[float],
+    level: float,
+    direction: Direction = "below",
+    *,
+    generations: Sequence[int] | None = None,
 ) -> TimeToFailure:
     """First crossing of a level, linearly interpolated between generations.
 
@@ -71,20 +76,25 @@ def time_to_failure(
     right-censored at its last generation. Touching the level is not crossing it.
 
     Args:
-        values: The measure at generations 0, 1, ...
+        values: The measure at the generations measured.
         level: What counts as failure when passed.
         direction: ``below`` for measures that fall when a model fails, ``above`` for those that
             rise.
+        generations: Which ones were measured; None: 0, 1, 2, ...
 
     Raises:
         ValueError: No values, or one that is NaN.
     """
-    stages, censored = _crossings(np.asarray(values, dtype=np.float64)[None], level, direction)
+    curve = np.asarray(values, dtype=np.float64)[None]
+    stages, censored = _crossings(curve, level, direction, generations)
     return TimeToFailure(float(stages[0]), bool(censored[0]))
 
 
 def _crossings(
-    curves: Floats, level: float | Floats, direction: Direction
+    curves: Floats,
+    level: float | Floats,
+    direction: Direction,
+    generations: Sequence[int] | None = None,
 ) -> tuple[Floats, NDArray[np.bool_]]:
     """Times and censoring of many curves (..., generations); `level` is a scalar or (...)."""
     if curves.shape[-1] == 0:
@@ -102,8 +112,10 @@ def _crossings(
     drop = high - low
     share = np.divide(high, drop, out=np.zeros_like(high), where=drop > 0)
     censored = ~failed.any(-1)
-    stages = np.where(censored, last, np.where(first == 0, 0.0, before + share))
-    return stages.astype(np.float64), censored
+    stages = np.where(censored, last, np.where(first == 0, 0.0, before + share)).astype(np.float64)
+    if generations is not None:  # straight lines between the measured ones, in true distance
+        stages = np.interp(stages, np.arange(last + 1), np.asarray(generations, dtype=np.float64))
+    return stages, censored
 
 
 def _levels(curves: Floats, level: Level, chance: float | None) -> float | Floats:
@@ -137,6 +149,7 @@ def ratio_to_baseline(
     direction: Direction = "below",
     *,
     chance: float | None = None,
+    generations: Sequence[int] | None = None,
     n_boot: int = 2000,
     seed: int = 0,
 ) -> Ratio:
@@ -154,6 +167,7 @@ def ratio_to_baseline(
         level: A number or ``half_gain``.
         direction: See `time_to_failure`.
         chance: Needed for ``half_gain``.
+        generations: Which ones were measured; None: 0, 1, 2, ...
         n_boot: Resamples.
         seed: Of the resampling.
 
@@ -168,7 +182,7 @@ def ratio_to_baseline(
         )
     with_questions = pair[0].ndim == 3
     means = [x.mean(-1) if with_questions else x for x in pair]
-    found = [_crossings(m, _levels(m, level, chance), direction) for m in means]
+    found = [_crossings(m, _levels(m, level, chance), direction, generations) for m in means]
     (arm_times, arm_censored), (base_times, base_censored) = found
     value = float(arm_times.mean() / base_times.mean()) if base_times.mean() > 0 else None
     bound = _bound(bool(arm_censored.any()), bool(base_censored.any()))
@@ -176,7 +190,7 @@ def ratio_to_baseline(
     if over == "nothing" or value is None:
         return Ratio(value, None, None, bound, over)
     rng = np.random.default_rng(seed)
-    draws = _resampled(pair, level, direction, chance, n_boot, rng)
+    draws = _resampled(pair, level, direction, chance, generations, n_boot, rng)
     low, high = np.quantile(draws, [0.025, 0.975], method="nearest")
     return Ratio(
         value,
@@ -205,6 +219,7 @@ def _resampled(
     level: Level,
     direction: Direction,
     chance: float | None,
+    generations: Sequence[int] | None,
     n_boot: int,
     rng: np.random.Generator,
 ) -> Floats:
@@ -221,7 +236,7 @@ def _resampled(
             curves = np.broadcast_to(x[:, None, :], (n_seeds, n_boot, x.shape[1]))
         else:
             curves = np.moveaxis(x @ counts, 2, 1)  # (seeds, n_boot, generations)
-        times, _ = _crossings(curves, _levels(curves, level, chance), direction)
+        times, _ = _crossings(curves, _levels(curves, level, chance), direction, generations)
         totals.append(np.take_along_axis(times, chosen, axis=0).mean(0))
     ratios: Floats = np.divide(
         totals[0], totals[1], out=np.full(n_boot, np.inf), where=totals[1] > 0
@@ -271,3 +286,40 @@ def paired_difference(
     draws = np.take_along_axis(by_seed, chosen, axis=0).mean(0)
     low, high = np.quantile(draws, [0.025, 0.975])
     return float(difference.mean()), float(low), float(high)
+
+
+def gaussian_crossing(values: ArrayLike) -> float | None:
+    """Where the weighted densities of two Gaussians fitted to `values` cross between their means.
+
+    The fit is by EM from the lower and the upper quarter, without chance.
+
+    Args:
+        values: Any shape; at most some 100,000 of them, evenly spaced in order, are used.
+
+    Returns:
+        The x between the means with w0 N(x; m0, v0) = w1 N(x; m1, v1), or None where there is
+        none: all values are equal, or one density lies above the other all the way.
+    """
+    from sklearn.mixture import GaussianMixture  # here: it takes half a second to import
+
+    # 100,000 values fix the crossing to a thousandth of their spread
+    x = np.sort(np.asarray(values, dtype=np.float64).ravel())
+    x = x[:: max(1, len(x) // 100_000)]
+    if len(x) < 2 or x[0] == x[-1]:
+        return None
+    starts = np.array([x[len(x) // 4], x[3 * len(x) // 4]])
+    starts = np.array([x[0], x[-1]]) if starts[0] == starts[1] else starts
+    fitted = GaussianMixture(2, means_init=starts[:, None], random_state=0, max_iter=500, tol=1e-4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that EM stopped early moves the crossing by little
+        fitted.fit(x[:, None])
+    order = np.argsort(fitted.means_[:, 0])
+    w, m = fitted.weights_[order], fitted.means_[order, 0]
+    v = fitted.covariances_[order, 0, 0]
+    # log w0 N0 - log w1 N1 = a x^2 + b x + c
+    a = 0.5 / v[1] - 0.5 / v[0]
+    b = m[0] / v[0] - m[1] / v[1]
+    c = 0.5 * (m[1] ** 2 / v[1] - m[0] ** 2 / v[0] + np.log(v[1] / v[0])) + np.log(w[0] / w[1])
+    roots = np.roots([a, b, c])
+    between = [float(r.real) for r in roots if r.imag == 0 and m[0] <= r.real <= m[1]]
+    return between[0] if between else None

@@ -21,13 +21,13 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from fortifai.config import ExperimentConfig
-from fortifai.experiment import SHARED, RunPlan
+from fortifai.config import AnyExperiment
+from fortifai.experiment import SHARED, RunPlan, chains
 from fortifai.loop.executor import Event, Job, Listen
 
 
 @contextmanager
-def watching(config: ExperimentConfig, console: Console) -> Iterator[Listen]:
+def watching(config: AnyExperiment, console: Console) -> Iterator[Listen]:
     """A listener that draws progress on a terminal, and prints one line a generation elsewhere."""
     if not console.is_terminal:
         yield _Lines(config, console)
@@ -74,15 +74,16 @@ class _Rate:
 class _Bars:
     """One bar for the whole, one for each chain at work."""
 
-    def __init__(self, config: ExperimentConfig, progress: Progress) -> None:
+    def __init__(self, config: AnyExperiment, progress: Progress) -> None:
         self._config, self._progress = config, progress
         self._lock = threading.Lock()
-        chains = len(config.arms) * len(config.seeds)
+        count = len(config.arms) * len(chains(config))
         self._whole = progress.add_task(
             f"[bold]{escape(config.name)}[/]",
-            total=chains * config.generations,
-            info=f"{chains} chains x {config.generations} generations",
+            total=count * config.generations,
+            info=f"{count} chains x {config.generations} generations",
         )
+        self._reached: dict[Job, int] = {}
         self._tasks: dict[Job, int] = {}
         self._rates: dict[Job, _Rate] = {}
 
@@ -96,7 +97,9 @@ class _Bars:
                 self._step(event)
 
     def _end(self, event: Event) -> None:
-        self._progress.advance(self._whole)
+        # a chain that is taken up again starts behind what it has already
+        self._reached[event.job] = event.generation + 1
+        self._progress.update(self._whole, completed=sum(self._reached.values()))
         line = _line(event, self._config.generations)
         self._progress.console.print(Text(line), highlight=False)
         if event.generation == self._config.generations - 1 and event.job in self._tasks:
@@ -122,7 +125,7 @@ class _Bars:
 class _Lines:
     """One plain line a generation: for logs."""
 
-    def __init__(self, config: ExperimentConfig, console: Console) -> None:
+    def __init__(self, config: AnyExperiment, console: Console) -> None:
         self._config, self._console = config, console
 
     def __call__(self, event: Event) -> None:
@@ -136,7 +139,8 @@ class _Lines:
 
 
 def _name(job: Job) -> str:
-    return job[0] if job == SHARED else f"{job[0]} seed {job[1]}"
+    # one chain for all seeds is the arm itself
+    return job[0] if job == SHARED or job[1] == "seeds" else f"{job[0]} {job[1].replace('-', ' ')}"
 
 
 def _line(event: Event, generations: int) -> str:
@@ -146,6 +150,11 @@ def _line(event: Event, generations: int) -> str:
         ("KR split 0", ("kr.mean", "split-0"), ".3f"),
         ("perplexity split 0", ("perplexity", "split-0"), ",.1f"),
         ("held-out", ("perplexity", "held-out"), ",.1f"),
+        ("variance", ("variance.ratio", "model"), ".4g"),
+        ("components", ("components.kept", "model"), ".3g"),
+        ("tail 3 sigma", ("tail.3sigma", "rewritten"), ".2%"),
+        ("spread", ("spread", "rewritten"), ".3f"),
+        ("Fréchet", ("frechet", "rewritten"), ".3f"),
         ("truncated", ("train.truncated_share", "train"), ".0%"),
     ):
         if key in found:
@@ -159,20 +168,15 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
-def print_plan(console: Console, config: ExperimentConfig, plan: RunPlan, folder: Path) -> None:
+def print_plan(console: Console, config: AnyExperiment, plan: RunPlan, folder: Path) -> None:
     """The plan of a run as tables."""
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column()
-    questions = ", ".join(f"{n:,}" for n in plan.questions)
     for key, value in (
         ("run", f"{config.name} -> {folder}"),
         ("arms x seeds", f"{len(plan.arms)} x {plan.seeds}, {plan.generations} generations each"),
-        ("model", f"{plan.parameters:,} parameters"),
-        ("splits", f"{plan.splits} of {plan.split_tokens:,} tokens"),
-        ("questions", f"{sum(plan.questions):,} (by split: {questions})"),
-        ("held out", f"{plan.held_out_tokens:,} tokens"),
-        ("pretraining", f"{plan.pretrain_tokens:,} tokens, once for all"),
+        *plan.facts,
         ("disk", f"about {plan.disk_bytes / 1e6:,.0f} MB"),
     ):
         facts.add_row(key, Text(value))
@@ -180,15 +184,21 @@ def print_plan(console: Console, config: ExperimentConfig, plan: RunPlan, folder
         facts.add_row("note", Text(note))
     console.print(facts)
     table = Table(title="\nper arm, all seeds", title_justify="left", box=None, pad_edge=False)
-    for heading in ("arm", "trained tokens", "steps", "rewritten tokens", "real share"):
+    for heading in ("arm", f"trained {plan.unit}", "steps", f"written {plan.unit}", "real share"):
         table.add_column(heading, justify="left" if heading == "arm" else "right")
     for arm in plan.arms:
         table.add_row(
             Text(arm.arm),
-            f"{sum(arm.train_tokens) * plan.seeds:,}",
+            f"{sum(arm.trained) * plan.seeds:,}",
             f"{arm.steps:,}",
-            f"{arm.rewritten_tokens:,}",
-            " ".join(f"{share:.0%}" for share in arm.real_share),
+            f"{arm.rewritten:,}",
+            _shares(arm.real_share),
         )
     console.print(table)
     console.print("nothing was written; run it without --dry-run", highlight=False)
+
+
+def _shares(shares: tuple[float, ...]) -> str:
+    """The real share by generation: the first few and the last."""
+    told = [f"{share:.0%}" for share in shares]
+    return " ".join(told if len(told) <= 8 else [*told[:6], "...", told[-1]])

@@ -41,7 +41,7 @@ def test_accumulate_subsample_has_the_size_of_the_real_data_and_no_place_twice()
     values = {j: np.full(1200, j) for j in range(4)}
     place = np.arange(1200)
     parts = regimes.accumulate_subsample(3, 1).train
-    taken = [draw_share(place, p.between, 10, np.random.default_rng(5)) for p in parts]
+    taken = [draw_share(place, p.between, 10, 5) for p in parts]
     assert sorted(np.concatenate(taken)) == list(range(1200))
     assert [p.generation for p in parts] == [0, 1, 2, 3]
     assert all(len(t) == 300 for t in taken)
@@ -53,7 +53,7 @@ def test_mix_alpha_parts_the_places_between_rewritten_and_real():
     synthetic, real = plan.train
     assert (synthetic.generation, real.generation) == (3, 0)
     place = np.arange(640)
-    drawn = [draw_share(place, p.between, 32, np.random.default_rng(1)) for p in plan.train]
+    drawn = [draw_share(place, p.between, 32, 1) for p in plan.train]
     assert len(drawn[0]) == 160
     assert sorted(np.concatenate(drawn)) == list(range(640))
     assert plan.rewrites == (Rewrite(Part(0, 0), 4),)
@@ -96,8 +96,8 @@ def test_every_part_was_written_before_it_is_needed(regime, generation, splits):
 @given(st.integers(1, 300), st.integers(1, 40), st.floats(0, 1), st.integers(0, 3))
 def test_draw_share_keeps_units_whole_and_in_order(size, unit, share, seed):
     place = np.arange(size)
-    taken = draw_share(place, (0.0, share), unit, np.random.default_rng(seed))
-    rest = draw_share(place, (share, 1.0), unit, np.random.default_rng(seed))
+    taken = draw_share(place, (0.0, share), unit, seed)
+    rest = draw_share(place, (share, 1.0), unit, seed)
     assert (np.diff(taken) > 0).all()
     assert sorted([*taken, *rest]) == list(range(size))
     units = {int(t) // unit for t in taken}

@@ -18,13 +18,14 @@ class MeanModel:
     mean: float
     fits: int = 0
 
-    def fit(self, samples, *, seed, progress):
+    def fit(self, samples, *, seeds, progress):
         self.mean = float(samples.mean()) + self.mean / 1000  # depends on where it started
         self.fits += 1
         progress.step("train", 1, 1)
-        return {"loss": 0.0, "seed": seed}
+        return {"loss": 0.0, "seeds": list(seeds)}
 
-    def regenerate(self, samples, *, seed, progress):
+    def regenerate(self, samples, *, seeds, progress):
+        (seed,) = seeds
         noise = np.random.default_rng(seed).normal(size=samples.shape)
         return (self.mean + noise).astype(samples.dtype)
 
@@ -39,7 +40,8 @@ class MeanModel:
 class MeanFamily:
     unit = 4
 
-    def create(self, start, *, seed):
+    def create(self, start, *, seeds):
+        (seed,) = seeds
         return MeanModel(0.0 if start == "base" else seed / 2**32)
 
     def load(self, folder):
@@ -62,8 +64,10 @@ def chain(generations=4, *, start="previous", regime=regimes.fortifai, keep="las
         regime=regime,
         start=start,
         generations=generations,
-        seed=changes.get("seed", 0),
+        seeds=(changes.get("seed", 0),),
         real=real,
         evaluate=changes.get("evaluate", evaluate),
+        every=changes.get("every", 1),
         keep=keep,
+        keep_samples=changes.get("keep_samples", "all"),
     )

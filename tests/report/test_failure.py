@@ -43,6 +43,7 @@ def _arm(
                 _generation(i, v, perplexity[i] if perplexity else 1.0, asked)
                 for i, v in enumerate(curve)
             ),
+            tuple(range(len(curve))),
         )
         for seed, curve in enumerate(curves)
     )
@@ -50,7 +51,7 @@ def _arm(
 
 
 def _run(*arms: Arm, levels: tuple[Level, ...] = (ABSOLUTE,)) -> Run:
-    return Run("run", "", {}, (), levels, 5, len(arms), arms)
+    return Run("run", "", "tokens", {}, (), levels, 5 * len(arms), arms, {})
 
 
 def _cells(run: Run, arm: str, level: int = 0) -> tuple[str, str, str, str]:

@@ -72,7 +72,7 @@ def test_arms_and_seeds_may_differ_in_length(tmp_path: Path) -> None:
     (run,) = load([write_run(tmp_path / "run", arms=TWO, generations=3, done=done)])
     assert [[len(c.generations) for c in arm.chains] for arm in run.arms] == [[3, 1], [2]]
     assert run.finished == 6
-    assert run.chains_planned * run.generations == 12
+    assert run.planned == 12
 
 
 def test_several_runs_are_told_apart(tmp_path: Path) -> None:

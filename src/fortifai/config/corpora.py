@@ -1,10 +1,10 @@
-"""Corpora and questions, as the YAML names them."""
+"""Corpora of text, points and images, and questions, as the YAML names them."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from fortifai.config.section import Section
 
@@ -90,7 +90,7 @@ class ImaginationCorpus(Section):
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
 
 
-CorpusConfig = Annotated[
+TextCorpusConfig = Annotated[
     TextCorpus | HubCorpus | BiosCorpus | ImaginationCorpus, Field(discriminator="kind")
 ]
 
@@ -99,3 +99,130 @@ class QuestionsConfig(Section):
     """Knowledge Retention questions; `bios` brings its own where no file is given."""
 
     files: tuple[str, ...] = ()
+
+
+# --- points -----------------------------------------------------------------------------------
+
+
+class GaussianPoints(Section):
+    """N(mean, scale^2 I)."""
+
+    kind: Literal["gaussian"]
+    dimension: PositiveInt = 1
+    mean: float = 0.0
+    scale: PositiveFloat = 1.0
+
+
+class TwoGaussians(Section):
+    """Two Gaussians of the plane, `distance` apart, of different covariance."""
+
+    kind: Literal["two_gaussians"]
+    distance: Annotated[float, Field(ge=0)] = 4.0
+
+
+class Blobs(Section):
+    """Round Gaussians at random centres; scikit-learn's make_blobs."""
+
+    kind: Literal["blobs"]
+    centers: PositiveInt = 3
+    dimension: PositiveInt = 2
+    spread: PositiveFloat = 1.0
+
+
+class Moons(Section):
+    """Two half circles; scikit-learn's make_moons."""
+
+    kind: Literal["moons"]
+    noise: Annotated[float, Field(ge=0)] = 0.1
+
+
+class Circles(Section):
+    """A circle within a circle; scikit-learn's make_circles."""
+
+    kind: Literal["circles"]
+    noise: Annotated[float, Field(ge=0)] = 0.05
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
+
+
+class PointFiles(Section):
+    """Points from .npy or .csv files, one a row; globs allowed."""
+
+    kind: Literal["files"]
+    files: Files
+
+
+class PointsCorpus(Section):
+    """Points of any dimension.
+
+    A source that draws gives every seed its own points; the points of files are the same for all.
+    `samples`: points of each split; None: all that the files have, or 1,000 draws.
+    `held_out`: points that no generation trains on.
+    """
+
+    kind: Literal["points"]
+    source: Annotated[
+        GaussianPoints | TwoGaussians | Blobs | Moons | Circles | PointFiles,
+        Field(discriminator="kind"),
+    ]
+    samples: PositiveInt | None = None
+    held_out: PositiveInt = 1000
+
+
+# --- images -----------------------------------------------------------------------------------
+
+
+class Digits(Section):
+    """Scikit-learn's 1,797 handwritten digits, 8x8: real, and here without a network."""
+
+    kind: Literal["digits"]
+
+
+class IdxImages(Section):
+    """MNIST's file format, plain or gzip."""
+
+    kind: Literal["idx"]
+    images: str
+    labels: str | None = None
+
+
+class ImageFolder(Section):
+    """PNG files; folders within it are classes."""
+
+    kind: Literal["folder"]
+    path: str
+
+
+class ImageArray(Section):
+    """An .npy file of shape (n, height, width)."""
+
+    kind: Literal["array"]
+    file: str
+
+
+class HubImages(Section):
+    """A data set of the hub."""
+
+    kind: Literal["hub"]
+    dataset: str
+    config: str | None = None
+    split: str = "train"
+    image: str = "image"
+    label: str | None = "label"
+
+
+ImageSource = Annotated[
+    Digits | IdxImages | ImageFolder | ImageArray | HubImages, Field(discriminator="kind")
+]
+
+
+class ImagesCorpus(Section):
+    """Images with pixels in [0, 1].
+
+    `samples`: images of each split; None: all. `held_out`: another source, or the share of this
+    one that no generation trains on.
+    """
+
+    kind: Literal["images"]
+    source: ImageSource
+    samples: PositiveInt | None = None
+    held_out: Annotated[float, Field(gt=0, lt=1)] | ImageSource = 0.1

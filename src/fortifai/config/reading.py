@@ -18,11 +18,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from fortifai.config.schema import ArmConfig, ExperimentConfig
+from fortifai.config.schema import EXPERIMENTS, AnyExperiment
 from fortifai.errors import InputError, nearest
-
-_ARM_KEYS = frozenset(ArmConfig.model_fields)
-_TOP_KEYS = frozenset(ExperimentConfig.model_fields) | _ARM_KEYS
 
 
 def preset_names() -> list[str]:
@@ -147,40 +144,81 @@ def merge(base: Any, over: Any) -> Any:
     return out
 
 
-def resolve(raw: Mapping[str, Any]) -> ExperimentConfig:
+def resolve(raw: Mapping[str, Any]) -> AnyExperiment:
     """Validate a raw mapping: every fault in one `InputError`, named by its key.
 
-    The keys of an arm (weight, regime, start, family, train, regenerate) may stand at the top
-    level, for all arms, and in an arm, for it alone.
+    The family decides which keys there are. The keys of an arm (weight, regime, family, for some
+    also start, train, regenerate) may stand at the top level, for all arms, and in an arm, for it
+    alone.
     """
+    schema = EXPERIMENTS[_family_of(raw)]
+    arm_keys = _arm(schema).model_fields
+    allowed = schema.model_fields.keys() | arm_keys.keys()
     faults = [
-        f"unknown key {key!r}{nearest(str(key), _TOP_KEYS)}; allowed are "
-        f"{', '.join(sorted(_TOP_KEYS))}"
+        f"unknown key {key!r}{_elsewhere(str(key), _family_of(raw))}"
+        f"{nearest(str(key), allowed)}; allowed are {', '.join(sorted(allowed))}"
         for key in raw
-        if key not in _TOP_KEYS
+        if key not in allowed
     ]
     if faults:
         raise InputError("; ".join(faults))
-    common = {k: v for k, v in raw.items() if k in _ARM_KEYS}
+    common = {k: v for k, v in raw.items() if k in arm_keys}
     arms = raw.get("arms")
-    data = {k: v for k, v in raw.items() if k not in _ARM_KEYS}
+    data = {k: v for k, v in raw.items() if k not in arm_keys}
     if isinstance(arms, Mapping) and all(
         isinstance(a, Mapping) or a is None for a in arms.values()
     ):
         data["arms"] = {name: merge(common, arm or {}) for name, arm in arms.items()}
     try:
-        return ExperimentConfig.model_validate(data)
+        return schema.model_validate(data)
     except ValidationError as error:
-        raise InputError(_explain(error, raw)) from error
+        raise InputError(_explain(error, raw, schema)) from error
 
 
-def _explain(error: ValidationError, raw: Mapping[str, Any]) -> str:
+def _family_of(raw: Mapping[str, Any]) -> str:
+    """The kind of the family, which all arms share; told at the top level or in the arms."""
+    arms = raw.get("arms")
+    inner = (
+        [a for a in arms.values() if isinstance(a, Mapping)] if isinstance(arms, Mapping) else []
+    )
+    for place in (raw, *inner):
+        family = place.get("family")
+        if isinstance(family, Mapping) and "kind" in family:
+            kind = family["kind"]
+            if not isinstance(kind, str) or kind not in EXPERIMENTS:
+                raise InputError(
+                    f"family.kind is {kind!r}; allowed are {', '.join(EXPERIMENTS)}"
+                    f"{nearest(str(kind), EXPERIMENTS)}"
+                )
+            return kind
+        if isinstance(family, Mapping):
+            raise InputError(f"missing key 'family.kind'; allowed are {', '.join(EXPERIMENTS)}")
+    raise InputError(
+        f"missing key 'family'; it must say at least its kind, one of {', '.join(EXPERIMENTS)}"
+    )
+
+
+def _elsewhere(key: str, family: str) -> str:
+    """Whose key it is, where another family knows it."""
+    known = [
+        kind
+        for kind, schema in EXPERIMENTS.items()
+        if key in schema.model_fields or key in _arm(schema).model_fields
+    ]
+    return f" for family {family!r}, it belongs to {', '.join(known)}" if known else ""
+
+
+def _arm(schema: type[AnyExperiment]) -> type[BaseModel]:
+    return next(_models(schema.model_fields["arms"].annotation))
+
+
+def _explain(error: ValidationError, raw: Mapping[str, Any], schema: type[AnyExperiment]) -> str:
     sentences: list[str] = []
     for fault in error.errors(include_url=False):
         where = [str(p) for p in fault["loc"]]
         if where[:1] == ["arms"] and len(where) > 2 and not _in_arm(raw, where):
             where = where[2:]  # said once at the top level, so told once
-        sentence = _sentence(fault, where)
+        sentence = _sentence(fault, where, schema)
         if sentence not in sentences:
             sentences.append(sentence)
     return "; ".join(sentences)
@@ -191,11 +229,11 @@ def _in_arm(raw: Mapping[str, Any], where: Sequence[str]) -> bool:
     return isinstance(arm, Mapping) and where[2] in arm
 
 
-def _sentence(fault: Any, where: list[str]) -> str:
+def _sentence(fault: Any, where: list[str], schema: type[AnyExperiment]) -> str:
     kind, given = fault["type"], fault.get("input")
     key = ".".join(where) or "the configuration"
     if kind == "extra_forbidden":
-        allowed = sorted(_fields_at(where[:-1]))
+        allowed = sorted(_fields_at(where[:-1], schema))
         return (
             f"unknown key {key!r}{nearest(where[-1], allowed)}; allowed here are "
             f"{', '.join(allowed)}"
@@ -215,16 +253,17 @@ def _sentence(fault: Any, where: list[str]) -> str:
     return f"{key} is {given!r}; it {message[0].lower()}{message[1:]}"
 
 
-def _fields_at(where: Sequence[str]) -> set[str]:
+def _fields_at(where: Sequence[str], schema: type[AnyExperiment]) -> set[str]:
     """Names of the fields allowed at a location of a pydantic error, tags of unions included."""
-    models: list[type[BaseModel]] = [ExperimentConfig]
+    models: list[type[BaseModel]] = [schema]
+    arm = _arm(schema)
     for step in where:
         found: list[type[BaseModel]] = []
         for model in models:
             if step in model.model_fields:
                 found += list(_models(model.model_fields[step].annotation))
-            elif step in _TOP_KEYS and model is ExperimentConfig and step in _ARM_KEYS:
-                found += list(_models(ArmConfig.model_fields[step].annotation))
+            elif model is schema and step in arm.model_fields:
+                found += list(_models(arm.model_fields[step].annotation))
             elif _tag(model) == step:
                 found.append(model)
         models = found or models  # an arm's name, a list index or a tag: stay
@@ -256,12 +295,12 @@ def difference(old: Any, new: Any, prefix: str = "") -> list[str]:
     return [] if old == new else [prefix]
 
 
-def dump(config: ExperimentConfig) -> str:
+def dump(config: AnyExperiment) -> str:
     """The resolved configuration as YAML."""
     return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True, width=100)
 
 
-def plain(config: ExperimentConfig) -> dict[str, Any]:
+def plain(config: AnyExperiment) -> dict[str, Any]:
     """The resolved configuration as plain lists, mappings and numbers."""
     out: dict[str, Any] = config.model_dump(mode="json")
     return out

@@ -1,258 +1,50 @@
-"""What an experiment's YAML may say: every key with its type, range and default."""
+"""What an experiment's YAML may say: every key with its type, range and default.
+
+There is one class of experiment for each kind of data (text, points, images): what they share
+stands in `ExperimentConfig`, what only one of them knows in its own class, so that no key is
+taken and then ignored.
+"""
 
 from __future__ import annotations
 
-import functools
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
-from pydantic import (
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+
+from fortifai import theory
+from fortifai.config.corpora import (
+    ImagesCorpus,
+    PointsCorpus,
+    QuestionsConfig,
+    SplitsConfig,
+    TextCorpusConfig,
+)
+from fortifai.config.families import GaussianConfig, GMMConfig, VAEConfig
+from fortifai.config.language import CausalLMConfig, PassagesConfig, RegenerateConfig, TrainConfig
+from fortifai.config.regimes import FortifaiRegime, RegimeConfig, ReplaceRegime
+from fortifai.config.section import Section
+from fortifai.config.weights import (
+    DensityWeightConfig,
+    KeepConfig,
+    TruncateConfig,
+    TruncateQuantileConfig,
+    TruncateTailsConfig,
+    WeightConfig,
 )
 
-from fortifai.confidence import Focal, Keep, Truncate, Weight
-from fortifai.config.corpora import CorpusConfig, QuestionsConfig, SplitsConfig
-from fortifai.config.section import Section, Share
-from fortifai.loop import regimes
-
-# --- the confidence weights -------------------------------------------------------------------
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
-class KeepConfig(Section):
-    """Cross entropy: every token counts fully."""
-
-    kind: Literal["keep"] = "keep"
-
-    def build(self) -> Weight:
-        """The weight object."""
-        return Keep()
+def _counted(value: Any) -> Any:
+    """``{count: n}`` for the seeds 0 to n - 1."""
+    if isinstance(value, dict) and value.keys() == {"count"} and isinstance(value["count"], int):
+        return tuple(range(value["count"]))
+    return value
 
 
-class TruncateConfig(Section):
-    """Truncated cross entropy: tokens with p > threshold count nothing."""
-
-    kind: Literal["truncate"]
-    threshold: Share = 0.9
-
-    def build(self) -> Weight:
-        """The weight object."""
-        return Truncate(self.threshold)
-
-
-class FocalConfig(Section):
-    """Focal loss: weight (1 - p)^gamma."""
-
-    kind: Literal["focal"]
-    gamma: Annotated[float, Field(ge=0)] = 2.0
-    detach_weight: bool = False
-
-    def build(self) -> Weight:
-        """The weight object."""
-        return Focal(self.gamma, detach_weight=self.detach_weight)
-
-
-WeightConfig = Annotated[KeepConfig | TruncateConfig | FocalConfig, Field(discriminator="kind")]
-
-
-# --- regimes ----------------------------------------------------------------------------------
-
-
-class FortifaiRegime(Section):
-    """Algorithm 1 of ForTIFAI: every old split rewritten once more, one new clean split."""
-
-    kind: Literal["fortifai"] = "fortifai"
-
-    def build(self) -> regimes.Regime:
-        """The regime as a function."""
-        return regimes.fortifai
-
-
-class ReplaceRegime(Section):
-    """Each generation trains on the last generation's rewriting alone."""
-
-    kind: Literal["replace"]
-
-    def build(self) -> regimes.Regime:
-        """The regime as a function."""
-        return regimes.replace
-
-
-class AccumulateRegime(Section):
-    """Each generation trains on the real data and all rewritings so far."""
-
-    kind: Literal["accumulate"]
-
-    def build(self) -> regimes.Regime:
-        """The regime as a function."""
-        return regimes.accumulate
-
-
-class AccumulateSubsampleRegime(Section):
-    """As accumulate, drawn down to the size of the real data."""
-
-    kind: Literal["accumulate-subsample"]
-
-    def build(self) -> regimes.Regime:
-        """The regime as a function."""
-        return regimes.accumulate_subsample
-
-
-class MixRegime(Section):
-    """A fixed share of synthetic data, or synthetic data and a share of the original on top.
-
-    Exactly one of: `alpha`, the share of each training set that is rewritten, the rest real
-    (2509.04796); `keep_original`, the share of the original added to the whole rewriting
-    (2305.17493).
-    """
-
-    kind: Literal["mix"]
-    alpha: Share | None = None
-    keep_original: Share | None = None
-
-    @model_validator(mode="after")
-    def _one_of(self) -> MixRegime:
-        if (self.alpha is None) == (self.keep_original is None):
-            raise ValueError("regime 'mix' takes exactly one of alpha and keep_original")
-        return self
-
-    def build(self) -> regimes.Regime:
-        """The regime as a function."""
-        if self.alpha is not None:
-            return functools.partial(regimes.mix_alpha, alpha=self.alpha)
-        assert self.keep_original is not None
-        return functools.partial(regimes.mix_keep_original, keep_original=self.keep_original)
-
-
-RegimeConfig = Annotated[
-    FortifaiRegime | ReplaceRegime | AccumulateRegime | AccumulateSubsampleRegime | MixRegime,
-    Field(discriminator="kind"),
+Seeds = Annotated[
+    tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_counted), Field(min_length=1)
 ]
-
-
-# --- the language model -----------------------------------------------------------------------
-
-
-class PretrainConfig(Section):
-    """Training before generation 0 on text outside the splits, once for all arms and seeds."""
-
-    epochs: PositiveInt = 3
-    learning_rate: PositiveFloat = 1e-3
-    batch_size: PositiveInt = 16
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    warmup_share: Share = 0.05
-
-
-class ScratchConfig(Section):
-    """A model made from sizes, with a BPE tokenizer trained on the clean corpus."""
-
-    architecture: Literal["llama", "gemma"] = "llama"
-    hidden_size: PositiveInt = 256
-    layers: PositiveInt = 4
-    heads: PositiveInt = 4
-    kv_heads: PositiveInt | None = None
-    intermediate_size: PositiveInt | None = None
-    vocab_size: Annotated[int, Field(ge=300)] = 4096
-    max_positions: PositiveInt | None = None
-    tie_embeddings: bool = True
-    pretrain: PretrainConfig | None = None
-
-    @model_validator(mode="after")
-    def _divisible(self) -> ScratchConfig:
-        if self.hidden_size % self.heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is not divisible by heads {self.heads}"
-            )
-        if (self.hidden_size // self.heads) % 2:
-            raise ValueError(
-                f"hidden_size / heads is {self.hidden_size // self.heads}: rotary positions need "
-                "an even number"
-            )
-        if self.kv_heads is not None and self.heads % self.kv_heads:
-            raise ValueError(f"heads {self.heads} is not divisible by kv_heads {self.kv_heads}")
-        return self
-
-
-class CausalLMConfig(Section):
-    """A causal language model: `base` (hub id or folder) or `scratch`, exactly one of them."""
-
-    kind: Literal["causal_lm"]
-    base: str | None = None
-    scratch: ScratchConfig | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
-
-    @model_validator(mode="after")
-    def _one_of(self) -> CausalLMConfig:
-        if (self.base is None) == (self.scratch is None):
-            raise ValueError(
-                "family 'causal_lm' takes exactly one of base (a hub id or a folder) and scratch "
-                "(sizes of a new model)"
-            )
-        return self
-
-
-class TrainConfig(Section):
-    """How a generation is trained."""
-
-    epochs: PositiveInt = 10
-    learning_rate: PositiveFloat = 2e-5
-    batch_size: PositiveInt = 64
-    gradient_accumulation: PositiveInt = 1
-    block: Annotated[int, Field(ge=2)] = 128
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_share: Share = 0.0
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    normalize: Literal["valid", "kept"] = "valid"
-    checkpoint: Literal["last", "best_held_out", "best_kr"] = "last"
-    report_to: tuple[str, ...] = ()
-
-
-class Greedy(Section):
-    """The most probable token each time."""
-
-    kind: Literal["greedy"] = "greedy"
-
-
-class Beam(Section):
-    """Beam search; the defaults are those of ForTIFAI's code."""
-
-    kind: Literal["beam"]
-    beams: Annotated[int, Field(ge=2)] = 5
-    repetition_penalty: PositiveFloat = 3.0
-    length_penalty: float = 1.0
-
-
-class Sample(Section):
-    """Random sampling."""
-
-    kind: Literal["sample"]
-    temperature: PositiveFloat = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=0)] = 0
-
-
-DecodingConfig = Annotated[Greedy | Beam | Sample, Field(discriminator="kind")]
-
-
-class RegenerateConfig(Section):
-    """How a generation rewrites the corpus.
-
-    `blocks`: every `new_tokens` tokens are rewritten from the `context` tokens before them.
-    `documents`: the first `keep` tokens of each document stay, the rest is written anew.
-    """
-
-    mode: Literal["blocks", "documents"] = "blocks"
-    context: PositiveInt = 512
-    new_tokens: PositiveInt = 32
-    keep: PositiveInt = 64
-    batch_size: PositiveInt | None = None
-    decoding: DecodingConfig = Greedy()
-
-
-# --- measures ---------------------------------------------------------------------------------
 
 
 class FailureLevel(Section):
@@ -264,21 +56,11 @@ class FailureLevel(Section):
     direction: Literal["below", "above"] = "below"
 
 
-class PassagesConfig(Section):
-    """The passages of the first split that are followed through all generations."""
-
-    count: Annotated[int, Field(ge=0)] = 3
-    tokens: PositiveInt = 96
+# --- arms -------------------------------------------------------------------------------------
 
 
-DEFAULT_LEVELS = (
-    FailureLevel(measure="kr.mean", level=0.75),
-    FailureLevel(measure="kr.mean", level="half_gain"),
-)
-
-
-class ArmConfig(Section):
-    """One arm, whole: everything that may differ between arms."""
+class LanguageArm(Section):
+    """One arm of a language model, whole: everything that may differ between arms."""
 
     weight: WeightConfig = KeepConfig()
     regime: RegimeConfig = FortifaiRegime()
@@ -288,28 +70,59 @@ class ArmConfig(Section):
     regenerate: RegenerateConfig = RegenerateConfig()
 
 
-class ExperimentConfig(Section):
-    """The whole experiment, resolved: each arm stands by itself."""
+class PointsArm(Section):
+    """One arm of a density, whole.
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    Each generation knows the one before: a point's weight comes from the density that the last
+    model gives it, so generation 0 keeps every point.
+    """
+
+    weight: DensityWeightConfig = KeepConfig()
+    regime: RegimeConfig = ReplaceRegime(kind="replace")
+    family: Annotated[GaussianConfig | GMMConfig, Field(discriminator="kind")]
+    start: ClassVar[Literal["previous"]] = "previous"
+
+
+class ImagesArm(Section):
+    """One arm of an image model, whole."""
+
+    weight: WeightConfig = KeepConfig()
+    regime: RegimeConfig = ReplaceRegime(kind="replace")
+    start: Literal["previous", "scratch"] = "scratch"
+    family: VAEConfig
+
+
+A = TypeVar("A", LanguageArm, PointsArm, ImagesArm)
+Arm = LanguageArm | PointsArm | ImagesArm
+
+
+# --- experiments ------------------------------------------------------------------------------
+
+
+class ExperimentConfig(Section, Generic[A]):
+    """What every experiment says, resolved: each arm stands by itself.
+
+    `every`: generations are measured and committed every so often, and the first and the last
+    always; those between them are trained and forgotten. `keep`: the weights of the last
+    committed generation or of all. `keep_samples`: what the models wrote, all of it, or only as
+    far as a later generation trains on it. `time_to_failure`: levels that count as failure.
+    """
+
+    name: Name
     description: str = ""
     generations: PositiveInt = 6
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
+    seeds: Seeds = (0,)
     threads: PositiveInt = 1
+    every: PositiveInt = 1
     keep: Literal["last", "all"] = "last"
+    keep_samples: Literal["all", "needed"] = "all"
     baseline: str
-    corpus: CorpusConfig
     splits: SplitsConfig = SplitsConfig()
-    questions: QuestionsConfig = QuestionsConfig()
-    passages: PassagesConfig = PassagesConfig()
-    time_to_failure: tuple[FailureLevel, ...] = DEFAULT_LEVELS
-    arms: Annotated[
-        dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], ArmConfig],
-        Field(min_length=1),
-    ]
+    time_to_failure: tuple[FailureLevel, ...] = ()
+    arms: Annotated[dict[Name, A], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _whole(self) -> ExperimentConfig:
+    def _whole(self) -> ExperimentConfig[A]:
         if self.baseline not in self.arms:
             raise ValueError(
                 f"baseline {self.baseline!r} is not an arm; the arms are {', '.join(self.arms)}"
@@ -317,17 +130,44 @@ class ExperimentConfig(Section):
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds {list(self.seeds)} names a seed twice")
         for name, arm in self.arms.items():
+            if isinstance(arm.regime, FortifaiRegime) and self.split_count != self.generations:
+                raise ValueError(
+                    f"arm {name!r}: regime 'fortifai' adds one clean split a generation, so "
+                    f"splits.count ({self.split_count}) must equal generations "
+                    f"({self.generations})"
+                )
             self._check_arm(name, arm)
         return self
 
-    def _check_arm(self, name: str, arm: ArmConfig) -> None:
+    def _check_arm(self, name: str, arm: A) -> None:
+        """What only this kind of experiment can say of an arm."""
+
+    @property
+    def split_count(self) -> int:
+        """Number of splits the corpus is cut into."""
+        if self.splits.count is not None:
+            return self.splits.count
+        grows = any(isinstance(arm.regime, FortifaiRegime) for arm in self.arms.values())
+        return self.generations if grows else 1
+
+
+AnyExperiment = ExperimentConfig[Any]
+
+
+class LanguageExperiment(ExperimentConfig[LanguageArm]):
+    """Recursive training of a language model."""
+
+    corpus: TextCorpusConfig
+    questions: QuestionsConfig = QuestionsConfig()
+    passages: PassagesConfig = PassagesConfig()
+    time_to_failure: tuple[FailureLevel, ...] = (
+        FailureLevel(measure="kr.mean", level=0.75),
+        FailureLevel(measure="kr.mean", level="half_gain"),
+    )
+
+    def _check_arm(self, name: str, arm: LanguageArm) -> None:
         if arm.family != self.family:
             raise ValueError(f"arm {name!r}: all arms of one experiment share one family")
-        if isinstance(arm.regime, FortifaiRegime) and self.split_count != self.generations:
-            raise ValueError(
-                f"arm {name!r}: regime 'fortifai' adds one clean split a generation, so "
-                f"splits.count ({self.split_count}) must equal generations ({self.generations})"
-            )
         limit = arm.family.scratch.max_positions if arm.family.scratch else None
         wanted = arm.regenerate.context + arm.regenerate.new_tokens
         if limit is not None and arm.regenerate.mode == "blocks" and wanted > limit:
@@ -343,14 +183,6 @@ class ExperimentConfig(Section):
             )
 
     @property
-    def split_count(self) -> int:
-        """Number of splits the corpus is cut into."""
-        if self.splits.count is not None:
-            return self.splits.count
-        grows = any(isinstance(arm.regime, FortifaiRegime) for arm in self.arms.values())
-        return self.generations if grows else 1
-
-    @property
     def family(self) -> CausalLMConfig:
         """The family that all arms share."""
         return next(iter(self.arms.values())).family
@@ -362,3 +194,51 @@ class ExperimentConfig(Section):
             max(arm.train.block, arm.regenerate.context + arm.regenerate.new_tokens)
             for arm in self.arms.values()
         )
+
+
+class PointsExperiment(ExperimentConfig[PointsArm]):
+    """Recursive fitting of a density to points."""
+
+    corpus: PointsCorpus
+
+    def _check_arm(self, name: str, arm: PointsArm) -> None:
+        if arm.family.kind != next(iter(self.arms.values())).family.kind:
+            raise ValueError(f"arm {name!r}: all arms of one experiment are of one family")
+        if isinstance(arm.weight, TruncateTailsConfig) and not isinstance(
+            arm.family, GaussianConfig
+        ):
+            raise ValueError(
+                f"arm {name!r}: weight 'truncate_tails' needs one mean and one sigma, which only "
+                "family 'gaussian' has; use truncate_quantile"
+            )
+
+
+class ImagesExperiment(ExperimentConfig[ImagesArm]):
+    """Recursive training of an image model."""
+
+    corpus: ImagesCorpus
+
+    def _check_arm(self, name: str, arm: ImagesArm) -> None:
+        if isinstance(arm.weight, TruncateConfig) and arm.weight.threshold == 0:
+            raise ValueError(
+                f"arm {name!r}: threshold 0 keeps a share of 0 of the pixels, since only those of "
+                "probability 0 would count; give a threshold above 0"
+            )
+
+
+EXPERIMENTS: dict[str, type[AnyExperiment]] = {
+    "causal_lm": LanguageExperiment,
+    "gaussian": PointsExperiment,
+    "gmm": PointsExperiment,
+    "vae": ImagesExperiment,
+}
+"""The class of experiment for each family."""
+
+
+def kept_share(weight: DensityWeightConfig, dimension: int) -> float:
+    """The share of Gaussian points of this dimension that a weight keeps."""
+    if isinstance(weight, TruncateTailsConfig):
+        return theory.kept_share(weight.a, dimension)
+    if isinstance(weight, TruncateQuantileConfig):
+        return weight.quantile
+    return 1.0

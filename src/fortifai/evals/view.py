@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from numpy.typing import NDArray
@@ -23,6 +24,8 @@ class Stage(Generic[M]):
         fit: What training reported, such as ``loss``, ``tokens`` and ``truncated_share``.
         seed: For measures that draw at random.
         tick: Tells how many of how many steps of measuring are done.
+        origin: Folder of generation 0, for measures that compare with it: generation 0 writes
+            there what the later ones read back.
     """
 
     generation: int
@@ -32,3 +35,4 @@ class Stage(Generic[M]):
     fit: Mapping[str, Any]
     seed: int
     tick: Callable[[int, int], None]
+    origin: Path

@@ -1,8 +1,8 @@
 """Runs the chains of an experiment, in this process or several at a time in processes of its own.
 
-A chain (one arm and seed) depends on no other, so chains are the unit of parallel work. Each gets
-the same number of threads however many run at a time: sums in another order round otherwise, and a
-result must not depend on `workers`.
+A chain (one arm and seed, or all its seeds) depends on no other, so chains are the unit of parallel
+work. Each gets the same number of threads however many run at a time: sums in another order round
+otherwise, and a result must not depend on `workers`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from fortifai.errors import FortifaiError, RunFailed
 from fortifai.evals.score import Score
 from fortifai.loop.progress import Progress
 
-Job = tuple[str, int]
-"""An arm's name and a seed."""
+Job = tuple[str, str]
+"""An arm's name and the name of one of its chains, such as ``seed-0``."""
 
 Tell = Callable[[str], None]
 Work = Callable[[Any, Job, Progress, Tell], None]
@@ -155,10 +155,10 @@ def _run_in_processes(
             except FortifaiError as error:
                 failures.append((futures[future], error))
             except BrokenProcessPool as error:
-                arm, seed = futures[future]
+                arm, chain = futures[future]
                 raise RunFailed(
-                    f"arm {arm}, seed {seed}: its process was killed (out of memory?); start the "
-                    "same command again to go on from the last whole generation"
+                    f"arm {arm}, {chain.replace('-', ' ')}: its process was killed (out of "
+                    "memory?); start the same command again to go on from the last whole generation"
                 ) from error
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)

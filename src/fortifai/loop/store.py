@@ -12,10 +12,9 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,8 @@ from fortifai.errors import InputError
 
 MANIFEST = "manifest.json"
 MODEL = "model"
+SAMPLES = "samples.safetensors"
+ENDED = "ended.json"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,12 +34,20 @@ class Health:
     Attributes:
         whole: Every file that must be there is there, with its size and sum.
         faults: What is wrong with which file, one sentence part each.
-        has_model: The weights are there and whole.
+        there: The files and folders at its top that are there and whole.
     """
 
     whole: bool
     faults: tuple[str, ...] = ()
-    has_model: bool = False
+    there: frozenset[str] = frozenset()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class End:
+    """A chain that could not go on: the generation that could not be trained, and why."""
+
+    generation: int
+    reason: str
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -64,31 +73,39 @@ def sha256(path: Path) -> str:
 
 
 @contextmanager
-def committing(folder: Path) -> Iterator[Path]:
+def committing(folder: Path, droppable: Sequence[str] = ()) -> Iterator[Path]:
     """A folder to write into that becomes `folder` when the block ends, or never exists.
 
     Anything found at `folder` before is replaced.
+
+    Args:
+        folder: Where to.
+        droppable: Names at its top that may be removed later without harm to the rest.
     """
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     yield partial
-    _write_manifest(partial)
+    _write_manifest(partial, droppable)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     _sync(folder.parent)
 
 
-def _write_manifest(folder: Path) -> None:
+def _write_manifest(folder: Path, droppable: Sequence[str]) -> None:
     kept: dict[str, dict[str, Any]] = {}
-    droppable: dict[str, dict[str, Any]] = {}
+    may_go: dict[str, dict[str, Any]] = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
         _sync(path)
-        where = droppable if name.startswith(f"{MODEL}/") else kept
+        where = may_go if _top(name) in droppable else kept
         where[name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-    write_json(folder / MANIFEST, {"files": kept, "droppable": droppable})
+    write_json(folder / MANIFEST, {"files": kept, "droppable": may_go})
     _sync(folder / MANIFEST)
+
+
+def _top(name: str) -> str:
+    return name.partition("/")[0]
 
 
 def _sync(path: Path) -> None:
@@ -109,12 +126,12 @@ def inspect(folder: Path) -> Health:
         return Health(False)
     except (ValueError, KeyError, TypeError):
         return Health(False, (f"{folder / MANIFEST} is not a manifest",))
-    faults = [f for name, told in kept.items() if (f := _fault(folder / name, told))]
-    model_faults = [f for name, told in droppable.items() if (f := _fault(folder / name, told))]
-    dropped = not (folder / MODEL).exists()
-    if not dropped:
-        faults += model_faults
-    return Health(not faults, tuple(faults), bool(droppable) and not dropped and not model_faults)
+    dropped = {_top(name) for name in droppable if not (folder / _top(name)).exists()}
+    files = kept | {name: told for name, told in droppable.items() if _top(name) not in dropped}
+    found = {name: _fault(folder / name, told) for name, told in files.items()}
+    faults = tuple(fault for fault in found.values() if fault)
+    broken = {_top(name) for name, fault in found.items() if fault}
+    return Health(not faults, faults, frozenset(map(_top, files)) - broken)
 
 
 def _fault(path: Path, told: dict[str, Any]) -> str | None:
@@ -142,28 +159,49 @@ class ChainStore:
         """The SHA-256 that a generation's manifest gives for a file; None if it cannot be read."""
         try:
             manifest = json.loads((self.path(generation) / MANIFEST).read_text("utf-8"))
-            return str(manifest["files"][name]["sha256"])
+            files = manifest["files"] | manifest["droppable"]
+            return str(files[name]["sha256"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def drop_model(self, generation: int) -> None:
-        """Remove a generation's weights; everything else of it stays.
+    def drop(self, generation: int, name: str) -> None:
+        """Remove a generation's weights or samples; everything else of it stays.
 
-        The folder is renamed first, so that a kill in between leaves no half of it under its name.
+        They are renamed first, so that a kill in between leaves no half of them under their name.
         """
-        model = self.path(generation) / MODEL
-        if model.exists():
-            gone = self.folder / f"dropped-{generation:02d}.partial"
-            shutil.rmtree(gone, ignore_errors=True)
-            model.rename(gone)
-            shutil.rmtree(gone)
+        path = self.path(generation) / name
+        if path.exists():
+            gone = self.folder / f"dropped-{generation:02d}-{name}.partial"
+            _remove(gone)
+            path.rename(gone)
+            _remove(gone)
+
+    def end(self, generation: int, reason: str) -> None:
+        """Mark the chain as one whose generation `generation` could not be trained."""
+        partial = self.folder / f"{ENDED}.partial"
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        write_json(partial, {"generation": generation, "reason": reason})
+        _sync(partial)
+        partial.rename(self.folder / ENDED)
+
+    def ended(self) -> End | None:
+        """How the chain ended before its time; None if it did not."""
+        path = self.folder / ENDED
+        return End(**json.loads(path.read_text("utf-8"))) if path.is_file() else None
 
     def sweep(self) -> None:
         """Remove what a killed process left half-written."""
         if self.folder.exists():
             for left in self.folder.iterdir():
-                if re.fullmatch(r".*\.partial", left.name):
-                    shutil.rmtree(left)
+                if left.name.endswith(".partial"):
+                    _remove(left)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from fortifai.confidence import Weight
+from fortifai.confidence import Dynamic, Truncate, Weight
 from fortifai.config import RegenerateConfig, TrainConfig
 from fortifai.errors import InputError
 from fortifai.loop.progress import Progress
@@ -46,7 +46,7 @@ class CausalLMFamily:
 
     base: Path
     scratch: Callable[[int], CausalLM]
-    weight: Weight
+    weight: Weight | Dynamic
     train: TrainConfig
     regenerate: RegenerateConfig
     select: Select | None
@@ -57,8 +57,9 @@ class CausalLMFamily:
         """A training block: what stays together when a share is drawn."""
         return self.train.block
 
-    def create(self, start: Literal["base", "scratch"], *, seed: int) -> BoundLM:
+    def create(self, start: Literal["base", "scratch"], *, seeds: Sequence[int]) -> BoundLM:
         """The shared base model, or new random weights."""
+        (seed,) = seeds
         lm = CausalLM.load(self.base) if start == "base" else self.scratch(seed)
         return BoundLM(lm, self)
 
@@ -74,11 +75,13 @@ class BoundLM:
     lm: CausalLM
     family: CausalLMFamily
 
-    def fit(self, samples: Tokens, *, seed: int, progress: Progress) -> dict[str, Any]:
+    def fit(self, samples: Tokens, *, seeds: Sequence[int], progress: Progress) -> dict[str, Any]:
         """Train; see `CausalLM.fit`."""
+        (seed,) = seeds
+        weight = self._settled(samples)
         report = self.lm.fit(
             samples,
-            self.family.weight,
+            weight,
             self.family.train,
             seed=seed,
             workdir=self.family.workdir,
@@ -87,10 +90,21 @@ class BoundLM:
         )
         out = dataclasses.asdict(report)
         del out["seconds"]  # what is written down must be the same when the run is repeated
+        if isinstance(self.family.weight, Dynamic):
+            out["threshold"] = cast(Truncate, weight).threshold
         return out
 
-    def regenerate(self, samples: Tokens, *, seed: int, progress: Progress) -> Tokens:
+    def _settled(self, samples: Tokens) -> Weight:
+        """The weight; a dynamic one by the confidences that the model starts this fit with."""
+        weight = self.family.weight
+        if not isinstance(weight, Dynamic):
+            return weight
+        rows = samples[: weight.rows * self.family.train.block]
+        return weight.settle(np.exp(self.lm.log_prob(rows)))
+
+    def regenerate(self, samples: Tokens, *, seeds: Sequence[int], progress: Progress) -> Tokens:
         """Rewrite; see `CausalLM.regenerate`."""
+        (seed,) = seeds
         return self.lm.regenerate(samples, self.family.regenerate, seed=seed, progress=progress)
 
     def log_prob(self, samples: Tokens) -> NDArray[np.float32]:

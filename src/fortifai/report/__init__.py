@@ -38,7 +38,18 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; give a folder for the report")
     times = failures(read)
-    scene = Scene([arm for run in read for arm in run.arms], times.level, times.crossings)
+    scene = Scene(
+        [arm for run in read for arm in run.arms],
+        times.level,
+        times.crossings,
+        unit=read[0].unit,
+        prediction={
+            arm.label: run.prediction[arm.name]
+            for run in read
+            for arm in run.arms
+            if arm.name in run.prediction
+        },
+    )
     plots = draw_all(scene)
     page = render(read, scene, plots, times)
     try:

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from fortifai.report.load import KR, Arm
+from fortifai.report.load import KR, Arm, Chain
 from fortifai.stats import paired_difference
 
 
@@ -67,13 +67,18 @@ def last_shared(arm: Arm, baseline: Arm, measure: str, on: str) -> int | None:
     there = {c.seed: c for c in baseline.chains}
     pairs = [(c, there[c.seed]) for c in arm.chains if c.seed in there]
     lengths = [min(len(a.values(measure, on)), len(b.values(measure, on))) for a, b in pairs]
-    return min(lengths) - 1 if lengths and min(lengths) > 0 else None
+    return _number(pairs[0][0], min(lengths, default=0)) if pairs else None
 
 
 def last_of(arm: Arm, measure: str = KR, on: str = "split-0") -> int | None:
     """The last generation that every seed of the arm measured."""
     lengths = [len(chain.values(measure, on)) for chain in arm.chains]
-    return min(lengths) - 1 if lengths and min(lengths) > 0 else None
+    return _number(arm.chains[0], min(lengths))
+
+
+def _number(chain: Chain, length: int) -> int | None:
+    """The generation that the last of so many values is of."""
+    return chain.due[length - 1] if length else None
 
 
 def mean_at(arm: Arm, measure: str, on: str, generation: int) -> float | None:

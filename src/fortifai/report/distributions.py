@@ -191,6 +191,14 @@ def ledgers(arms: Sequence[Arm]) -> list[LedgerGroup]:
     return [LedgerGroup(tuple(names), tuple(rows)) for names, rows in groups]
 
 
+def thinned(rows: Sequence[LedgerRow], count: int) -> tuple[LedgerRow, ...]:
+    """At most so many rows, evenly spaced, the first and the last among them."""
+    if len(rows) <= count:
+        return tuple(rows)
+    places = np.linspace(0, len(rows) - 1, count).round().astype(int)
+    return tuple(rows[place] for place in places)
+
+
 def _key(rows: Sequence[LedgerRow]) -> str:
     return json.dumps([[r.generation, sorted(r.by_age.items())] for r in rows])
 
@@ -210,13 +218,14 @@ def ledger(scene: Scene) -> Plot | None:
         return None
     pitch, top = 326, legend_height(scene, width=HALF)  # in line with its neighbour
     canvas = Canvas(HALF, top + pitch * len(groups))
+    groups = [dataclasses.replace(group, rows=thinned(group.rows, 9)) for group in groups]
     oldest = max(age for group in groups for row in group.rows for age in row.by_age)
     for i, group in enumerate(groups):
         axes = canvas.axes(56, top + 48 + i * pitch, HALF - 80, 230)
         _ledger_panel(axes, group, oldest, scene.last)
         whole = len(group.arms) == len(scene.arms)
         name = "All arms" if whole else style.short(", ".join(group.arms), 56)
-        style.heading(axes, name, "thousand tokens trained on, once each")
+        style.heading(axes, name, f"thousand {scene.unit} trained on, once each")
     entries: list[tuple[str, Any]] = [("real", Patch(color=_shade(0, oldest), linewidth=0))]
     if oldest:
         ages = "once" if oldest == 1 else f"1 to {oldest} times: paler, more often"
@@ -225,9 +234,10 @@ def ledger(scene: Scene) -> Plot | None:
     return plot(
         canvas,
         "ledger",
-        "Ledger of real and rewritten text",
-        "Tokens in each generation's training set, by how often they were rewritten before. "
-        "Percentages: the share that is real. One epoch; the same for every seed.",
+        f"Ledger of real and rewritten {'text' if scene.unit == 'tokens' else scene.unit}",
+        f"{scene.unit.capitalize()} in each generation's training set, by how often they were "
+        "rewritten before. Percentages: the share that is real. One epoch; the same for every "
+        "seed.",
         wide=False,
     )
 
@@ -244,21 +254,24 @@ def _shade(age: int, oldest: int) -> str:
 
 
 def _ledger_panel(axes: Any, group: LedgerGroup, oldest: int, last: int) -> None:
+    steps = np.diff([row.generation for row in group.rows])
+    width = 0.62 * float(steps.min()) if len(steps) else 0.62
+    labelled = len(group.rows) <= 6
     for row in group.rows:
         bottom = 0.0
-        for age, values in row.by_age.items():
+        for age, values in _stacked(row.by_age).items():
             axes.bar(
                 row.generation,
                 values / 1000,
                 bottom=bottom,
-                width=0.62,
+                width=width,
                 color=_shade(age, oldest),
                 edgecolor="#ffffff",
                 linewidth=0.8,
             )
             bottom += values / 1000
         axes.annotate(
-            f"{row.real_share:.0%} real",
+            f"{row.real_share:.0%}{' real' if labelled else ''}",
             (row.generation, bottom),
             xytext=(0, 5),
             textcoords="offset points",
@@ -268,4 +281,12 @@ def _ledger_panel(axes: Any, group: LedgerGroup, oldest: int, last: int) -> None
     axes.set_ylim(0, 1.1 * max(row.total for row in group.rows) / 1000)
     style.few_ticks(axes)
     style.generations(axes, last)
-    axes.set_xlim(-0.5, last + 0.5)
+    axes.set_xlim(-0.8 * width, last + 0.8 * width)
+
+
+def _stacked(by_age: Mapping[int, int]) -> Mapping[int, int]:
+    """Real and rewritten data; of many ages, all rewritten data as one."""
+    if len(by_age) <= 12:
+        return by_age
+    oldest = max(by_age)
+    return {0: by_age.get(0, 0), oldest: sum(n for age, n in by_age.items() if age)}

@@ -110,7 +110,12 @@ def _times(arm: Arm, level: Level) -> list[TimeToFailure]:
         else:
             height = level.level
         out.append(
-            time_to_failure(values, height, "below" if level.direction == "below" else "above")
+            time_to_failure(
+                values,
+                height,
+                "below" if level.direction == "below" else "above",
+                generations=chain.due[: len(values)],
+            )
         )
     return out
 
@@ -184,6 +189,7 @@ def ratio(arm: Arm, baseline: Arm, level: Level) -> Ratio | None:
         "half_gain" if isinstance(level.level, str) else level.level,
         "below" if level.direction == "below" else "above",
         chance=chance,
+        generations=pairs[0][0].due[:length],
     )
 
 

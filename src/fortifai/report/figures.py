@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from matplotlib.lines import Line2D
-
-from fortifai.report import distributions, style
+from fortifai.report import densities, distributions, pictures, style
 from fortifai.report.load import FIRST, KR, Generation
+from fortifai.report.panels import Panel, panels
 from fortifai.report.scene import (
     Plot,
     Scene,
@@ -184,68 +182,13 @@ def _trained_on(generation: Generation) -> set[int]:
 # --- panels of lines --------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Panel:
-    title: str
-    unit: str
-    measure: str
-    on: str
-    real: str = ""
-    """Text whose value in generation 0 is drawn as a dashed line: what real text has."""
-
-
-def _panels(
-    scene: Scene, panels: Sequence[_Panel], *, log: bool = False, share_y: bool = False
-) -> tuple[Canvas, list[_Panel]] | None:
-    shown = [p for p in panels if scene.has(p.measure, p.on)]
-    if not shown:
-        return None
-    dashed = Line2D([], [], color=SOFT, linewidth=1.2, linestyle=(0, (4, 3)))
-    extra = [("real text", dashed)] if any(p.real for p in shown) else []
-    top, tall = legend_height(scene, [name for name, _ in extra]), 220
-    canvas = Canvas(WIDE, top + tall + 92)
-    step = (WIDE - 20) / len(shown)
-    whole = limits(scene, [(p.measure, p.on) for p in shown])
-    for i, panel in enumerate(shown):
-        axes = canvas.axes(52 + step * i, top + 48, step - 66, tall)
-        lines = [series(arm, panel.measure, panel.on) for arm in scene.arms]
-        values = [v for line in lines for v in (*line.low, *line.high)]
-        level = _real_level(scene, panel)
-        if level is not None:
-            values.append(level)
-            axes.axhline(level, color=SOFT, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
-        if log and min(values) > 0:
-            style.plain_log(axes, values)
-        else:
-            span = (max(values) - min(values)) * 0.06 or abs(max(values)) * 0.06 or 0.01
-            axes.set_ylim(*(whole if share_y else (min(values) - span, max(values) + span)))
-            style.few_ticks(axes)
-        style.generations(axes, scene.last)
-        style.heading(axes, panel.title, panel.unit)
-        for arm, line in zip(scene.arms, lines, strict=True):
-            draw(axes, line, scene.looks[arm.label], size=6.5)
-    legend(canvas, scene, extra)
-    return canvas, shown
-
-
-def _real_level(scene: Scene, panel: _Panel) -> float | None:
-    if not panel.real:
-        return None
-    for arm in scene.arms:
-        first = arm.chains[0].at(0)
-        value = first.value(panel.measure, panel.real) if first else None
-        if value is not None:
-            return value
-    return None
-
-
 def kr_total(scene: Scene) -> Plot | None:
     """KR up to the stage and in total (the paper's Fig. 4)."""
-    made = _panels(
+    made = panels(
         scene,
         [
-            _Panel("All splits seen so far", "share right", KR, "up-to-stage"),
-            _Panel("All splits", "share right; unseen ones included", KR, "total"),
+            Panel("All splits seen so far", "share right", KR, "up-to-stage"),
+            Panel("All splits", "share right; unseen ones included", KR, "total"),
         ],
         share_y=True,
     )
@@ -268,12 +211,12 @@ def _n(scene: Scene, measure: str, on: str) -> str:
 
 def perplexity(scene: Scene) -> Plot | None:
     """Perplexity of the original first split, of held-out text and of what the model wrote."""
-    made = _panels(
+    made = panels(
         scene,
         [
-            _Panel("The original first split", "perplexity, log scale", "perplexity", FIRST),
-            _Panel("Held-out text", "perplexity, log scale", "perplexity", "held-out"),
-            _Panel(
+            Panel("The original first split", "perplexity, log scale", "perplexity", FIRST),
+            Panel("Held-out text", "perplexity, log scale", "perplexity", "held-out"),
+            Panel(
                 "The first split as it wrote it",
                 "perplexity, log scale",
                 "perplexity",
@@ -296,12 +239,12 @@ def perplexity(scene: Scene) -> Plot | None:
 
 def kl(scene: Scene) -> Plot | None:
     """KL of unigram distributions (the paper's Fig. 7)."""
-    made = _panels(
+    made = panels(
         scene,
         [
-            _Panel("First split", "KL, nats, equal sizes", "kl.unigram", "rewritten-0"),
-            _Panel("All rewritten text", "KL, nats, equal sizes", "kl.unigram", "rewritten"),
-            _Panel(
+            Panel("First split", "KL, nats, equal sizes", "kl.unigram", "rewritten-0"),
+            Panel("All rewritten text", "KL, nats, equal sizes", "kl.unigram", "rewritten"),
+            Panel(
                 "All rewritten text", "KL, nats, against all real", "kl.unigram_paper", "rewritten"
             ),
         ],
@@ -322,11 +265,11 @@ def kl(scene: Scene) -> Plot | None:
 def diversity(scene: Scene) -> Plot | None:
     """distinct-1, -2, -3 and token entropy of the rewritten first split."""
     distinct = [
-        _Panel(f"distinct-{n}", f"share of different {name}", f"distinct-{n}", "rewritten-0", FIRST)
+        Panel(f"distinct-{n}", f"share of different {name}", f"distinct-{n}", "rewritten-0", FIRST)
         for n, name in ((1, "tokens"), (2, "pairs"), (3, "triples"))
     ]
-    entropy = _Panel("Token entropy", "nats", "entropy.unigram", "rewritten-0", FIRST)
-    made = _panels(scene, [*distinct, entropy])
+    entropy = Panel("Token entropy", "nats", "entropy.unigram", "rewritten-0", FIRST)
+    made = panels(scene, [*distinct, entropy])
     if not made:
         return None
     return plot(
@@ -350,7 +293,7 @@ def truncated(scene: Scene) -> Plot | None:
     axes.set_ylim(-0.02, 1.02)
     style.few_ticks(axes)
     style.generations(axes, scene.last)
-    style.heading(axes, "Weight taken away in training", "share, mean over tokens")
+    style.heading(axes, "Weight taken away in training", f"share, mean over {_weighed(scene)}")
     for arm in scene.arms:
         draw(axes, series(arm, measure, on), scene.looks[arm.label], size=6.5)
     legend(canvas, scene)
@@ -358,11 +301,17 @@ def truncated(scene: Scene) -> Plot | None:
         canvas,
         "truncated",
         "Truncated share",
-        f"1 {MINUS} mean weight of a token over all of a generation's training: the share of "
-        "tokens truncated under TCE, the weight taken off under Focal, 0 under cross entropy. "
+        f"1 {MINUS} mean weight over all of a generation's training: the share of "
+        f"{_weighed(scene)} truncated under TCE, the weight taken off under Focal, 0 where all "
+        "are kept. "
         f"{scene.seeds_said()}",
         wide=False,
     )
+
+
+def _weighed(scene: Scene) -> str:
+    """What has a weight: tokens, points, and of images the pixels."""
+    return "pixels" if scene.unit == "images" else scene.unit
 
 
 def draw_all(scene: Scene) -> list[Plot]:
@@ -376,6 +325,15 @@ def draw_all(scene: Scene) -> list[Plot]:
         kl,
         distributions.confidence,
         diversity,
+        densities.variance,
+        densities.histograms,
+        densities.scatter,
+        densities.tails,
+        densities.distances,
+        pictures.samples,
+        pictures.spread,
+        pictures.likeness,
+        pictures.classes,
         truncated,
         distributions.ledger,
     ):

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from fortifai import __version__
 from fortifai.report import style
 from fortifai.report.compare import kr_change, kr_difference, last_of, last_shared, mean_at
-from fortifai.report.distributions import ledgers
+from fortifai.report.distributions import ledgers, thinned
 from fortifai.report.failure import Failures
 from fortifai.report.load import FIRST, KR, Arm, Passage, Run
 from fortifai.report.scene import Plot, Scene
@@ -60,6 +60,7 @@ def render(runs: Sequence[Run], scene: Scene, plots: Sequence[Plot], failures: F
         summary_note=_summary_note(scene),
         failures=_failure_table(scene, failures),
         failure_note=failures.note,
+        unit=scene.unit,
         plots=plots,
         passages=_passages(scene.arms, looks),
         passage_seed=_followed(scene.arms),
@@ -73,7 +74,7 @@ def render(runs: Sequence[Run], scene: Scene, plots: Sequence[Plot], failures: F
 
 def _state(runs: Sequence[Run]) -> str:
     done = sum(run.finished for run in runs)
-    planned = sum(run.generations * run.chains_planned for run in runs)
+    planned = sum(run.planned for run in runs)
     if done >= planned:
         return f"all {planned} generations finished"
     return f"{done} of {planned} generations finished so far"
@@ -361,7 +362,7 @@ def _ledger_tables(arms: Sequence[Arm]) -> list[Row]:
                     "total": f"{row.total:,}",
                     "share": f"{row.real_share:.0%}",
                 }
-                for row in group.rows
+                for row in thinned(group.rows, 12)
             ],
         }
         for group in ledgers(arms)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import hashlib
 import io
@@ -17,10 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 from numpy.typing import NDArray
+from safetensors.numpy import load as load_safetensors
 
 from fortifai.errors import InputError
 from fortifai.evals.score import Score
-from fortifai.loop.store import MANIFEST
+from fortifai.loop.store import ENDED, MANIFEST, End
 from fortifai.report.text import neutral
 
 KR = "kr.mean"
@@ -29,6 +31,8 @@ FIRST = "split-0"
 _SCORES, _LEDGER, _HISTOGRAMS = "scores.jsonl", "ledger.json", "histograms.json"
 _DIRECTIONS = {"below": "below", "above": "above"}
 _PASSAGES, _QUESTIONS = "passages.jsonl", "questions.parquet"
+_PICTURE, _GRID = "picture.json", "grid.safetensors"
+_FILES = (_SCORES, _LEDGER, _HISTOGRAMS, _PASSAGES, _QUESTIONS, _PICTURE, _GRID)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -81,6 +85,8 @@ class Generation:
     counts: Mapping[str, tuple[int, ...]]
     passages: tuple[Passage, ...]
     answers: Answers | None
+    picture: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    grid: Mapping[str, NDArray[np.uint8]] = dataclasses.field(default_factory=dict)
 
     def value(self, measure: str, on: str) -> float | None:
         """The value of a measure, or None where it was not taken."""
@@ -90,21 +96,35 @@ class Generation:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Chain:
-    """The finished generations of one arm and seed, in order; a damaged one may be missing."""
+    """The finished generations of one arm and seed, in order; a damaged one may be missing.
+
+    Attributes:
+        seed: Its seed.
+        generations: Those that were measured and are whole.
+        due: Numbers of all that are measured when the chain is complete.
+        ended: Where and why it could not go on, if so.
+    """
 
     seed: int
     generations: tuple[Generation, ...]
+    due: tuple[int, ...]
+    ended: End | None = None
 
     def at(self, number: int) -> Generation | None:
         """Generation `number`, or None."""
-        return next((g for g in self.generations if g.number == number), None)
+        place = bisect.bisect_left(self.generations, number, key=lambda g: g.number)
+        found = self.generations[place : place + 1]
+        return found[0] if found and found[0].number == number else None
 
     def values(self, measure: str, on: str) -> list[float]:
-        """Values from generation 0 on, up to the first one that lacks the measure or is NaN."""
+        """Values from generation 0 on, up to the first one that lacks the measure or is NaN.
+
+        The n-th is that of generation ``due[n]``.
+        """
         out: list[float] = []
-        for generation in self.generations:
+        for generation, number in zip(self.generations, self.due, strict=False):
             value = generation.value(measure, on)
-            if value is None or math.isnan(value) or generation.number != len(out):
+            if value is None or math.isnan(value) or generation.number != number:
                 break
             out.append(value)
         return out
@@ -136,6 +156,11 @@ class Arm:
         return max(chain.generations[-1].number for chain in self.chains)
 
     @property
+    def numbers(self) -> list[int]:
+        """Generations that any seed measured, in order."""
+        return sorted({g.number for chain in self.chains for g in chain.generations})
+
+    @property
     def threshold(self) -> float | None:
         """The truncation threshold, or None where the weight is another."""
         weight = self.settings.get("weight")
@@ -151,12 +176,13 @@ class Run:
 
     label: str
     yaml: str
+    unit: str
     head: Mapping[str, Any]
     notes: tuple[str, ...]
     levels: tuple[Level, ...]
-    generations: int
-    chains_planned: int
+    planned: int
     arms: tuple[Arm, ...]
+    prediction: Mapping[str, Mapping[str, Sequence[float]]]
 
     @property
     def baseline(self) -> Arm | None:
@@ -211,11 +237,12 @@ def _labels(paths: Sequence[Path], names: Sequence[str]) -> list[str]:
 def _run(path: Path, config: Mapping[str, Any], label: str, *, prefix: bool) -> Run:
     declared = config["arms"]
     notes = [str(note) for note in _json(path / "notes.json", list)]
+    seeds = [int(s) for s in config.get("seeds", [0])]
     arms = []
     for name, settings in declared.items():
         if str(name) in ("", ".", "..") or Path(str(name)).name != str(name):
             raise InputError(f"arm {str(name)!r} of {path} is not a plain name; it must be one")
-        chains = tuple(_chains(path / "arms" / str(name), notes))
+        chains = tuple(_chains(path / "arms" / str(name), config, seeds, notes))
         if chains:
             arms.append(
                 Arm(
@@ -231,20 +258,24 @@ def _run(path: Path, config: Mapping[str, Any], label: str, *, prefix: bool) -> 
         raise InputError(
             f"{path} has no finished generation yet; wait for the first one, or start its run again"
         )
-    seeds = config.get("seeds")
-    planned = len(declared) * (len(seeds) if isinstance(seeds, list | tuple) else 1)
-    last = max(arm.last for arm in arms) + 1
-    generations = config.get("generations")
+    known = sum(len(c.due) - len(_due(config, None)) for arm in arms for c in arm.chains)
     return Run(
         label=label,
         yaml=(path / "config.yaml").read_text("utf-8"),
+        unit=str(_json(path / "plan.json", dict).get("unit", "tokens")),
         head=_json(path / "run.json", dict),
         notes=tuple(notes),
         levels=_levels(path, config.get("time_to_failure")),
-        generations=generations if isinstance(generations, int) else last,
-        chains_planned=planned,
+        planned=len(declared) * len(seeds) * len(_due(config, None)) + known,
         arms=tuple(arms),
+        prediction=_json(path / "shared" / "prediction.json", dict),
     )
+
+
+def _due(config: Mapping[str, Any], ended: End | None) -> tuple[int, ...]:
+    """The generations that a complete chain has measured."""
+    last = int(config.get("generations", 1)) - 1 if ended is None else ended.generation - 1
+    return tuple(sorted({0, last, *range(0, last, int(config.get("every", 1)))}))
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:
@@ -301,21 +332,57 @@ def _json(path: Path, kind: type[Any]) -> Any:
 # --- generations ------------------------------------------------------------------------------
 
 
-def _chains(folder: Path, notes: list[str]) -> Iterable[Chain]:
+def _chains(
+    folder: Path, config: Mapping[str, Any], seeds: Sequence[int], notes: list[str]
+) -> Iterable[Chain]:
     for seed, path in _numbered(folder, r"seed-(\d+)"):
-        found = []
-        for number, place in _numbered(path, r"generation-(\d+)"):
-            if not (place / MANIFEST).is_file():
-                continue  # not finished yet
-            try:
-                found.append(_generation(number, place))
-            except _Damaged as fault:
-                notes.append(
-                    f"Generation {number} of {folder.name}, seed {seed} is left out: {fault}. "
-                    "Start the run again to have it done anew."
-                )
+        ended = _ended(path, f"arm {folder.name}, seed {seed}", notes)
+        found = tuple(_generations(path, f"{folder.name}, seed {seed}", notes))
         if found:
-            yield Chain(seed, tuple(found))
+            yield Chain(seed, found, _due(config, ended), ended)
+    path = folder / "seeds"  # all seeds in one chain
+    ended = _ended(path, f"arm {folder.name}", notes)
+    together = tuple(_generations(path, folder.name, notes))
+    for i, seed in enumerate(seeds if together else ()):
+        yield Chain(seed, tuple(_of_seed(g, i) for g in together), _due(config, ended), ended)
+
+
+def _generations(path: Path, where: str, notes: list[str]) -> Iterable[Generation]:
+    for number, place in _numbered(path, r"generation-(\d+)"):
+        if not (place / MANIFEST).is_file():
+            continue  # not finished yet
+        try:
+            yield _generation(number, place)
+        except _Damaged as fault:
+            notes.append(
+                f"Generation {number} of {where} is left out: {fault}. "
+                "Start the run again to have it done anew."
+            )
+
+
+def _ended(path: Path, where: str, notes: list[str]) -> End | None:
+    found = _json(path / ENDED, dict)
+    if not found:
+        return None
+    ended = End(int(found["generation"]), str(found["reason"]))
+    notes.append(
+        f"{where[0].upper()}{where[1:]} ended before generation {ended.generation}: "
+        f"{ended.reason}. What it had reached is shown."
+    )
+    return ended
+
+
+def _of_seed(generation: Generation, i: int) -> Generation:
+    """One seed's part of a generation that holds all seeds; pictures are of the first seed."""
+    scores = {
+        key: score
+        if score.by_seed is None
+        else dataclasses.replace(score, value=score.by_seed[i], stderr=None, by_seed=None)
+        for key, score in generation.scores.items()
+    }
+    if i:
+        return dataclasses.replace(generation, scores=scores, picture={}, grid={})
+    return dataclasses.replace(generation, scores=scores)
 
 
 def _numbered(folder: Path, pattern: str) -> list[tuple[int, Path]]:
@@ -332,13 +399,9 @@ class _Damaged(Exception):  # noqa: N818 - caught here, told as a note
 def _generation(number: int, folder: Path) -> Generation:
     try:
         told = json.loads((folder / MANIFEST).read_text("utf-8"))["files"]
-        files = {
-            name: _checked(folder, name, told[name])
-            for name in (_SCORES, _LEDGER, _HISTOGRAMS, _PASSAGES, _QUESTIONS)
-            if name in told
-        }
+        files = {name: _checked(folder, name, told[name]) for name in _FILES if name in told}
         histograms = json.loads(files.get(_HISTOGRAMS, b"{}"))
-        scores = [Score(**row) for row in _rows(files[_SCORES])]
+        scores = [_score(row) for row in _rows(files[_SCORES])]
         return Generation(
             number=number,
             scores={(score.measure, score.on): score for score in scores},
@@ -350,9 +413,16 @@ def _generation(number: int, folder: Path) -> Generation:
             },
             passages=tuple(_passage(row) for row in _rows(files.get(_PASSAGES, b""))),
             answers=_answers(files[_QUESTIONS]) if _QUESTIONS in files else None,
+            picture=json.loads(files.get(_PICTURE, b"{}")),
+            grid=load_safetensors(files[_GRID]) if _GRID in files else {},
         )
     except (OSError, KeyError, TypeError, ValueError, AttributeError, pa.ArrowException) as error:
         raise _Damaged(f"it cannot be read ({type(error).__name__})") from error
+
+
+def _score(row: dict[str, Any]) -> Score:
+    by_seed = row.get("by_seed")
+    return Score(**row | {"by_seed": tuple(by_seed) if by_seed is not None else None})
 
 
 def _checked(folder: Path, name: str, told: Mapping[str, Any]) -> bytes:

@@ -62,6 +62,9 @@ class Scene:
 
     Attributes:
         arms: In the order in which they are told.
+        unit: What samples are counted in: tokens, points, images.
+        prediction: By arm, what theory predicts for the variance: ``generation``, ``mean`` and,
+            where there is an interval of one seed, ``low`` and ``high``.
         crossings: Mean time to failure at an absolute level of KR on the first split, by arm.
         level: That level, or None where no absolute one is declared.
     """
@@ -69,6 +72,10 @@ class Scene:
     arms: Sequence[Arm]
     level: float | None = None
     crossings: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    unit: str = "tokens"
+    prediction: Mapping[str, Mapping[str, Sequence[float]]] = dataclasses.field(
+        default_factory=dict
+    )
 
     @property
     def looks(self) -> dict[str, Look]:
@@ -132,7 +139,8 @@ class Scene:
     def seeds_said(self) -> str:
         """How lines and bands are made, for captions."""
         if self.seeds == 1:
-            return "One seed; bands: 95\u00a0% interval over questions or tokens, where given."
+            items = "questions or tokens" if self.unit == "tokens" else self.unit
+            return f"One seed; bands: 95\u00a0% interval over {items}, where given."
         counts = sorted({len(arm.chains) for arm in self.arms})
         said = " to ".join(str(c) for c in dict.fromkeys((counts[0], counts[-1])))
         return f"Lines: mean of {said} seeds; bands: lowest to highest seed."
@@ -141,7 +149,7 @@ class Scene:
 def series(arm: Arm, measure: str, on: str) -> Series:
     """Mean and range over seeds by generation; with one seed, the value and its 95 % interval."""
     out = Series([], [], [], [])
-    for number in range(arm.last + 1):
+    for number in arm.numbers:
         found = [
             g.scores[measure, on]
             for chain in arm.chains
@@ -159,6 +167,10 @@ def series(arm: Arm, measure: str, on: str) -> Series:
     return out
 
 
+MARKED = 25
+"""Points of a line up to which each gets a mark; more would hide the line."""
+
+
 def draw(axes: Any, line: Series, look: Look, *, size: float = 7) -> None:
     """Draw one arm's line with its band."""
     if any(h > low for h, low in zip(line.high, line.low, strict=True)):
@@ -170,7 +182,7 @@ def draw(axes: Any, line: Series, look: Look, *, size: float = 7) -> None:
         line.mean,
         color=look.colour,
         linestyle=look.dash,
-        marker=look.mark,
+        marker=look.mark if len(line.x) <= MARKED else None,
         markersize=size,
         markeredgecolor="#ffffff",
         markeredgewidth=0.7,

@@ -220,9 +220,11 @@ def plain_log(axes: Any, values: Sequence[float]) -> None:
     )
     if spread < 0.6:
         subs = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
-    axes.yaxis.set_major_locator(LogLocator(base=10, subs=subs, numticks=99))
+    axes.yaxis.set_major_locator(LogLocator(base=10, subs=subs, numticks=99 if spread < 8 else 8))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}" if v >= 10 else f"{v:g}"))
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda v, _: f"{v:,.0f}" if 10 <= v < 1e7 else f"{v:g}")
+    )
 
 
 def few_ticks(axes: Any, count: int = 5) -> None:

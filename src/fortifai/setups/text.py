@@ -1,73 +1,138 @@
-"""From the configuration to what an experiment works on: tokenizer, splits, questions, base model.
+"""Experiments on text: tokenizer, splits, questions, the base model, and a language model's chain.
 
-`read` checks everything that can be checked before work starts and writes nothing; `prepare`
-writes the run folder's `shared/`, which all arms and seeds read.
+`read` checks everything that can be checked before work starts and writes nothing; `write` makes
+the run folder's `shared/`, which all arms and seeds read.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from fortifai.config import (
-    ArmConfig,
     BiosCorpus,
-    CorpusConfig,
-    ExperimentConfig,
     FileSource,
     HubCorpus,
     HubSource,
     ImaginationCorpus,
     KeepConfig,
+    LanguageArm,
+    LanguageExperiment,
     PretrainConfig,
     TextCorpus,
+    TextCorpusConfig,
     TrainConfig,
 )
 from fortifai.data import bios, imagination, questions, splits, text
 from fortifai.data.questions import Question
 from fortifai.data.text import Corpus
 from fortifai.errors import InputError
+from fortifai.evals import kr_test, language, passages
+from fortifai.evals.score import Score
+from fortifai.evals.view import Stage
 from fortifai.loop.progress import Progress
 from fortifai.loop.seeds import derive
-from fortifai.loop.store import committing, inspect, read_jsonl, write_json, write_jsonl
+from fortifai.loop.store import read_jsonl, write_json, write_jsonl
 from fortifai.models import scratch
 from fortifai.models.causal_lm import CausalLM
-from fortifai.models.family import count_parameters, describe, from_config
+from fortifai.models.family import CausalLMFamily, count_parameters, describe, from_config
+from fortifai.setups.setup import Ground
 
 Tokens = NDArray[np.int32]
 
 
 @dataclasses.dataclass(frozen=True)
-class Inputs:
-    """Everything read and checked, in memory.
+class TextInputs:
+    """Everything read and checked, in memory: `fortifai.setups.Inputs`.
 
     Attributes:
-        splits: Tokens of the splits, the rest and the held-out text; questions by split.
+        config: The experiment.
+        root: Folder that its file names are relative to.
+        cut: Tokens of the splits, the rest and the held-out text; questions by split.
         tokenizer: The base model's, or one trained on the corpus.
         parameters: Number of the model's parameters.
         fingerprint: SHA-256 of the corpus, the held-out text and the questions.
         notes: What a user should know about them.
     """
 
-    splits: splits.Splits
+    config: LanguageExperiment
+    root: Path
+    cut: splits.Splits
     tokenizer: Any
     parameters: int
     fingerprint: str
     notes: tuple[str, ...]
 
+    @property
+    def unit(self) -> str:
+        """Tokens."""
+        return "tokens"
+
+    @property
+    def split_size(self) -> int:
+        """Tokens of one split."""
+        return len(self.cut.parts[0])
+
+    @property
+    def sample_bytes(self) -> int:
+        """A token is an int32."""
+        return 4
+
+    @property
+    def model_bytes(self) -> int:
+        """Four bytes a parameter."""
+        return 4 * self.parameters
+
+    @property
+    def facts(self) -> tuple[tuple[str, str], ...]:
+        """Sizes of model and text."""
+        cut, family = self.cut, self.config.family
+        epochs = family.scratch.pretrain.epochs if family.scratch and family.scratch.pretrain else 0
+        asked = [len(part) for part in cut.questions]
+        return (
+            ("model", f"{self.parameters:,} parameters"),
+            ("splits", f"{len(cut.parts)} of {self.split_size:,} tokens"),
+            ("questions", f"{sum(asked):,} (by split: {', '.join(f'{n:,}' for n in asked)})"),
+            ("held out", f"{len(cut.held_out):,} tokens"),
+            ("pretraining", f"{len(cut.rest) * epochs:,} tokens, once for all"),
+        )
+
+    def effort(self, arm: str, samples: int) -> tuple[int, int]:
+        """Tokens read over all epochs, and optimizer steps."""
+        train = self.config.arms[arm].train
+        batch = train.block * train.batch_size * train.gradient_accumulation
+        return samples * train.epochs, -(-samples // batch) * train.epochs
+
+    def write(self, folder: Path, progress: Progress) -> None:
+        """Write tokens, questions and the base model, pretrained if the YAML asks for it."""
+        cut = self.cut
+        tokens = {f"split-{k}": part for k, part in enumerate(cut.parts)}
+        save_file(tokens | {"held-out": cut.held_out}, str(folder / "tokens.safetensors"))
+        rows = [
+            {"split": k, **dataclasses.asdict(question)}
+            for k, asked in enumerate(cut.questions)
+            for question in asked
+        ]
+        write_jsonl(folder / "questions.jsonl", rows)
+        _base_model(self, folder, progress).save(folder / "base")
+
 
 @dataclasses.dataclass(frozen=True)
-class Shared:
-    """What `prepare` wrote, as the chains read it back."""
+class TextShared:
+    """What `TextInputs.write` wrote, as the chains read it back: `fortifai.setups.Shared`."""
 
+    config: LanguageExperiment
     folder: Path
     real: tuple[Tokens, ...]
     held_out: Tokens
@@ -77,6 +142,22 @@ class Shared:
     def base(self) -> Path:
         """The base model's folder."""
         return self.folder / "base"
+
+    def ground(self, arm: str, seeds: tuple[int, ...], folder: Path) -> Ground:
+        """The language model of one arm, the splits, and the measures."""
+        settings = self.config.arms[arm]
+        family = CausalLMFamily(
+            base=self.base,
+            scratch=lambda seed: random_weights(CausalLM.load(self.base), seed),
+            weight=settings.weight.build(),
+            train=settings.train,
+            regenerate=settings.regenerate,
+            select=_select(settings, self),
+            workdir=folder / "trainer.partial",
+        )
+        return Ground(
+            family, self.real, functools.partial(evaluate, material=_material(self.config, self))
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +176,7 @@ class _Sources:
         return digest.hexdigest()
 
 
-def read(config: ExperimentConfig, root: Path) -> Inputs:
+def read(config: LanguageExperiment, root: Path) -> TextInputs:
     """Read and check corpus, questions and model.
 
     Raises:
@@ -122,7 +203,9 @@ def read(config: ExperimentConfig, root: Path) -> Inputs:
     )
     _check(config, cut)
     held_out = cut.held_out[: config.splits.held_out_tokens]
-    return Inputs(
+    return TextInputs(
+        config,
+        root,
         dataclasses.replace(cut, held_out=held_out),
         tokenizer,
         parameters,
@@ -131,7 +214,7 @@ def read(config: ExperimentConfig, root: Path) -> Inputs:
     )
 
 
-def _sources(config: ExperimentConfig, root: Path) -> _Sources:
+def _sources(config: LanguageExperiment, root: Path) -> _Sources:
     corpus, held_out, asked = _read_corpus(config.corpus, root)
     notes: list[str] = []
     if config.questions.files:
@@ -139,7 +222,9 @@ def _sources(config: ExperimentConfig, root: Path) -> _Sources:
     return _Sources(corpus, held_out, asked, notes)
 
 
-def _read_corpus(config: CorpusConfig, root: Path) -> tuple[Corpus, Corpus | float, list[Question]]:
+def _read_corpus(
+    config: TextCorpusConfig, root: Path
+) -> tuple[Corpus, Corpus | float, list[Question]]:
     if isinstance(config, TextCorpus):
         corpus = text.read_text(config.files, root=root, column=config.column)
         if isinstance(config.held_out, float):
@@ -188,7 +273,7 @@ def _local(base: str, root: Path) -> str:
     return str(root / base) if (root / base).is_dir() else base
 
 
-def _build(config: ExperimentConfig, vocab_size: int, *, seed: int) -> Any:
+def _build(config: LanguageExperiment, vocab_size: int, *, seed: int) -> Any:
     sizes = config.family.scratch
     assert sizes is not None
     return scratch.build(
@@ -205,7 +290,7 @@ def _build(config: ExperimentConfig, vocab_size: int, *, seed: int) -> Any:
     )
 
 
-def _check_positions(config: ExperimentConfig, base: str, model_config: Any) -> None:
+def _check_positions(config: LanguageExperiment, base: str, model_config: Any) -> None:
     positions = getattr(model_config, "max_position_embeddings", None)
     if positions is not None and config.positions > positions:
         raise InputError(
@@ -214,7 +299,7 @@ def _check_positions(config: ExperimentConfig, base: str, model_config: Any) -> 
         )
 
 
-def _check(config: ExperimentConfig, cut: splits.Splits) -> None:
+def _check(config: LanguageExperiment, cut: splits.Splits) -> None:
     size = len(cut.parts[0])
     for name, arm in config.arms.items():
         if arm.train.block > size:
@@ -245,40 +330,21 @@ def _check(config: ExperimentConfig, cut: splits.Splits) -> None:
 # --- shared/ ----------------------------------------------------------------------------------
 
 
-def prepare(
-    config: ExperimentConfig, inputs: Inputs, root: Path, folder: Path, progress: Progress
-) -> None:
-    """Write `folder`: tokens, questions and the base model, pretrained if the YAML asks for it."""
-    with committing(folder) as out:
-        cut = inputs.splits
-        tokens = {f"split-{k}": part for k, part in enumerate(cut.parts)}
-        save_file(tokens | {"held-out": cut.held_out}, str(out / "tokens.safetensors"))
-        rows = [
-            {"split": k, **dataclasses.asdict(question)}
-            for k, asked in enumerate(cut.questions)
-            for question in asked
-        ]
-        write_jsonl(out / "questions.jsonl", rows)
-        write_json(out / "sources.json", {"fingerprint": inputs.fingerprint})
-        _base_model(config, inputs, root, out, progress).save(out / "base")
-
-
-def _base_model(
-    config: ExperimentConfig, inputs: Inputs, root: Path, out: Path, progress: Progress
-) -> CausalLM:
+def _base_model(data: TextInputs, folder: Path, progress: Progress) -> CausalLM:
+    config = data.config
     arm = next(iter(config.arms.values()))
     if arm.family.base is not None:
-        return CausalLM.from_base(_local(arm.family.base, root), dtype=arm.family.dtype)
-    model = _build(config, len(inputs.tokenizer), seed=derive(config.seeds[0], "base"))
-    lm = CausalLM(model, inputs.tokenizer)
+        return CausalLM.from_base(_local(arm.family.base, data.root), dtype=arm.family.dtype)
+    model = _build(config, len(data.tokenizer), seed=derive(config.seeds[0], "base"))
+    lm = CausalLM(model, data.tokenizer)
     assert arm.family.scratch is not None
     if arm.family.scratch.pretrain:
         lm.fit(
-            inputs.splits.rest,
+            data.cut.rest,
             KeepConfig().build(),
             _pretraining(arm, arm.family.scratch.pretrain),
             seed=derive(config.seeds[0], "pretrain"),
-            workdir=out / "pretrain.tmp",
+            workdir=folder / "pretrain.tmp",
             select=None,
             progress=_As(progress, "pretrain"),
         )
@@ -290,7 +356,7 @@ def random_weights(base: CausalLM, seed: int) -> CausalLM:
     return CausalLM(from_config(base.model.config, seed=seed), base.tokenizer)
 
 
-def _pretraining(arm: ArmConfig, pretrain: PretrainConfig) -> TrainConfig:
+def _pretraining(arm: LanguageArm, pretrain: PretrainConfig) -> TrainConfig:
     return TrainConfig(
         epochs=pretrain.epochs,
         learning_rate=pretrain.learning_rate,
@@ -320,14 +386,15 @@ class _As:
         self.progress.end(generation, scores)
 
 
-def load_shared(folder: Path) -> Shared:
-    """Read back what `prepare` wrote."""
+def load(config: LanguageExperiment, folder: Path) -> TextShared:
+    """Read back what `TextInputs.write` wrote."""
     tokens = load_file(str(folder / "tokens.safetensors"))
     count = sum(name.startswith("split-") for name in tokens)
     asked: list[list[Question]] = [[] for _ in range(count)]
     for row in read_jsonl(folder / "questions.jsonl"):
         asked[row.pop("split")].append(Question(**row))
-    return Shared(
+    return TextShared(
+        config,
         folder,
         tuple(tokens[f"split-{k}"] for k in range(count)),
         tokens["held-out"],
@@ -335,18 +402,41 @@ def load_shared(folder: Path) -> Shared:
     )
 
 
-def is_prepared(folder: Path, inputs: Inputs) -> bool:
-    """Whether `folder` is whole and was made from the same corpus and questions.
+# --- one chain --------------------------------------------------------------------------------
 
-    Raises:
-        InputError: It was made from other text or questions.
-    """
-    if not inspect(folder).whole:
-        return False
-    made = json.loads((folder / "sources.json").read_text("utf-8"))["fingerprint"]
-    if made != inputs.fingerprint:
-        raise InputError(
-            f"the corpus or the questions have changed since {folder.parent} was started; restore "
-            "them or choose another --out"
-        )
-    return True
+
+def _select(arm: LanguageArm, shared: TextShared) -> Callable[[CausalLM], float] | None:
+    if arm.train.checkpoint == "best_held_out":
+        return lambda lm: float(lm.log_prob(shared.held_out).mean())
+    if arm.train.checkpoint == "best_kr":
+        asked = [question for part in shared.questions for question in part]
+        return lambda lm: float(kr_test.kr_test(lm, asked).right("mean").mean())
+    return None
+
+
+def _material(experiment: LanguageExperiment, shared: TextShared) -> language.Material:
+    tokenizer = CausalLM.load(shared.base, device="cpu").tokenizer
+    followed = experiment.passages
+    contexts = [arm.regenerate.context for arm in experiment.arms.values()]
+    return language.Material(
+        held_out=shared.held_out,
+        questions=shared.questions,
+        vocab_size=len(tokenizer),
+        decode=tokenizer.decode,
+        passage_starts=passages.choose(
+            len(shared.real[0]), max(contexts), followed.count, followed.tokens
+        ),
+        passage_tokens=followed.tokens,
+    )
+
+
+def evaluate(stage: Stage[Any], folder: Path, *, material: language.Material) -> Sequence[Score]:
+    """Measure a generation; tables that are not scores are written into `folder`."""
+    view = language.LanguageView(stage, material)
+    scores = [score for measure in language.MEASURES for score in measure(view)]
+    if any(material.questions):
+        table = kr_test.table(view.kr, view.question_splits)
+        pq.write_table(pa.Table.from_pylist(table), folder / "questions.parquet")
+    write_json(folder / "histograms.json", language.histograms(view))
+    write_jsonl(folder / "passages.jsonl", language.followed(view))
+    return scores

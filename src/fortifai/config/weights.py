@@ -1,0 +1,88 @@
+"""The confidence weights, as the YAML names them."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
+
+from fortifai.confidence import Dynamic, Focal, Keep, Truncate, TruncateQuantile, Weight
+from fortifai.config.section import Section, Share
+
+
+class KeepConfig(Section):
+    """Cross entropy: every token counts fully."""
+
+    kind: Literal["keep"] = "keep"
+
+    def build(self) -> Weight:
+        """The weight object."""
+        return Keep()
+
+
+class TruncateConfig(Section):
+    """Truncated cross entropy: tokens with p > threshold count nothing."""
+
+    kind: Literal["truncate"]
+    threshold: Share = 0.9
+
+    def build(self) -> Weight:
+        """The weight object."""
+        return Truncate(self.threshold)
+
+
+class FocalConfig(Section):
+    """Focal loss: weight (1 - p)^gamma."""
+
+    kind: Literal["focal"]
+    gamma: Annotated[float, Field(ge=0)] = 2.0
+    detach_weight: bool = False
+
+    def build(self) -> Weight:
+        """The weight object."""
+        return Focal(self.gamma, detach_weight=self.detach_weight)
+
+
+class DynamicConfig(Section):
+    """Truncation at a threshold read off the confidences of `rows` training rows."""
+
+    kind: Literal["dynamic"]
+    rows: PositiveInt = 2048
+
+    def build(self) -> Dynamic:
+        """What settles into a weight."""
+        return Dynamic(self.rows)
+
+
+class TruncateQuantileConfig(Section):
+    """Points above the `quantile`-th quantile of density count nothing: Algorithm 2 of ForTIFAI."""
+
+    kind: Literal["truncate_quantile"]
+    quantile: Annotated[float, Field(gt=0, le=1)] = 0.8
+
+    def build(self) -> Weight:
+        """The weight object."""
+        return TruncateQuantile(self.quantile)
+
+
+class TruncateTailsConfig(Section):
+    """Only the tails count, |x - mu| >= a sigma: section 2.2 of ForTIFAI."""
+
+    kind: Literal["truncate_tails"]
+    a: Annotated[float, Field(ge=0, le=38)]
+
+    def build(self) -> Weight:
+        """The weight object: truncation by the density relative to its peak, exp(-a^2 / 2)."""
+        return Truncate(math.exp(-self.a * self.a / 2))
+
+
+WeightConfig = Annotated[
+    KeepConfig | TruncateConfig | FocalConfig | DynamicConfig, Field(discriminator="kind")
+]
+"""Of tokens and pixels, whose p is a probability."""
+
+DensityWeightConfig = Annotated[
+    KeepConfig | TruncateQuantileConfig | TruncateTailsConfig, Field(discriminator="kind")
+]
+"""Of points, whose p is a density."""

@@ -1,0 +1,131 @@
+"""What was written when: D_k^(j), who writes it, who reads it last, and where it is now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+from safetensors import safe_open
+
+from fortifai.loop.regimes import Part, Plan
+from fortifai.loop.store import SAMPLES
+
+Samples = NDArray[Any]
+Key = tuple[int, int]
+"""A split and how often it was rewritten."""
+
+
+class History:
+    """The samples of one chain.
+
+    What the next generation reads stays in memory; the rest is read back from the commit that
+    holds it. So memory does not grow with the generations, except where training sets do.
+
+    Attributes:
+        reached: The last generation that was trained and has written; -1 before the first.
+    """
+
+    def __init__(
+        self,
+        real: Sequence[Samples],
+        plans: Callable[[int], Plan],
+        stretches: Sequence[range],
+        place: Callable[[int], Path],
+    ) -> None:
+        """Find out who writes and who reads what.
+
+        Args:
+            real: D_k^(0).
+            plans: What a generation trains on and rewrites.
+            stretches: The generations of each commit, which is named by the last of them.
+            place: Folder of a commit.
+        """
+        self._real, self._plans, self._place = real, plans, place
+        self._commit_of = {g: stretch[-1] for stretch in stretches for g in stretch}
+        self._last = stretches[-1][-1]
+        self._written_by: dict[Key, int] = {}
+        self._last_reader: dict[Key, int] = {}
+        for generation in range(self._last + 1):
+            for rewrite in plans(generation).rewrites:
+                self._written_by[rewrite.source.split, rewrite.to] = generation
+            self._last_reader.update(dict.fromkeys(self._reads(generation), generation))
+        self._near: dict[Key, Samples] = {}
+        self.reached = -1
+
+    def _reads(self, generation: int) -> set[Key]:
+        plan = self._plans(generation)
+        parts = [*plan.train, *(rewrite.source for rewrite in plan.rewrites)]
+        return {(part.split, part.generation) for part in parts if part.generation}
+
+    def sources(self, generation: int) -> set[int]:
+        """The commits that hold what a generation reads."""
+        return {self._commit_of[self._written_by[key]] for key in self._reads(generation)}
+
+    def is_done_with(self, commit: int) -> bool:
+        """Whether no generation that is still to come reads what a commit holds."""
+        held = [key for key, g in self._written_by.items() if self._commit_of[g] == commit]
+        return all(self._last_reader.get(key, -1) <= self.reached for key in held)
+
+    def add(self, generation: int, written: Mapping[Key, Samples]) -> None:
+        """Take in what a generation wrote; forget what nobody will ask for soon."""
+        commit = self._commit_of[generation]
+        following = self._reads(generation + 1) if generation < self._last else set()
+
+        def stays(key: Key) -> bool:
+            # not saved yet, and somebody reads it later
+            waits = self._commit_of[self._written_by[key]] == commit
+            return key in following or (waits and self._last_reader.get(key, -1) > generation)
+
+        self._near = {key: values for key, values in self._near.items() if stays(key)}
+        self._near.update(written)
+        self.reached = generation
+
+    def to_keep(self, stretch: range) -> dict[str, Samples]:
+        """What a commit holds: all that its own generation wrote, and what is read behind it."""
+        out = {}
+        for key, values in self._near.items():
+            writer = self._written_by[key]
+            if writer == stretch[-1]:
+                out[_own_name(key)] = values
+            elif writer in stretch and self._last_reader.get(key, -1) > stretch[-1]:
+                out[_inner_name(key)] = values
+        return out
+
+    def read(self, split: int, rewritings: int) -> Samples:
+        """D_split^(rewritings)."""
+        if rewritings == 0:
+            return self._real[split]
+        key = (split, rewritings)
+        if key not in self._near:
+            writer = self._written_by[key]
+            commit = self._commit_of[writer]
+            name = _own_name(key) if writer == commit else _inner_name(key)
+            with safe_open(self._place(commit) / SAMPLES, framework="numpy") as file:
+                self._near[key] = file.get_tensor(name)
+        return self._near[key]
+
+
+def _own_name(key: Key) -> str:
+    return f"split-{key[0]}"
+
+
+def _inner_name(key: Key) -> str:
+    return f"split-{key[0]}-rewritten-{key[1]}"
+
+
+def ledger(parts: Sequence[tuple[Part, Samples]]) -> dict[str, Any]:
+    """How much real and how much rewritten data a generation trained on, in values."""
+    rows = [
+        {
+            "split": part.split,
+            "generation": part.generation,
+            "values": len(values),
+            "origin": "rewritten" if part.generation else "real",
+        }
+        for part, values in parts
+    ]
+    real = sum(len(values) for part, values in parts if part.generation == 0)
+    total = sum(len(values) for _, values in parts)
+    return {"parts": rows, "real": real, "rewritten": total - real, "real_share": real / total}
