@@ -103,7 +103,7 @@ def _plan_arm(experiment: AnyExperiment, name: str, data: Inputs) -> ArmPlan:
     trained, shares, steps, rewritten = [], [], 0, 0
     for generation in range(experiment.generations):
         step = regime(generation, experiment.split_count)
-        parts = [(p, round(data.split_size * (p.between[1] - p.between[0]))) for p in step.train]
+        parts = [(p, _share(data.split_size, p.between)) for p in step.train]
         total = sum(n for _, n in parts)
         shares.append(sum(n for p, n in parts if p.generation == 0) / total)
         read, updates = data.effort(name, total)
@@ -111,6 +111,11 @@ def _plan_arm(experiment: AnyExperiment, name: str, data: Inputs) -> ArmPlan:
         steps += updates
         rewritten += data.split_size * len(step.rewrites)
     return ArmPlan(name, tuple(trained), steps * seeds, rewritten * seeds, tuple(shares))
+
+
+def _share(size: int, between: tuple[float, float]) -> int:
+    # rounded at both ends, as the loop does: the shares of many parts then add up to the whole
+    return round(size * between[1]) - round(size * between[0])
 
 
 def chains(experiment: AnyExperiment) -> dict[str, tuple[int, ...]]:

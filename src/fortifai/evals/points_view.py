@@ -249,8 +249,8 @@ def _size(view: PointsView) -> int:
 def picture(view: PointsView) -> dict[str, Any]:
     """What the report draws of a generation: some points, or a histogram, of the first seed.
 
-    In one dimension: counts in 80 equal bins over five real standard deviations on either side,
-    what lies outside in the outermost ones. In more: points and components in the first two
+    In one dimension: counts in equal bins over five real standard deviations on either side, what
+    lies outside in the outermost ones. In more: points and components in the first two
     dimensions.
     """
     material = view.material
@@ -259,7 +259,10 @@ def picture(view: PointsView) -> dict[str, Any]:
     if view.stage.generation == 0:
         groups["real"] = view._by_seed(np.concatenate(list(view.stage.real)))[0]
     if len(centre) == 1:
-        edges = centre[0] + scale[0] * np.linspace(-5, 5, 81)
+        bins = (
+            80 if len(groups["rewritten"]) >= 5000 else 40 if len(groups["rewritten"]) > 500 else 20
+        )
+        edges = centre[0] + scale[0] * np.linspace(-5, 5, bins + 1)
         return {
             "edges": edges.tolist(),
             "counts": {

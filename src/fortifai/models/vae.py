@@ -240,7 +240,7 @@ class VAE:
         """
         (seed,) = seeds
         images = self._read(samples)
-        n, config = len(images), self.family.config
+        config = self.family.config
         optimizer = torch.optim.Adam(
             self.module.parameters(),
             lr=config.learning_rate,
@@ -248,62 +248,71 @@ class VAE:
             fused=True,
         )
         generator = torch.Generator(self.device).manual_seed(seed)
-        total = config.epochs * -(-n // config.batch_size)
-        done, epochs = 0, []
+        steps = -(-len(images) // config.batch_size)
+        epochs: list[dict[str, Any]] = []
         for epoch in range(1, config.epochs + 1):
-            order = torch.randperm(n, generator=generator, device=self.device)
+            order = torch.randperm(len(images), generator=generator, device=self.device)
             weight = self._settle(samples, order)
+            sums = torch.zeros(len(Bound._fields), dtype=torch.float64, device=self.device)
+            for step, chosen in enumerate(torch.split(order, config.batch_size), 1):
+                bound = self._step(images[chosen], weight, optimizer, generator)
+                sums += len(chosen) * torch.stack([term.detach() for term in bound])
+                done = (epoch - 1) * steps + step
+                if done % _TELL_EVERY == 0 or step == steps:
+                    progress.step("train", done, steps * config.epochs, tokens=0)
             # read once an epoch: reading makes the host wait for an accelerator
-            sums = torch.zeros(4, dtype=torch.float64, device=self.device)
-            with _deterministic():
-                for chosen in order.split(config.batch_size):
-                    batch = images[chosen]
-                    noise = torch.randn(
-                        len(batch), config.latent, generator=generator, device=self.device
-                    )
-                    logits, mean, log_variance = self.module(batch, noise)
-                    bound = negative_elbo(
-                        logits, batch, mean, log_variance, weight=weight, beta=config.beta
-                    )
-                    bound.loss.backward()
-                    optimizer.step()
-                    optimizer.zero_grad(set_to_none=True)
-                    sums += len(batch) * torch.stack([term.detach() for term in bound])
-                    done += 1
-                    if done % _TELL_EVERY == 0 or done == total:
-                        progress.step("train", done, total, tokens=0)
-            loss, reconstruction, kl, kept_share = (sums / n).tolist()
+            loss, reconstruction, kl, kept_share = (sums / len(images)).tolist()
             _check_epoch(epoch, loss, kept_share, self.module)
-            epochs.append(
-                {
-                    "epoch": epoch,
-                    "loss": loss,
-                    "truncated_share": 1.0 - kept_share,
-                    "threshold": weight.threshold if isinstance(weight, Truncate) else None,
-                }
-            )
+            threshold = weight.threshold if isinstance(weight, Truncate) else None
+            told = {"loss": loss, "truncated_share": 1.0 - kept_share, "threshold": threshold}
+            epochs.append({"epoch": epoch, **told})
         return {
             "loss": loss,
             "reconstruction": reconstruction,
             "kl": kl,
             "truncated_share": sum(e["truncated_share"] for e in epochs) / len(epochs),
-            "images": n * config.epochs,
+            "images": len(images) * config.epochs,
             "epochs": epochs,
         }
+
+    def _step(
+        self,
+        images: Tensor,
+        weight: Weight,
+        optimizer: torch.optim.Optimizer,
+        generator: torch.Generator,
+    ) -> Bound:
+        config = self.family.config
+        noise = torch.randn(len(images), config.latent, generator=generator, device=self.device)
+        with _deterministic():
+            logits, mean, log_variance = self.module(images, noise)
+            bound = negative_elbo(
+                logits, images, mean, log_variance, weight=weight, beta=config.beta
+            )
+            bound.loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return bound
 
     def _settle(self, samples: Pixels, order: Tensor) -> Weight:
         """The weight of one epoch; `order` says which images a `Dynamic` looks at."""
         weight = self.family.weight
         if not isinstance(weight, Dynamic):
             return weight
-        seen = samples[order[: weight.rows].cpu().numpy()]
-        return weight.settle(np.exp(self.log_prob(seen).astype(np.float64)))
+        log_p = self.log_prob(samples[order[: weight.rows].cpu().numpy()])
+        if not np.isfinite(log_p).all():
+            raise Ended("the model has diverged: its log-probabilities are not finite")
+        return weight.settle(np.exp(log_p.astype(np.float64)))
 
     def regenerate(self, samples: Pixels, *, seeds: Sequence[int], progress: Progress) -> Pixels:
         """As many new images, whatever stands in `samples`: codes from N(0, I), decoded.
 
         They are the decoder's means, or Bernoulli draws of them, as `VAEConfig.samples` says. Both
         come from the same codes if the seed is the same.
+
+        Raises:
+            InputError: `samples` has another shape than (n, H, W).
+            Ended: The decoder gives what is not a number.
         """
         (seed,) = seeds
         self._check_shape(samples)
@@ -313,10 +322,12 @@ class VAE:
         out = np.empty(samples.shape, dtype=samples.dtype)
         with torch.inference_mode(), _deterministic():
             for start in range(0, n, _BATCH):
-                means = torch.sigmoid(self.module.decode(codes[start : start + _BATCH]))
+                pixels = torch.sigmoid(self.module.decode(codes[start : start + _BATCH]))
+                if pixels.isnan().any():
+                    raise Ended("the model has diverged: it writes pixels that are not numbers")
                 if config.samples == "bernoulli":
-                    means = torch.bernoulli(means, generator=generator)
-                out[start : start + _BATCH] = means.cpu().numpy()
+                    pixels = torch.bernoulli(pixels, generator=generator)
+                out[start : start + _BATCH] = pixels.cpu().numpy()
                 progress.step("rewrite", min(start + _BATCH, n), n, tokens=0)
         return out
 
@@ -324,7 +335,7 @@ class VAE:
         """Log p of each pixel in nats at the encoder's mean code, (n, H, W) float32."""
         parts = []
         with torch.inference_mode(), _deterministic():
-            for images in self._read(samples).split(_BATCH):
+            for images in torch.split(self._read(samples), _BATCH):
                 logits = self.module.decode(self.module.encode(images)[0])
                 parts.append(-F.binary_cross_entropy_with_logits(logits, images, reduction="none"))
             log_p: Pixels = torch.cat(parts).cpu().numpy()
@@ -333,7 +344,8 @@ class VAE:
     def encode(self, samples: Pixels) -> Pixels:
         """Mean codes, (n, latent) float32."""
         with torch.inference_mode(), _deterministic():
-            parts = [self.module.encode(images)[0] for images in self._read(samples).split(_BATCH)]
+            batches = torch.split(self._read(samples), _BATCH)
+            parts = [self.module.encode(images)[0] for images in batches]
             codes: Pixels = torch.cat(parts).cpu().numpy()
         return codes
 
@@ -348,9 +360,8 @@ class VAE:
     def _read(self, samples: Pixels) -> Tensor:
         """The images on the device, checked."""
         self._check_shape(samples)
-        if not len(samples):
-            raise InputError("no images came; give at least one")
-        images = torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
+        # a copy: PyTorch warns of arrays that it must not write to
+        images = torch.tensor(np.ascontiguousarray(samples, dtype=np.float32))
         low, high = (float(x) for x in images.aminmax())
         if not (low >= 0 and high <= 1):  # false for NaN, too
             raise InputError(
@@ -360,11 +371,11 @@ class VAE:
         return images.to(self.device)
 
     def _check_shape(self, samples: Pixels) -> None:
-        height, width = self.family.size
-        if samples.ndim != 3 or samples.shape[1:] != (height, width):
+        size = self.family.size
+        if samples.ndim != 3 or not len(samples) or samples.shape[1:] != size:
             raise InputError(
-                f"images of shape {samples.shape} came; they must be (n, {height}, {width}), as "
-                "this autoencoder was made"
+                f"images of shape {samples.shape} came; this autoencoder takes (n, {size[0]}, "
+                f"{size[1]}) with n of 1 or more"
             )
 
 
@@ -382,14 +393,16 @@ def _check_epoch(epoch: int, loss: float, kept_share: float, module: Network) ->
         raise Ended(
             f"epoch {epoch} kept a share of 0 of the pixels: the model is too sure of every one"
         )
-    # the last step of an epoch can break the weights after its loss was computed
-    if not math.isfinite(loss) or not all(bool(p.isfinite().all()) for p in module.parameters()):
+    if not math.isfinite(loss):
         raise Ended(f"the model has diverged in epoch {epoch}: its loss is {loss:g}")
+    # the last step of an epoch can break the weights after its loss was computed
+    if not all(bool(p.isfinite().all()) for p in module.parameters()):
+        raise Ended(f"the model has diverged in epoch {epoch}: its weights are not finite")
 
 
 @contextlib.contextmanager
 def _deterministic() -> Iterator[None]:
-    """cuDNN's algorithms without races, so that equal seeds give equal bits."""
+    """Let cuDNN use no algorithm with races, so that equal seeds give equal bits."""
     before = torch.backends.cudnn.deterministic
     torch.backends.cudnn.deterministic = True
     try:

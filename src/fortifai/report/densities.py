@@ -49,8 +49,8 @@ def variance(scene: Scene) -> Plot | None:
         draw(axes, lines[arm.label], scene.looks[arm.label], size=6.5)
     legend(canvas, scene, extra)
     theory = (
-        " Dashes: its expectation by theory, bias times amplification times the finite-sample factor; thin "
-        "dots: 95\u00a0% of single seeds by the same theory."
+        " Dashes: its expectation by theory, bias times amplification times the finite-sample "
+        "factor; thin dots: 95\u00a0% of single seeds by the same theory."
         if scene.prediction
         else ""
     )
@@ -104,7 +104,7 @@ def histograms(scene: Scene) -> Plot | None:
         "counts",
         "histograms",
         "What was drawn, generation by generation",
-        "Histogram of one seed's draws in bins of an eighth of the real standard deviation; grey: "
+        "Histogram of one seed's draws over five real standard deviations on either side; grey: "
         "the real points. What lies outside the axis counts in the outermost bins. Scales differ "
         "from panel to panel.",
         tall=96,

@@ -21,7 +21,15 @@ from fortifai.stats import (
 
 Cell = dict[str, Any]
 
-_NAMES = {"kr.mean": "KR", "kr.sum": "KR (sum)", "perplexity": "Perplexity"}
+_NAMES = {
+    "kr.mean": "KR",
+    "kr.sum": "KR (sum)",
+    "perplexity": "Perplexity",
+    "variance.ratio": "Variance ratio",
+    "components.kept": "Components kept",
+    "spread": "Spread of codes",
+    "wasserstein": "Wasserstein-1",
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -81,12 +89,14 @@ def _is_drawn(level: Level) -> bool:
 def describe(level: Level) -> str:
     """A level in words, such as "KR, first split < 0.75"."""
     name = _NAMES.get(level.measure, level.measure)
-    text = {FIRST: "first split", "held-out": "held-out text"}.get(level.on, level.on)
+    text = {FIRST: ", first split", "held-out": ", held-out data"}.get(level.on, f", {level.on}")
+    if level.on == "model":
+        text = ""  # there is one
     if level.measure == "perplexity" and level.on == FIRST:
-        text = "original first split"
+        text = ", original first split"
     if isinstance(level.level, str):
-        return f"{name}, {text}: half of the gain lost"
-    return f"{name}, {text} {'<' if level.direction == 'below' else '>'} {level.level:g}"
+        return f"{name}{text}: half of the gain lost"
+    return f"{name}{text} {'<' if level.direction == 'below' else '>'} {level.level:g}"
 
 
 # --- times ------------------------------------------------------------------------------------

@@ -10,10 +10,11 @@ import jinja2
 from markupsafe import Markup
 
 from fortifai import __version__
-from fortifai.report import style
+from fortifai.report import lead, style
 from fortifai.report.compare import kr_change, kr_difference, last_of, last_shared, mean_at
 from fortifai.report.distributions import ledgers, thinned
 from fortifai.report.failure import Failures
+from fortifai.report.lead import number
 from fortifai.report.load import FIRST, KR, Arm, Passage, Run
 from fortifai.report.scene import Plot, Scene
 from fortifai.report.text import DASH, MINUS, TIMES, neutral
@@ -87,8 +88,8 @@ def _headline(runs: Sequence[Run]) -> str:
     last = last_of(arm)
     change = kr_change(arm, 0, 0, last) if last else None
     if last is None or change is None:
-        return _perplexity_headline(arm)
-    values = [mean_at(arm, KR, FIRST, number) for number in (0, last)]
+        return lead.headline(arm, lead.lead(runs[0].arms))
+    values = [mean_at(arm, KR, FIRST, generation) for generation in (0, last)]
     span = f"{values[0]:.2f} → {values[1]:.2f}"
     times = f"within {last + 1} generations"
     if not change.sure:
@@ -100,19 +101,6 @@ def _headline(runs: Sequence[Run]) -> str:
     return (
         f"Knowledge of the first split {verb} from {values[0]:.2f} to {values[1]:.2f} under "
         f"{arm.label} {times}"
-    )
-
-
-def _perplexity_headline(arm: Arm) -> str:
-    last = last_of(arm, "perplexity", FIRST)
-    first, end = (mean_at(arm, "perplexity", FIRST, number) for number in (0, last or 0))
-    if last is None or first is None or end is None:
-        return "Recursive training, generation by generation"
-    if last == 0:
-        return f"Perplexity of the original first split under {arm.label}: {_number(first)}"
-    return (
-        f"Perplexity of the original first split under {arm.label}: {_number(first)} → "
-        f"{_number(end)} within {last + 1} generations"
     )
 
 
@@ -130,23 +118,22 @@ def _story(run: Run, looks: Mapping[str, style.Look]) -> Row:
 
 
 def _sentence(arm: Arm, baseline: Arm | None) -> str:
-    measure, digits = (KR, 2) if last_of(arm) is not None else ("perplexity", None)
-    last = last_of(arm, measure)
+    last = last_of(arm)
     if last is None:
-        return "was not measured on the first split."
-    first, end = (mean_at(arm, measure, FIRST, number) for number in (0, last))
-    name = "KR" if measure == KR else "perplexity of the original"
-    told = f"{name} {_number(first, digits)}"
+        arms = [arm] if baseline is None else [arm, baseline]
+        return lead.sentence(arm, baseline, lead.lead(arms))
+    first, end = (mean_at(arm, KR, FIRST, generation) for generation in (0, last))
+    told = f"KR {number(first, 2)}"
     if last:
-        told += f" → {_number(end, digits)} (generation 0 to {last})"
+        told += f" → {number(end, 2)} (generation 0 to {last})"
     if arm.baseline or baseline is None:
         return told + ("; the baseline." if arm.baseline else ".")
-    return f"{told}; {_versus(arm, baseline, measure)}"
+    return f"{told}; {_versus(arm, baseline)}"
 
 
-def _versus(arm: Arm, baseline: Arm, measure: str) -> str:
-    there = last_shared(arm, baseline, measure, FIRST)
-    gap = kr_difference(arm, baseline, 0, there) if there is not None and measure == KR else None
+def _versus(arm: Arm, baseline: Arm) -> str:
+    there = last_shared(arm, baseline, KR, FIRST)
+    gap = kr_difference(arm, baseline, 0, there) if there is not None else None
     if gap is None:
         return f"no paired comparison with {baseline.label}."
     interval = f"95\u00a0% interval {_signed(gap.low)} to {_signed(gap.high)}"
@@ -160,6 +147,11 @@ def _versus(arm: Arm, baseline: Arm, measure: str) -> str:
 
 
 def _method(runs: Sequence[Run]) -> str:
+    if runs[0].unit != "tokens":
+        return (
+            "Ratios to the baseline: geometric mean over seeds, paired by seed, since the arms of "
+            "a seed draw the same random numbers; intervals: Student's t on the logarithms."
+        )
     if not any(
         chain.generations[0].answers for run in runs for a in run.arms for chain in a.chains
     ):
@@ -183,35 +175,27 @@ def _method(runs: Sequence[Run]) -> str:
 # --- numbers ----------------------------------------------------------------------------------
 
 
-def _number(value: float | None, digits: int | None = None) -> str:
-    if value is None:
-        return DASH
-    if digits is not None:
-        return f"{value:.{digits}f}"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
 def _signed(value: float) -> str:
     text = f"{value:+.2f}".replace("-", MINUS)
     return "0.00" if text[1:] == "0.00" else text
 
 
-def _cell(arm: Arm, measure: str, on: str, number: int | None, digits: int | None) -> Row:
-    value = None if number is None else mean_at(arm, measure, on, number)
-    if number is None or value is None:
+def _cell(arm: Arm, measure: str, on: str, generation: int | None, digits: int | None) -> Row:
+    value = None if generation is None else mean_at(arm, measure, on, generation)
+    if generation is None or value is None:
         return {"text": DASH, "note": "", "first": False}
     scores = [
         g.scores[measure, on]
         for chain in arm.chains
-        if (g := chain.at(number)) and (measure, on) in g.scores
+        if (g := chain.at(generation)) and (measure, on) in g.scores
     ]
     note = ""
     if len(scores) > 1:
         span = (min(s.value for s in scores), max(s.value for s in scores))
-        note = f"{_number(span[0], digits)} {DASH} {_number(span[1], digits)}"
+        note = f"{number(span[0], digits)} {DASH} {number(span[1], digits)}"
     elif scores[0].stderr is not None:
-        note = f"± {_number(1.96 * scores[0].stderr, digits)}"
-    return {"text": _number(value, digits), "note": note, "first": False}
+        note = f"± {number(1.96 * scores[0].stderr, digits)}"
+    return {"text": number(value, digits), "note": note, "first": False}
 
 
 def _summary(scene: Scene, failures: Failures) -> tuple[list[Row], list[Row]]:
@@ -220,8 +204,17 @@ def _summary(scene: Scene, failures: Failures) -> tuple[list[Row], list[Row]]:
         ("KR, all splits", KR, "total", 3, False),
         ("Perplexity, original", "perplexity", FIRST, None, True),
         ("Perplexity, held-out", "perplexity", "held-out", None, False),
+        ("L2 distance", "l2", "model", None, True),
+        ("Variance ratio", "variance.ratio", "model", None, True),
+        ("Wasserstein-1", "wasserstein", "rewritten", None, True),
+        ("Beyond 3 sigma", "tail.3sigma", "rewritten", 4, True),
+        ("Spread of codes", "spread", "rewritten", 3, True),
+        ("Fréchet", "frechet", "rewritten", None, True),
+        ("Precision", "precision", "rewritten", 2, False),
+        ("Recall", "recall", "rewritten", 2, False),
+        ("Class entropy", "classes.entropy", "rewritten", 2, False),
     )
-    shown = [w for w in wanted if scene.has(w[1], w[2])]
+    shown = _fitting([w for w in wanted if scene.has(w[1], w[2])])
     groups: list[Row] = [
         {"title": title, "columns": ["first", "last"] if both else ["last"]}
         for title, _, _, _, both in shown
@@ -233,7 +226,7 @@ def _summary(scene: Scene, failures: Failures) -> tuple[list[Row], list[Row]]:
         cells = []
         for _, measure, on, digits, both in shown:
             last = last_of(arm, measure, on)
-            pair = [_cell(arm, measure, on, number, digits) for number in (0, last)]
+            pair = [_cell(arm, measure, on, generation, digits) for generation in (0, last)]
             pair = pair if both else pair[1:]
             pair[0]["first"] = True
             cells += pair
@@ -249,6 +242,18 @@ def _summary(scene: Scene, failures: Failures) -> tuple[list[Row], list[Row]]:
     return groups, rows
 
 
+_Column = tuple[str, str, str, int | None, bool]
+
+
+def _fitting(columns: Sequence[_Column]) -> list[_Column]:
+    """The first columns, as many as the page is wide; a measure told twice takes two."""
+    out: list[_Column] = []
+    for column in columns:
+        if sum(1 + both for *_, both in (*out, column)) <= 7:
+            out.append(column)
+    return out
+
+
 def _extent(arm: Arm) -> str:
     lengths = {len(chain.generations) for chain in arm.chains}
     low, high = min(lengths), max(lengths)
@@ -259,12 +264,12 @@ def _summary_note(scene: Scene) -> str:
     small = (
         "the lowest and highest seed"
         if scene.seeds > 1
-        else "half the 95\u00a0% interval over questions or tokens, where there is one"
+        else "half the 95\u00a0% interval over what was measured, where there is one"
     )
+    original = " Original: the real text of the first split." if scene.unit == "tokens" else ""
     return (
         f"Means over seeds; small: {small}. First: generation 0, which trained on the real first "
-        "split. Last: the last generation that all seeds of the arm have finished. Original: the "
-        "real text of the first split."
+        f"split. Last: the last generation that all seeds of the arm have finished.{original}"
     )
 
 

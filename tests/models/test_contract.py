@@ -1,0 +1,162 @@
+"""What every family promises the loop, put to all four of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fortifai.confidence import Keep
+from fortifai.config import (
+    GaussianConfig,
+    GMMConfig,
+    RegenerateConfig,
+    Sample,
+    TrainConfig,
+    VAEConfig,
+)
+from fortifai.loop.progress import Silent
+from fortifai.loop.recurse import Family, Model
+from fortifai.models.causal_lm import CausalLM
+from fortifai.models.family import CausalLMFamily
+from fortifai.models.gaussian import GaussianFamily
+from fortifai.models.gmm import GMMFamily
+from fortifai.models.vae import VAEFamily
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    family: Family[Any]
+    samples: np.ndarray
+    shape: tuple[int, ...]
+    """Of log_prob: one number a token, point or pixel."""
+    seeds: int = 1
+
+    def draw(self, first: int) -> list[int]:
+        return list(range(first, first + self.seeds))
+
+
+def gaussian(tmp_path: Path, make: Any, stream: Any) -> Case:
+    samples = np.random.default_rng(0).normal(size=(60, 3, 2))
+    return Case(GaussianFamily(GaussianConfig(kind="gaussian"), Keep()), samples, (60, 3), 3)
+
+
+def gmm(tmp_path: Path, make: Any, stream: Any) -> Case:
+    samples = np.random.default_rng(0).normal(size=(80, 2)) + np.repeat([[0, 0], [5, 5]], 40, 0)
+    return Case(GMMFamily(GMMConfig(kind="gmm", components=2), Keep()), samples, (80,))
+
+
+def vae(tmp_path: Path, make: Any, stream: Any) -> Case:
+    samples = np.random.default_rng(0).random((40, 8, 8), dtype=np.float32)
+    config = VAEConfig(kind="vae", latent=3, channels=(4, 8), epochs=2, batch_size=16)
+    return Case(VAEFamily(config, Keep(), (8, 8)), samples, (40, 8, 8))
+
+
+def causal_lm(tmp_path: Path, make: Any, stream: Any) -> Case:
+    make(seed=3).save(tmp_path / "base")
+    family = CausalLMFamily(
+        base=tmp_path / "base",
+        scratch=lambda seed: make(seed=seed),
+        weight=Keep(),
+        train=TrainConfig(epochs=1, learning_rate=1e-3, batch_size=4, block=16),
+        regenerate=RegenerateConfig(context=8, new_tokens=8, decoding=Sample(kind="sample")),
+        select=None,
+        workdir=tmp_path / "trainer",
+    )
+    return Case(family, stream, stream.shape)
+
+
+@pytest.fixture(params=[gaussian, gmm, vae, causal_lm], ids=lambda f: f.__name__)
+def case(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    make: Callable[..., CausalLM],
+    stream: np.ndarray,
+) -> Case:
+    built: Case = request.param(tmp_path, make, stream)
+    return built
+
+
+def fitted(case: Case, first: int = 0) -> Model:
+    model: Model = case.family.create("scratch", seeds=case.draw(first))
+    model.fit(case.samples, seeds=case.draw(first + 100), progress=Silent())
+    return model
+
+
+def write(case: Case, model: Model, first: int) -> np.ndarray:
+    return np.array(model.regenerate(case.samples, seeds=case.draw(first), progress=Silent()))
+
+
+def test_what_is_written_has_the_size_of_what_was_there(case):
+    written = write(case, fitted(case), 7)
+    assert written.shape == case.samples.shape
+    assert written.dtype == case.samples.dtype
+    assert np.isfinite(written).all()
+    assert (written != case.samples).any()
+
+
+def test_log_prob_is_finite_and_one_number_a_datum(case):
+    log_p = fitted(case).log_prob(case.samples)
+    assert log_p.shape == case.shape
+    assert np.isfinite(log_p).all()
+
+
+def test_equal_seeds_are_identical_and_different_seeds_differ(case):
+    one, again, other = fitted(case), fitted(case), fitted(case, first=1000)
+    np.testing.assert_array_equal(one.log_prob(case.samples), again.log_prob(case.samples))
+    np.testing.assert_array_equal(write(case, one, 7), write(case, again, 7))
+    assert (write(case, one, 7) != write(case, one, 700)).any()
+    # a Gaussian without noise has nothing to draw in its fit; the others begin at random
+    if not isinstance(case.family, (GaussianFamily, GMMFamily)):
+        assert (one.log_prob(case.samples) != other.log_prob(case.samples)).any()
+
+
+def test_save_and_load_round_trip_exactly(case, tmp_path):
+    model = fitted(case)
+    model.save(tmp_path / "model")
+    loaded = case.family.load(tmp_path / "model")
+    np.testing.assert_array_equal(model.log_prob(case.samples), loaded.log_prob(case.samples))
+    np.testing.assert_array_equal(write(case, model, 7), write(case, loaded, 7))
+    # and goes on alike: what a resumed run does next is what the unbroken one would have done
+    data = write(case, model, 8)
+    for each in (model, loaded):
+        each.fit(data, seeds=case.draw(9), progress=Silent())
+    np.testing.assert_array_equal(model.log_prob(case.samples), loaded.log_prob(case.samples))
+
+
+def test_a_fit_reports_plain_numbers(case):
+    model = case.family.create("scratch", seeds=case.draw(0))
+    report = model.fit(case.samples, seeds=case.draw(100), progress=Silent())
+    assert np.atleast_1d(report["truncated_share"]).tolist() == [0.0] * case.seeds
+
+
+def test_the_samples_given_are_left_as_they_were(case):
+    before = case.samples.copy()
+    write(case, fitted(case), 7)
+    np.testing.assert_array_equal(case.samples, before)
+
+
+@pytest.mark.parametrize("covariance", ["full", "diag", "tied"])
+def test_a_mixture_of_one_component_is_the_gaussian(covariance):
+    rng = np.random.default_rng(2)
+    points = rng.normal(size=(500, 2)) @ np.array([[1.0, 0.0], [0.6, 0.5]]) + [3.0, -1.0]
+    config = GMMConfig(kind="gmm", components=1, covariance=covariance, reg_covar=0.0)
+    mixture = GMMFamily(config, Keep()).create("base", seeds=[0])
+    mixture.fit(points, seeds=[0], progress=Silent())
+    single = GaussianFamily(GaussianConfig(kind="gaussian"), Keep()).create("base", seeds=[0])
+    single.fit(points[:, None], seeds=[0], progress=Silent())
+    (one,) = mixture.mixtures
+    # one step of EM with one component is the closed form: equal but for the order of sums
+    np.testing.assert_allclose(one.means[0], single.mean[0], rtol=1e-12)
+    expected = single.covariance[0]
+    if covariance == "diag":
+        expected = np.diag(np.diag(expected))
+    np.testing.assert_allclose(one.covariances[0], expected, rtol=1e-10, atol=1e-14)
+    if covariance != "diag":
+        np.testing.assert_allclose(
+            mixture.log_prob(points), single.log_prob(points[:, None])[:, 0], rtol=1e-9
+        )
