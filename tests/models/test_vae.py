@@ -51,7 +51,7 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(a[k], b[k]) for k in a)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread():
     """Threads cost more than they give on images this small."""
     before = torch.get_num_threads()
@@ -304,9 +304,8 @@ def test_fit_is_a_bare_loop(few):
         optimizer.step()
         losses.append((float(loss.detach()), len(images)))
     for name, value in bare.state_dict().items():
-        # each of the 6 steps moves a weight by up to 1e-2; rounding 1e-7 of the gradients moves
-        # the direction by as much relative to them, some of which are 100 times below the rest
-        torch.testing.assert_close(vae.module.state_dict()[name], value, rtol=0, atol=1e-4)
+        # 6 steps of up to 1e-2 each; the fused and the plain Adam round differently, by 6e-8 here
+        torch.testing.assert_close(vae.module.state_dict()[name], value, rtol=0, atol=2e-6)
     assert len(seen) == 6
 
 
@@ -375,7 +374,7 @@ def test_fit_learns_more_than_the_mean_image(digits):
     mean = digits.astype(np.float64).mean(0)
     used = (mean > 0) & (mean < 1)
     entropy = -mean[used] * np.log(mean[used]) - (1 - mean[used]) * np.log(1 - mean[used])
-    vae = new(epochs=25, batch_size=64, learning_rate=4e-3)
+    vae = new(epochs=14, batch_size=64, learning_rate=5e-3)
     report = fit(vae, digits)
     assert report["loss"] < 0.97 * entropy.sum()
     assert report["kl"] > 1
@@ -443,6 +442,14 @@ def test_chain_ends_where_the_model_diverges(few, weight):
         fit(new(weight, learning_rate=1e20, epochs=3), few)
 
 
+def test_chain_ends_where_no_threshold_can_be_read_off(few):
+    vae = new(Dynamic(20))
+    with torch.no_grad():
+        vae.module.decoder[-1].bias.fill_(math.nan)
+    with pytest.raises(Ended, match="diverged: its log-probabilities are not finite"):
+        fit(vae, few)
+
+
 def test_chain_ends_where_the_last_step_breaks_the_weights(few):
     """The loss of the only step is finite; what it makes of the weights is not."""
     with pytest.raises(Ended, match="diverged in epoch 1: its weights are not finite"):
@@ -503,6 +510,7 @@ def test_dynamic_is_settled_before_every_epoch(few):
     apart = np.abs(Spy.seen[0][:, None] - before[None]).max((2, 3))
     assert (apart.min(1) < 1e-6).all()
     assert len(set(apart.argmin(1))) > 15
+    assert apart.argmin(1).max() >= 20  # drawn, not the first, which may be all of one split
     assert not np.allclose(Spy.seen[1], Spy.seen[2])
 
 

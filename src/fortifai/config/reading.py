@@ -231,7 +231,7 @@ def _in_arm(raw: Mapping[str, Any], where: Sequence[str]) -> bool:
 
 def _sentence(fault: Any, where: list[str], schema: type[AnyExperiment]) -> str:
     kind, given = fault["type"], fault.get("input")
-    key = ".".join(where) or "the configuration"
+    key = ".".join(_walk(where, schema)[1]) or "the configuration"
     if kind == "extra_forbidden":
         allowed = sorted(_fields_at(where[:-1], schema))
         return (
@@ -255,10 +255,22 @@ def _sentence(fault: Any, where: list[str], schema: type[AnyExperiment]) -> str:
 
 def _fields_at(where: Sequence[str], schema: type[AnyExperiment]) -> set[str]:
     """Names of the fields allowed at a location of a pydantic error, tags of unions included."""
+    models, _ = _walk(where, schema)
+    return {name for model in models for name in model.model_fields}
+
+
+def _walk(
+    where: Sequence[str], schema: type[AnyExperiment]
+) -> tuple[list[type[BaseModel]], list[str]]:
+    """The sections that may stand at a location, and the location as the YAML spells it.
+
+    A pydantic error names the kind of a section where it is one of several; the YAML does not.
+    """
     models: list[type[BaseModel]] = [schema]
-    arm = _arm(schema)
+    arm, spelt = _arm(schema), []
     for step in where:
         found: list[type[BaseModel]] = []
+        tagged = False
         for model in models:
             if step in model.model_fields:
                 found += list(_models(model.model_fields[step].annotation))
@@ -266,8 +278,11 @@ def _fields_at(where: Sequence[str], schema: type[AnyExperiment]) -> set[str]:
                 found += list(_models(arm.model_fields[step].annotation))
             elif _tag(model) == step:
                 found.append(model)
+                tagged = True
         models = found or models  # an arm's name, a list index or a tag: stay
-    return {name for model in models for name in model.model_fields}
+        if not tagged:
+            spelt.append(step)
+    return models, spelt
 
 
 def _tag(model: type[BaseModel]) -> str | None:

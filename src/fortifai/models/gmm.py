@@ -149,8 +149,9 @@ class GMM:
         assert self.mixture is not None
         covariances, kind = self.mixture.covariances, self.family.config.covariance
         if kind == "diag":
-            return np.array([1.0 / np.diag(covariance) for covariance in covariances])
-        inverse: Floats = np.linalg.inv(covariances)
+            diagonals: Floats = np.einsum("kdd->kd", covariances)
+            return 1.0 / diagonals
+        inverse = np.linalg.inv(covariances).astype(np.float64)
         return inverse[0] if kind == "tied" else inverse
 
     def _full(self, covariances: Floats) -> Floats:

@@ -70,8 +70,8 @@ def headline(arm: Arm, told: Lead | None) -> str:
     if last == 0:
         return f"{told.name} under {arm.label}: {number(first)}"
     return (
-        f"{told.name} under {arm.label}: {number(first)}\u00a0→\u00a0{number(end)} within {last + 1} "
-        "generations"
+        f"{told.name} under {arm.label}: {number(first)}\u00a0→\u00a0{number(end)} within "
+        f"{last + 1} generations"
     )
 
 
