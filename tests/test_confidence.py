@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fortifai.confidence import Focal, Keep, Truncate, keeps_all
+from fortifai.confidence import Dynamic, Focal, Keep, Truncate, TruncateQuantile, keeps_all
 from fortifai.errors import InputError
 
 P = [0.0, 1e-40, 1e-9, 0.1, 0.5, 0.75, 0.9, 0.999, 1.0]
@@ -111,3 +111,45 @@ def test_bad_gammas(value) -> None:
 def test_numbers_of_any_kind() -> None:
     assert Truncate(np.float32(0.5)) == Truncate(0.5)
     assert Focal(2) == Focal(2.0)
+
+
+# --- weights of what has no probability, and a threshold that is found ---------------------------
+
+
+@pytest.mark.parametrize("quantile", [0.05, 0.5, 0.8, 0.95, 1.0])
+@pytest.mark.parametrize("n", [1, 2, 5, 101, 1000])
+def test_the_quantile_is_numpys_percentile(n, quantile):
+    x = np.random.default_rng(n).normal(size=n) * 40  # densities: far above 0, too
+    kept = TruncateQuantile(quantile)(torch.from_numpy(x)).numpy()
+    np.testing.assert_array_equal(kept, x <= np.percentile(x, 100 * quantile))
+
+
+def test_the_quantile_keeps_ties_and_any_shape_and_has_no_gradient():
+    x = torch.tensor([[1.0, 2.0], [2.0, 3.0]], requires_grad=True)
+    kept = TruncateQuantile(0.5)(x)
+    assert kept.tolist() == [[1, 1], [1, 0]]
+    assert not kept.requires_grad
+    # a shift of log p, as another unit of the data gives, changes nothing
+    assert TruncateQuantile(0.5)(x + 100).tolist() == kept.tolist()
+
+
+@pytest.mark.parametrize("quantile", [0, -0.1, 1.1, math.nan, "0.5", True])
+def test_a_wrong_quantile_is_told(quantile):
+    with pytest.raises(InputError, match="quantile is"):
+        TruncateQuantile(quantile)
+
+
+def test_dynamic_settles_where_sure_and_unsure_part():
+    rng = np.random.default_rng(0)
+    p = np.concatenate([rng.normal(0.2, 0.05, 4000), rng.normal(0.9, 0.02, 4000)]).clip(0, 1)
+    told = Dynamic().settle(p.reshape(80, 100))
+    assert isinstance(told, Truncate)
+    # five standard deviations of the low ones and more of the high ones lie on their own side
+    assert 0.4 < told.threshold < 0.88
+    assert Dynamic().settle(np.full(50, 0.3)) == Truncate(1.0)  # nothing to part: keep all
+
+
+@pytest.mark.parametrize("rows", [0, -1, 2.5, True])
+def test_wrong_rows_are_told(rows):
+    with pytest.raises(InputError, match="rows is"):
+        Dynamic(rows)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from fortifai import config, experiment, theory
+from fortifai import config, experiment, setups, theory
 from fortifai.errors import InputError
 from fortifai.loop.store import read_jsonl
 from tests.test_run import fortifai, outcome
@@ -327,12 +326,34 @@ def test_errors_on_the_command_line_are_one_sentence_and_code_2(tmp_path):
     assert not any(p.is_dir() for p in tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", [n for n in config.preset_names() if n.startswith(("curse", "regimes", "fortifai-g", "fortifai-vae"))])  # fmt: skip
+NEW_PRESETS = [
+    name
+    for name in config.preset_names()
+    if name.startswith(("curse", "regimes", "fortifai-g", "fortifai-vae"))
+]
+
+
+@pytest.mark.parametrize("name", NEW_PRESETS)
 def test_the_presets_can_be_planned(name, tmp_path):
-    done = fortifai("run", name, "--dry-run", cwd=tmp_path, PYTHONWARNINGS="error")
-    assert done.returncode == 0, done.stderr
-    assert "nothing was written" in done.stdout
-    assert os.listdir(tmp_path) == []
+    resolved = config.resolve(config.read_raw(name)[0])
+    data = setups.read(resolved, tmp_path)
+    told = experiment.plan(resolved, data)
+    assert told.generations == resolved.generations
+    assert 0 < told.disk_bytes < 1e9
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_published_setting_has_its_preset():
+    assert set(NEW_PRESETS) == {
+        "curse-gaussian",
+        "curse-gmm",
+        "curse-vae",
+        "fortifai-gaussian",
+        "fortifai-gaussian-noisy",
+        "fortifai-gmm",
+        "fortifai-vae",
+        "regimes",
+    }
 
 
 def test_the_stable_preset_has_the_stable_threshold():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats as scipy_stats
 
 from fortifai import stats
 from fortifai.stats import TimeToFailure, time_to_failure
@@ -161,3 +162,50 @@ def test_shapes_are_checked():
         stats.paired_difference([[1.0]], [[1.0, 0.0]])
     with pytest.raises(ValueError, match="chance"):
         stats.seed_times([[0.9]], "half_gain", "below")
+
+
+# --- generations that are not measured one by one -----------------------------------------------
+
+
+def test_time_to_failure_counts_true_generations():
+    # crosses 0.5 half way between generations 10 and 30
+    time = stats.time_to_failure([1.0, 0.6, 0.4, 0.1], 0.5, generations=[0, 10, 30, 35])
+    assert time == stats.TimeToFailure(pytest.approx(20.0), False)
+    never = stats.time_to_failure([1.0, 0.9], 0.5, generations=[0, 40])
+    assert never == stats.TimeToFailure(40.0, True)
+    at_once = stats.time_to_failure([0.4, 0.9], 0.5, generations=[0, 40])
+    assert at_once == stats.TimeToFailure(0.0, False)
+
+
+def test_the_ratio_is_of_true_generations():
+    # the arm crosses at 30, the baseline at 5; counted in steps it would be 3 against 1
+    arm = [[1.0, 1.0, 0.6, 0.4]] * 2
+    base = [[1.0, 0.0, 0.0, 0.0]] * 2
+    told = stats.ratio_to_baseline(arm, base, 0.5, generations=[0, 10, 20, 40])
+    assert told.value == pytest.approx(30 / 5)
+    assert (told.low, told.high) == (pytest.approx(6.0), pytest.approx(6.0))
+
+
+# --- where two Gaussians cross ------------------------------------------------------------------
+
+
+def test_the_crossing_of_two_known_gaussians():
+    rng = np.random.default_rng(0)
+    low, high = rng.normal(0.3, 0.08, 30_000), rng.normal(0.8, 0.05, 60_000)
+    found = stats.gaussian_crossing(np.concatenate([high, low]))
+    # from the densities, on a grid; EM finds the parameters of 90,000 draws to some thousandths
+    x = np.linspace(0.3, 0.8, 200_001)
+    gap = 1 / 3 * scipy_stats.norm(0.3, 0.08).pdf(x) - 2 / 3 * scipy_stats.norm(0.8, 0.05).pdf(x)
+    assert found == pytest.approx(x[np.argmin(np.abs(gap))], abs=0.004)
+
+
+def test_equal_variances_cross_in_the_middle():
+    half = np.random.default_rng(1).normal(0, 0.05, 40_000)
+    # mirrored, so that both halves have the same size, spread and distance from 0.5
+    found = stats.gaussian_crossing(np.concatenate([0.2 + half, 0.8 - half]))
+    assert found == pytest.approx(0.5, abs=1e-3)
+
+
+@pytest.mark.parametrize("values", [[], [0.5], [0.7] * 50])
+def test_what_cannot_be_parted_has_no_crossing(values):
+    assert stats.gaussian_crossing(values) is None

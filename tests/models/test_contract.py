@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fortifai.confidence import Keep
+from fortifai.confidence import Dynamic, Keep, Truncate
 from fortifai.config import (
     GaussianConfig,
     GMMConfig,
@@ -160,3 +160,20 @@ def test_a_mixture_of_one_component_is_the_gaussian(covariance):
         np.testing.assert_allclose(
             mixture.log_prob(points), single.log_prob(points[:, None])[:, 0], rtol=1e-9
         )
+
+
+def test_a_language_model_settles_a_dynamic_threshold_on_its_own_confidences(
+    tmp_path, make, stream
+):
+    base = causal_lm(tmp_path, make, stream)
+    dynamic = Dynamic(rows=4)
+    family = dataclasses.replace(base.family, weight=dynamic)
+    model = family.create("base", seeds=[0])
+    # before it trains: the first 4 blocks of 16 tokens
+    expected = dynamic.settle(np.exp(model.log_prob(stream[:64]).astype(np.float64)))
+    report = model.fit(stream, seeds=[1], progress=Silent())
+    assert report["threshold"] == pytest.approx(expected.threshold, abs=1e-6)
+    fixed = dataclasses.replace(base.family, weight=Truncate(report["threshold"]))
+    same = fixed.create("base", seeds=[0])
+    same.fit(stream, seeds=[1], progress=Silent())
+    np.testing.assert_array_equal(model.log_prob(stream), same.log_prob(stream))

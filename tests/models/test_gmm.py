@@ -100,7 +100,7 @@ def test_draws_of_two_generations_never_repeat():
 
 
 def test_what_cannot_go_on_ends():
-    with pytest.raises(Ended, match="1 of 1 points were kept.*3 are needed"):
+    with pytest.raises(Ended, match=r"1 of 1 points were kept.*3 are needed"):
         fit(make(components=3), np.zeros((1, 2)))
     with pytest.raises(Ended, match="singular"):
         fit(make(reg_covar=0.0), np.repeat([[0.0, 0.0], [1.0, 1.0]], 20, axis=0))
