@@ -226,8 +226,11 @@ def _points(
 ) -> None:
     real = np.array(first["points"]["real"])
     drawn = np.array(picture["points"]["rewritten"])
-    axes.plot(real[:, 0], real[:, 1], ".", color=_REAL_FILL, markersize=3, zorder=1)
-    axes.plot(drawn[:, 0], drawn[:, 1], ".", color=colour, markersize=2.2, alpha=0.7, zorder=2)
+    # as pixels: thousands of points would make a file of megabytes
+    real_dots = {"color": _REAL_FILL, "markersize": 3, "zorder": 1, "rasterized": True}
+    axes.plot(real[:, 0], real[:, 1], ".", **real_dots)
+    drawn_dots = {"color": colour, "markersize": 2.2, "zorder": 2, "rasterized": True}
+    axes.plot(drawn[:, 0], drawn[:, 1], ".", alpha=0.7, **drawn_dots)
     for component in picture["components"]:
         values, vectors = np.linalg.eigh(np.array(component["covariance"]))
         angle = math.degrees(math.atan2(vectors[1, 1], vectors[0, 1]))
@@ -248,6 +251,7 @@ def _points(
         axes.set_xlim(limits[0], limits[1])
         axes.set_ylim(limits[2], limits[3])
     axes.tick_params(labelbottom=False, length=0)
+    axes.spines["bottom"].set_visible(False)
 
 
 # --- panels of lines --------------------------------------------------------------------------

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 
 from fortifai.report.compare import Estimate, last_of, last_shared, mean_at
 from fortifai.report.load import FIRST, Arm
-from fortifai.report.text import DASH
+from fortifai.report.text import DASH, MINUS
 from fortifai.stats import mean_interval
 
 
@@ -34,7 +35,7 @@ _LEADS = (
     Lead("spread", "rewritten", "Spread of the draws' codes"),
     Lead("variance.ratio", "model", "Variance"),
 )
-_MIXTURE = Lead("l2", "model", "L2 distance from the true density")
+_MIXTURE = Lead("wasserstein", "rewritten", "Distance from the real points (Wasserstein-1)")
 
 
 def lead(arms: Sequence[Arm]) -> Lead | None:
@@ -55,7 +56,8 @@ def number(value: float | None, digits: int | None = None) -> str:
         return f"{value:.{digits}f}"
     size = abs(value)
     if size >= 1e7 or 0 < size < 0.01:
-        return f"{value:.3g}"
+        # without the exponent's zeros, and with a minus that no line breaks at
+        return re.sub(r"e([+-])0*", r"e\1", f"{value:.3g}").replace("e-", f"e{MINUS}")
     return f"{value:,.0f}" if size >= 100 else f"{value:.1f}" if size >= 10 else f"{value:.2f}"
 
 

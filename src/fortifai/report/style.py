@@ -157,7 +157,8 @@ class Canvas:
         """The figure as one ``<svg>`` element, in pixels, with ids that no other figure has."""
         stream = io.BytesIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        self.figure.savefig(stream, format="svg", metadata=nothing)
+        # the resolution of what is drawn as pixels; all else has none
+        self.figure.savefig(stream, format="svg", metadata=nothing, dpi=120)
         text = stream.getvalue().decode("utf-8")
         body = text[text.index(">", text.index("<svg")) + 1 :]
         body = re.sub(r"<!--.*?-->\n?", "", body, flags=re.DOTALL)
