@@ -35,10 +35,9 @@ _WEIGHTS, _SETTINGS = "classifier.safetensors", "classifier.json"
 def spread(codes: ArrayLike) -> float:
     """Standard deviation of generation 0's encoder means over a generation's samples.
 
-    Over all entries at once: sqrt of the mean of (c_ij - mean of all c)^2. The notebook of
-    Shumailov et al. (The curse of recursion, 2305.17493) prints one number for each generation,
-    0.653 0.567 0.519 0.465 0.417, without its formula in the text; this is one reading of it, what
-    NumPy's ``std`` of the array gives.
+    Over all entries at once: sqrt of the mean of (c_ij - mean of all c)^2, NumPy's ``std`` of the
+    array. The notebook of Shumailov et al. (The curse of recursion, 2305.17493) reports one number
+    for each generation, 0.653 0.567 0.519 0.465 0.417; this is one reading of what it is.
 
     Args:
         codes: (n, latent).

@@ -42,71 +42,30 @@ class MixtureLike(Protocol):
 # --- moments ----------------------------------------------------------------------------------
 
 
-def variance_ratio(points: ArrayLike, reference_variance: ArrayLike) -> Floats:
-    """Variance over that of a reference, averaged over dimensions.
-
-    (1 / d) sum_j var_j / reference_j, with the maximum likelihood variance (n in the denominator).
-    Of n points of the reference itself it is (n - 1) / n on average.
-
-    Args:
-        points: (n, d) or (S, n, d).
-        reference_variance: (d,), above 0.
-
-    Returns:
-        (S,) float64, without unit.
-
-    Raises:
-        InputError: Shapes that do not fit, no points, values that are not finite, or a reference
-            variance that is not above 0.
-    """
-    stack = _stack("points", points)
-    reference = _positive("reference_variance", reference_variance, stack.shape[2])
-    ratio: Floats = (stack.var(axis=1) / reference).mean(axis=1)
-    return ratio
-
-
-def mean_drift(points: ArrayLike, reference_mean: ArrayLike, reference_scale: ArrayLike) -> Floats:
-    """Distance of the mean from that of a reference, in standard deviations of the reference.
-
-    sqrt((1 / d) sum_j ((mean_j - reference_mean_j) / reference_scale_j)^2): the division by d makes
-    numbers of different dimensions comparable.
-
-    Args:
-        points: (n, d) or (S, n, d).
-        reference_mean: (d,).
-        reference_scale: Standard deviations, (d,), above 0.
-
-    Returns:
-        (S,) float64, in standard deviations.
-
-    Raises:
-        InputError: Shapes that do not fit, no points, values that are not finite, or a scale that
-            is not above 0.
-    """
-    stack = _stack("points", points)
-    d = stack.shape[2]
-    mean = _finite("reference_mean", reference_mean, (d,))
-    scale = _positive("reference_scale", reference_scale, d)
-    drift: Floats = np.sqrt((((stack.mean(axis=1) - mean) / scale) ** 2).mean(axis=1))
-    return drift
-
-
 def standard_error(values: ArrayLike) -> float:
     """Standard error of a mean: the sample standard deviation (n - 1) over sqrt(n).
+
+    Infinite where a value is, as a `mixture_l2` of collapsed Gaussians may be.
 
     Args:
         values: (n,) independent values, at least two.
 
     Raises:
-        InputError: Fewer than two values, more than one axis, or values that are not finite.
+        InputError: Fewer than two values, more than one axis, or NaN.
     """
-    x = _finite("values", values)
+    x = _numbers("values", values)
     if x.ndim != 1 or len(x) < 2:
         raise InputError(
             f"values have shape {x.shape}; a standard error needs one axis with two or more, give "
             "more values"
         )
-    return float(x.std(ddof=1) / math.sqrt(len(x)))
+    if np.isnan(x).any():
+        raise InputError("values have NaN; a standard error needs numbers, leave NaN out")
+    if np.isinf(x).any():
+        return math.inf
+    # squares of what is far from 1 would leave the range of floats
+    scale = float(np.abs(x).max()) or 1.0
+    return float((x / scale).std(ddof=1) / math.sqrt(len(x))) * scale
 
 
 # --- distance of samples ----------------------------------------------------------------------
@@ -344,11 +303,15 @@ def _log_overlaps(means: Floats, covariances: Floats) -> Floats:
 # --- checks -----------------------------------------------------------------------------------
 
 
-def _finite(name: str, values: ArrayLike, shape: tuple[int, ...] | None = None) -> Floats:
+def _numbers(name: str, values: ArrayLike) -> Floats:
     try:
-        x = np.asarray(values, dtype=np.float64)
+        return np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name} cannot be read as an array of numbers; give numbers") from error
+
+
+def _finite(name: str, values: ArrayLike, shape: tuple[int, ...] | None = None) -> Floats:
+    x = _numbers(name, values)
     if shape is not None and x.shape != shape:
         raise InputError(f"{name} has shape {x.shape}; the others ask for {shape}, give that")
     if not np.isfinite(x).all():

@@ -29,6 +29,9 @@ _NAMES = {
     "components.kept": "Components kept",
     "spread": "Spread of codes",
     "wasserstein": "Wasserstein-1",
+    "classes.entropy": "Class entropy",
+    "frechet": "Fréchet",
+    "l2": "L2 distance",
 }
 
 
@@ -90,8 +93,8 @@ def describe(level: Level) -> str:
     """A level in words, such as "KR, first split < 0.75"."""
     name = _NAMES.get(level.measure, level.measure)
     text = {FIRST: ", first split", "held-out": ", held-out data"}.get(level.on, f", {level.on}")
-    if level.on == "model":
-        text = ""  # there is one
+    if level.on == "model" or (level.on == "rewritten" and level.measure in _NAMES):
+        text = ""  # these are taken on nothing else
     if level.measure == "perplexity" and level.on == FIRST:
         text = ", original first split"
     if isinstance(level.level, str):

@@ -249,7 +249,7 @@ def _fitting(columns: Sequence[_Column]) -> list[_Column]:
     """The first columns, as many as the page is wide; a measure told twice takes two."""
     out: list[_Column] = []
     for column in columns:
-        if sum(1 + both for *_, both in (*out, column)) <= 7:
+        if sum(1 + both for *_, both in (*out, column)) <= 6:
             out.append(column)
     return out
 

@@ -192,9 +192,14 @@ def read(config: ImagesExperiment, root: Path) -> ImagesInputs:
             f"{found.source} has {len(rest):,} images besides the held-out ones, too few for "
             f"{count} splits of {max(size, 2):,}; give more images, fewer splits or smaller ones"
         )
-    labelled = None if labels is None else (rest[:CLASSIFIED], labels[:CLASSIFIED])
+    labelled: tuple[Pixels, NDArray[np.int64]] | None = None
+    notes: tuple[str, ...] = ()
+    if labels is not None:
+        labelled = (rest[:CLASSIFIED], labels[:CLASSIFIED])
+        if len(np.unique(labelled[1])) < 2:
+            labelled, notes = None, (f"all labels of {found.source} are one: no classifier",)
     real = tuple(rest[k * size : (k + 1) * size] for k in range(count))
-    data = ImagesInputs(config, real, held_out, labelled, found.source, ())
+    data = ImagesInputs(config, real, held_out, labelled, found.source, notes)
     data.parameters  # noqa: B018 - building the network checks that it takes images of this size
     return data
 
