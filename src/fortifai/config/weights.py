@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
+from fortifai import theory
 from fortifai.confidence import Dynamic, Focal, Keep, Truncate, TruncateQuantile, Weight
 from fortifai.config.section import Section, Share
 
@@ -74,7 +74,7 @@ class TruncateTailsConfig(Section):
 
     def build(self) -> Weight:
         """The weight object: truncation by the density relative to its peak, exp(-a^2 / 2)."""
-        return Truncate(math.exp(-self.a * self.a / 2))
+        return Truncate(theory.tail_confidence(self.a))
 
 
 WeightConfig = Annotated[

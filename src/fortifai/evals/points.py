@@ -328,13 +328,6 @@ def _stack(name: str, values: ArrayLike) -> Floats:
     return x if x.ndim == 3 else x[None]
 
 
-def _positive(name: str, values: ArrayLike, d: int) -> Floats:
-    x = _finite(name, values, (d,))
-    if (x <= 0).any():
-        raise InputError(f"{name} goes down to {x.min():g}; all of it must be above 0")
-    return x
-
-
 def _weights(name: str, values: ArrayLike) -> Floats:
     x = _finite(name, values)
     # 1e-6 is room for weights that were kept in float32

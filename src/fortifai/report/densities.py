@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 from matplotlib.lines import Line2D
-from matplotlib.patches import Ellipse, Patch
-from matplotlib.ticker import FixedLocator
+from matplotlib.patches import Ellipse
+from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from fortifai.report import style
 from fortifai.report.load import Arm
-from fortifai.report.panels import Panel, panels
+from fortifai.report.panels import Panel, generations, name_column, panels
 from fortifai.report.scene import Plot, Scene, draw, legend, legend_height, plot, series
-from fortifai.report.style import INK, SOFT, WIDE, Canvas
+from fortifai.report.style import GRID, INK, SOFT, WIDE, Canvas
+from fortifai.report.text import MINUS
 
 _REAL_FILL = "#d4d3cf"
 _COLUMNS = 6
@@ -28,7 +29,7 @@ def variance(scene: Scene) -> Plot | None:
     if not scene.has(measure, on):
         return None
     dashed = Line2D([], [], color=SOFT, linewidth=1.4, linestyle=(0, (4, 3)))
-    band = Patch(facecolor="none", edgecolor=SOFT, linewidth=0.8, linestyle=(0, (2, 2)))
+    band = Line2D([], [], color=SOFT, linewidth=1.2, linestyle=(0, (1, 1.5)))
     banded = any("low" in p for p in scene.prediction.values())
     extra: list[tuple[str, Any]] = [("expected by theory", dashed)] if scene.prediction else []
     extra += [("95 % of single seeds, by theory", band)] if banded else []
@@ -42,7 +43,7 @@ def variance(scene: Scene) -> Plot | None:
         if told and lines[arm.label].x:
             values += _prediction(axes, told, lines[arm.label].x[-1], look.colour)
     style.plain_log(axes, [*values, 1.0])
-    style.generations(axes, scene.last)
+    generations(axes, scene.last, WIDE - 100)
     style.heading(axes, "Variance of the fitted density", "over that of the real one, log scale")
     axes.axhline(1, color=SOFT, linewidth=1, zorder=1)
     for arm in scene.arms:
@@ -132,8 +133,8 @@ def _matrix(
     arms = [arm for arm in scene.arms if key in _picture(arm, 0)]
     if not arms:
         return None
-    columns = _chosen(scene.last, arms)
-    left, gap = 110, 12
+    columns = chosen(arms, _COLUMNS)
+    (left, names), gap = name_column(arms), 12
     wide = (WIDE - left - 10) / len(columns) - gap
     high = tall or wide
     canvas = Canvas(WIDE, round(34 + len(arms) * (high + 30)))
@@ -141,7 +142,7 @@ def _matrix(
     for r, arm in enumerate(arms):
         top = 34 + r * (high + 30)
         colour = scene.looks[arm.label].colour
-        canvas.text(6, top + high / 2, style.short(arm.label, 14), color=colour, weight="bold")
+        canvas.text(6, top + high / 2, names[arm.label], color=colour, weight="bold")
         for c, number in enumerate(columns):
             if r == 0:
                 canvas.text(
@@ -161,7 +162,7 @@ def _matrix(
                 axes.text(
                     0.5,
                     0.5,
-                    _missing(arm, number),
+                    missing(arm, number),
                     ha="center",
                     color=SOFT,
                     fontsize=10,
@@ -174,9 +175,14 @@ def _matrix(
     return plot(canvas, name, title, f"{caption}{_endings(scene)}")
 
 
-def _missing(arm: Arm, number: int) -> str:
-    ended = [c.ended.generation for c in arm.chains if c.ended]
-    return "ended" if ended and number >= min(ended) else "not yet"
+def missing(arm: Arm, number: int) -> str:
+    """Why there is nothing to be seen of the first seed's generation `number`."""
+    chain = arm.chains[0]
+    if chain.ended and number >= chain.ended.generation:
+        return "ended"
+    if number not in chain.due:
+        return "not measured"
+    return "not yet" if number > chain.generations[-1].number else "left out"
 
 
 def _picture(arm: Arm, number: int) -> Mapping[str, Any]:
@@ -185,12 +191,12 @@ def _picture(arm: Arm, number: int) -> Mapping[str, Any]:
     return found.picture if found else {}
 
 
-def _chosen(last: int, arms: Sequence[Arm]) -> list[int]:
-    """Generations to show: the first and the last, and some between, of those measured."""
-    there = sorted({number for arm in arms for number in arm.numbers if number <= last})
-    if len(there) <= _COLUMNS:
+def chosen(arms: Sequence[Arm], count: int) -> list[int]:
+    """Generations to show: the first and the last, and some between, of the first seeds'."""
+    there = sorted({g.number for arm in arms for g in arm.chains[0].generations})
+    if len(there) <= count:
         return there
-    places = np.linspace(0, len(there) - 1, _COLUMNS).round().astype(int)
+    places = np.linspace(0, len(there) - 1, count).round().astype(int)
     return [there[place] for place in places]
 
 
@@ -205,13 +211,15 @@ def _histogram(
     axes.stairs(drawn / max(drawn.sum(), 1), edges, color=colour, linewidth=1.6)
     axes.set_xlim(edges[0], edges[-1])
     axes.xaxis.set_major_locator(FixedLocator([edges[0], (edges[0] + edges[-1]) / 2, edges[-1]]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.3g}".replace("-", MINUS)))
+    # inwards, where they do not meet those of the panels beside
+    for label, side in zip(axes.get_xticklabels(), ("left", "center", "right"), strict=True):
+        label.set_ha(side)
 
 
 def _limits(arms: Sequence[Arm]) -> tuple[float, float, float, float]:
     """Axes that hold the real points with a wide margin: what leaves them has left the data."""
-    real = np.array(
-        next(p["points"]["real"] for a in arms if "real" in (p := _picture(a, 0)).get("points", {}))
-    )
+    real = np.concatenate([np.array(_picture(arm, 0)["points"]["real"]) for arm in arms])
     low, high = real.min(0), real.max(0)
     centre, half = (low + high) / 2, 0.75 * (high - low).max()
     return (centre[0] - half, centre[0] + half, centre[1] - half, centre[1] + half)
@@ -251,7 +259,8 @@ def _points(
         axes.set_xlim(limits[0], limits[1])
         axes.set_ylim(limits[2], limits[3])
     axes.tick_params(labelbottom=False, length=0)
-    axes.spines["bottom"].set_visible(False)
+    # a frame: what leaves the panel is cut off there
+    axes.spines[:].set(visible=True, color=GRID)
 
 
 # --- panels of lines --------------------------------------------------------------------------

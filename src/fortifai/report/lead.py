@@ -89,7 +89,12 @@ def sentence(arm: Arm, baseline: Arm | None, told: Lead | None) -> str:
         text += f" → {number(end)} (generation 0 to {last})"
     stopped = [c.ended for c in arm.chains if c.ended]
     if stopped:
-        text += f", where it ended: {stopped[0].reason}"
+        who = (
+            "it"
+            if len(stopped) == len(arm.chains)
+            else f"{len(stopped)} of {len(arm.chains)} seeds"
+        )
+        text += f", where {who} ended: {stopped[0].reason}"
     if arm.baseline or baseline is None:
         return text + ("; the baseline." if arm.baseline else ".")
     return f"{text}; {_versus(arm, baseline, told)}"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fortifai.report import style
+from fortifai.report.densities import chosen, missing
 from fortifai.report.load import Arm
-from fortifai.report.panels import Panel, panels
+from fortifai.report.panels import Panel, name_column, panels
 from fortifai.report.scene import Plot, Scene, plot
 from fortifai.report.style import SOFT, WIDE, Canvas
 
@@ -21,28 +21,32 @@ def samples(scene: Scene) -> Plot | None:
     arms = [arm for arm in scene.arms if "rewritten" in _grid(arm, 0)]
     if not arms:
         return None
-    there = sorted({number for arm in arms for number in arm.numbers})
-    if len(there) > _COLUMNS - 1:
-        places = np.linspace(0, len(there) - 1, _COLUMNS - 1).round().astype(int)
-        there = [there[place] for place in places]
-    left, gap = 110, 12
+    there = chosen(arms, _COLUMNS - 1)
+    (left, names), gap = name_column(arms), 12
     side = (WIDE - left - 10) / (len(there) + 1) - gap
     side = min(side, 170)
     canvas = Canvas(WIDE, round(34 + len(arms) * (side + 16)))
     for r, arm in enumerate(arms):
         top = 34 + r * (side + 16)
         colour = scene.looks[arm.label].colour
-        canvas.text(6, top + side / 2, style.short(arm.label, 14), color=colour, weight="bold")
-        cells = [("real", _grid(arm, 0).get("real"))]
-        cells += [(f"generation {n}", _grid(arm, n).get("rewritten")) for n in there]
-        for c, (name, grid) in enumerate(cells):
+        canvas.text(6, top + side / 2, names[arm.label], color=colour, weight="bold")
+        cells = [("real", _grid(arm, 0).get("real"), "")]
+        cells += [
+            (f"generation {n}", _grid(arm, n).get("rewritten"), missing(arm, n)) for n in there
+        ]
+        for c, (name, grid, why) in enumerate(cells):
             x = left + c * (side + gap)
             if r == 0:
                 canvas.text(x + side / 2, 22, name, color=SOFT, ha="center", fontsize=11)
             axes = canvas.axes(x, top, side, side)
             axes.set_axis_off()
             if grid is not None:
-                axes.imshow(_tiled(grid), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+                image = axes.imshow(
+                    _tiled(grid), cmap="gray", vmin=0, vmax=255, interpolation="nearest"
+                )
+                image.set_gid(f"image-{r}-{c}")  # equal images would have equal ids
+            else:
+                axes.text(0.5, 0.5, why, ha="center", color=SOFT, fontsize=10)
     return plot(
         canvas,
         "samples",
@@ -85,9 +89,9 @@ def spread(scene: Scene) -> Plot | None:
         "spread",
         "Spread of what was drawn",
         "Left: standard deviation of generation 0's encoder means over what each generation wrote "
-        "(the measure of The Curse of Recursion); dashes: over the real images; every arm and seed "
-        "is seen through its own generation 0. Right: log-probability of held-out real images at "
-        f"their mean code. {scene.seeds_said()}",
+        "(the measure of The Curse of Recursion); dashes: over the real images, in the arm's "
+        "colour where arms differ, since every arm and seed is seen through its own generation 0. "
+        f"Right: log-probability of held-out real images at their mean code. {scene.seeds_said()}",
     )
 
 
