@@ -84,7 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--generations", type=int, default=200)
     parser.add_argument("--points", type=int, default=1000)
-    parser.add_argument("--every", type=int, default=100)
+    parser.add_argument("--every", type=int, default=200)
     parser.add_argument("--pairs", type=int, default=5)
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # EM's own, of both

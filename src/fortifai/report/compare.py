@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -62,23 +63,25 @@ def _paired(left: _Table, right: _Table) -> Estimate | None:
     return Estimate(*paired_difference(tables[0], tables[1]))
 
 
+def shared(chains: Sequence[Chain], measure: str, on: str) -> tuple[int, ...]:
+    """Generations up to which all chains have a measure without a gap, of those that all took.
+
+    A chain that ended early has a last generation that no other one was due to measure.
+    """
+    taken = [set(c.due[: len(c.values(measure, on))]) for c in chains]
+    return tuple(sorted(set.intersection(*taken))) if taken else ()
+
+
 def last_shared(arm: Arm, baseline: Arm, measure: str, on: str) -> int | None:
     """The last generation that both arms measured in every seed that they share."""
     there = {c.seed: c for c in baseline.chains}
     pairs = [(c, there[c.seed]) for c in arm.chains if c.seed in there]
-    lengths = [min(len(a.values(measure, on)), len(b.values(measure, on))) for a, b in pairs]
-    return _number(pairs[0][0], min(lengths, default=0)) if pairs else None
+    return max(shared([c for pair in pairs for c in pair], measure, on), default=None)
 
 
 def last_of(arm: Arm, measure: str = KR, on: str = "split-0") -> int | None:
     """The last generation that every seed of the arm measured."""
-    lengths = [len(chain.values(measure, on)) for chain in arm.chains]
-    return _number(arm.chains[0], min(lengths))
-
-
-def _number(chain: Chain, length: int) -> int | None:
-    """The generation that the last of so many values is of."""
-    return chain.due[length - 1] if length else None
+    return max(shared(arm.chains, measure, on), default=None)
 
 
 def mean_at(arm: Arm, measure: str, on: str, generation: int) -> float | None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fortifai.report.compare import shared
 from fortifai.report.load import FIRST, KR, Arm, Chain, Level, Run
 from fortifai.report.text import DASH
 from fortifai.stats import (
@@ -73,9 +74,9 @@ def failures(runs: Sequence[Run]) -> Failures:
         note=(
             "Generations: mean over seeds; small: the lowest and highest seed. Ratio: mean time of "
             "the arm over mean time of its run's baseline, on the seeds and generations that both "
-            "have; small: 95\u00a0% percentile interval, seeds and, for KR on a split, questions "
-            "drawn anew together for both. A ratio after “>” or “<” is a bound, because one of the "
-            "two did not fail within the run; “from” leaves the upper end open. Half of the gain "
+            "have; small: 95\u00a0% percentile interval, seeds (and questions, where a measure has "
+            "them) drawn anew together for both. A ratio after “>” or “<” is a bound, because one of "
+            "the two did not fail within the run; “from” leaves the upper end open. Half of the gain "
             "over chance is counted from each seed's own generation 0."
         ),
         level=float(drawn.level) if drawn else None,
@@ -187,7 +188,8 @@ def ratio(arm: Arm, baseline: Arm, level: Level) -> Ratio | None:
         (a.values(level.measure, level.on), b.values(level.measure, level.on)) for a, b in pairs
     ]
     chance = _chance(pairs[0][0], level) if pairs else None
-    length = min((len(values) for both in curves for values in both), default=0)
+    numbers = shared([chain for pair in pairs for chain in pair], level.measure, level.on)
+    length = len(numbers)
     if not length or (isinstance(level.level, str) and chance is None):
         return None
     tables: list[NDArray[np.float64]] = [
@@ -202,7 +204,7 @@ def ratio(arm: Arm, baseline: Arm, level: Level) -> Ratio | None:
         "half_gain" if isinstance(level.level, str) else level.level,
         "below" if level.direction == "below" else "above",
         chance=chance,
-        generations=pairs[0][0].due[:length],
+        generations=numbers,
     )
 
 

@@ -302,7 +302,7 @@ def truncated(scene: Scene) -> Plot | None:
         "truncated",
         "Truncated share",
         f"1 {MINUS} mean weight over all of a generation's training: the share of "
-        f"{_weighed(scene)} truncated under TCE, the weight taken off under Focal, 0 where all "
+        f"{_weighed(scene)} truncated, the weight taken off under Focal, 0 where all "
         "are kept. "
         f"{scene.seeds_said()}",
         wide=False,

@@ -233,7 +233,8 @@ def _summary(scene: Scene, failures: Failures) -> tuple[list[Row], list[Row]]:
         if failures.levels:
             time, ratio = failures.cells[arm.label][0]
             known = not arm.baseline and ratio["text"] != DASH
-            note = f"{TIMES} {ratio['text']} ({ratio['note']})" if known else ratio["note"]
+            told = f" ({ratio['note']})" if ratio["note"] else ""
+            note = f"{TIMES} {ratio['text']}{told}" if known else ratio["note"]
             cells.append({"text": time["text"], "note": note, "first": True})
         look = scene.looks[arm.label]
         rows.append(

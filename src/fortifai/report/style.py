@@ -224,8 +224,12 @@ def plain_log(axes: Any, values: Sequence[float]) -> None:
     axes.yaxis.set_major_locator(LogLocator(base=10, subs=subs, numticks=99 if spread < 8 else 8))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(
-        FuncFormatter(lambda v, _: f"{v:,.0f}" if 10 <= v < 1e7 else f"{v:g}")
+        FuncFormatter(lambda v, _: f"{v:,.0f}" if 10 <= v < 1e7 else _exponent(v))
     )
+
+
+def _exponent(value: float) -> str:
+    return re.sub(r"e([+-])0*", r"e\1", f"{value:g}").replace("-", MINUS)
 
 
 def few_ticks(axes: Any, count: int = 5) -> None:
