@@ -75,9 +75,9 @@ def failures(runs: Sequence[Run]) -> Failures:
             "Generations: mean over seeds; small: the lowest and highest seed. Ratio: mean time of "
             "the arm over mean time of its run's baseline, on the seeds and generations that both "
             "have; small: 95\u00a0% percentile interval, seeds (and questions, where a measure has "
-            "them) drawn anew together for both. A ratio after “>” or “<” is a bound, because one of "
-            "the two did not fail within the run; “from” leaves the upper end open. Half of the gain "
-            "over chance is counted from each seed's own generation 0."
+            "them) drawn anew together for both. A ratio after “>” or “<” is a bound, because one "
+            "of the two did not fail within the run; “from” leaves the upper end open. Half of the "
+            "gain over chance is counted from each seed's own generation 0."
         ),
         level=float(drawn.level) if drawn else None,
         crossings=crossings,
