@@ -98,7 +98,7 @@ def digits() -> Images:
 
     Their values 0 to 16 are divided by 16. They come with the library: no network is needed.
     """
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped, unused-ignore]
+    from sklearn.datasets import load_digits
 
     data = load_digits()
     pixels = (data.images / 16).astype(np.float32)

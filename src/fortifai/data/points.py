@@ -152,7 +152,7 @@ def blobs(
     Raises:
         InputError: A number is outside its range.
     """
-    from sklearn.datasets import make_blobs  # type: ignore[import-untyped, unused-ignore]
+    from sklearn.datasets import make_blobs
 
     _check("n", n, n >= 1, "a positive integer")
     _check("spread", spread, 0 < spread < math.inf, "a finite number above 0")

@@ -123,10 +123,10 @@ def _gap(arm: Arm, baseline: Arm, told: Lead, generation: int) -> Estimate | Non
     for chain in arm.chains:
         other = next((c for c in baseline.chains if c.seed == chain.seed), None)
         pair = [c.at(generation) if c else None for c in (chain, other)]
-        values = [g.value(told.measure, told.on) if g else None for g in pair]
-        if not told.paired or any(v is None or not v > 0 for v in values):
+        values = [v for g in pair if g and (v := g.value(told.measure, told.on)) is not None]
+        if not told.paired or len(values) < 2 or min(values) <= 0:
             return None
-        logs.append(math.log(values[0]) - math.log(values[1]))  # type: ignore[arg-type]
+        logs.append(math.log(values[0]) - math.log(values[1]))
     interval = mean_interval(logs)
     if interval is None:
         return None

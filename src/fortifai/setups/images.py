@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from fortifai.evals.view import Stage
 from fortifai.loop.progress import Progress
 from fortifai.loop.seeds import derive
 from fortifai.models.vae import VAE, VAEFamily
-from fortifai.setups.setup import Ground
+from fortifai.setups.setup import Ground, fingerprint
 
 Pixels = NDArray[np.float32]
 
@@ -110,10 +109,7 @@ class ImagesInputs:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of all pixels."""
-        digest = hashlib.sha256()
-        for values in (*self.real, self.held_out):
-            digest.update(np.ascontiguousarray(values).tobytes())
-        return digest.hexdigest()
+        return fingerprint((*self.real, self.held_out))
 
     def effort(self, arm: str, samples: int) -> tuple[int, int]:
         """Images read over all epochs, and optimizer steps."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,7 @@ from fortifai.loop.seeds import derive
 from fortifai.loop.store import write_json
 from fortifai.models.gaussian import GaussianFamily
 from fortifai.models.gmm import GMMFamily
-from fortifai.setups.setup import Ground
+from fortifai.setups.setup import Ground, fingerprint
 
 Floats = NDArray[np.float64]
 
@@ -117,10 +116,7 @@ class PointsInputs:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of all points."""
-        digest = hashlib.sha256()
-        for values in (*self.real, self.held_out):
-            digest.update(np.ascontiguousarray(values).tobytes())
-        return digest.hexdigest()
+        return fingerprint((*self.real, self.held_out))
 
     def effort(self, arm: str, samples: int) -> tuple[int, int]:
         """Every point is read once, and there are no steps."""

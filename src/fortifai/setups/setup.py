@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
 
 from fortifai.evals.score import Score
 from fortifai.evals.view import Stage
@@ -58,6 +61,14 @@ class Inputs(Protocol):
     def write(self, folder: Path, progress: Progress) -> None:
         """Write what all chains share into `folder`."""
         ...
+
+
+def fingerprint(arrays: Iterable[Samples]) -> str:
+    """SHA-256 of the values of arrays, in their order."""
+    digest = hashlib.sha256()
+    for values in arrays:
+        digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
