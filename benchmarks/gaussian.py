@@ -2,8 +2,9 @@
 
 One run of `fortifai` (draw, fit, measure, commit, resume at any time) of so many seeds, generations
 and draws; a loop of ``np.random.normal`` and ``np.std`` over some of its generations, scaled up;
-and what cannot be undercut: filling memory with normal numbers from NumPy's fastest generator on
-all threads, and with raw random bits. Run ``python benchmarks/gaussian.py --help``.
+and what cannot be undercut: filling the memory of one generation with normal numbers from NumPy's
+fastest generator on all threads, again and again. Uniform numbers, which are little more than the
+random bits, are filled in beside it. Run ``python benchmarks/gaussian.py --help``.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def ours(args: argparse.Namespace, generations: int) -> float:
         {
             "name": "benchmark",
             "generations": generations,
-            "every": max(1, generations // 10),
+            "every": args.every or generations,
             "seeds": {"count": args.seeds},
             "threads": args.threads,
             "keep_samples": "needed",
@@ -63,19 +64,20 @@ def plain(args: argparse.Namespace, generations: int) -> float:
 def filling(
     args: argparse.Namespace, fill: Callable[[np.random.Generator, np.ndarray], object]
 ) -> float:
-    """Nanoseconds per number of filling memory on all threads."""
-    rows, turns = np.empty((args.threads, args.draws)), 20 * args.seeds
+    """Nanoseconds per number of filling a generation's draws on all threads."""
+    generation, turns = np.empty((args.seeds, args.draws)), 40
 
     def work(thread: int) -> None:
         rng = np.random.Generator(np.random.SFC64(thread))
         for _ in range(turns):
-            fill(rng, rows[thread])
+            for row in generation[thread :: args.threads]:
+                fill(rng, row)
 
     with ThreadPoolExecutor(args.threads) as pool:
         began = time.perf_counter()
         list(pool.map(work, range(args.threads)))
         seconds = time.perf_counter() - began
-    return seconds / (args.threads * turns * args.draws) * 1e9
+    return seconds / (turns * generation.size) * 1e9
 
 
 def peak(args: argparse.Namespace, generations: int) -> float:
@@ -94,6 +96,7 @@ def main() -> None:
     parser.add_argument("--generations", type=int, default=1000)
     parser.add_argument("--draws", type=int, default=10_000)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--every", type=int, help="measure and commit so often; first and last")
     parser.add_argument("--plain-generations", type=int, default=50)
     args = parser.parse_args()
     total = args.seeds * args.generations * args.draws

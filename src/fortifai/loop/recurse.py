@@ -25,7 +25,7 @@ from fortifai.loop.ended import Ended
 from fortifai.loop.history import History, ledger
 from fortifai.loop.progress import Progress
 from fortifai.loop.regimes import Part, Regime
-from fortifai.loop.seeds import derive
+from fortifai.loop.seeds import derive_all
 from fortifai.loop.store import (
     MODEL,
     SAMPLES,
@@ -127,7 +127,7 @@ class Chain(Generic[M]):
 
     def derive(self, *path: int | str) -> tuple[int, ...]:
         """The seeds of one step."""
-        return tuple(derive(seed, *path) for seed in self.seeds)
+        return derive_all(self.seeds, *path)
 
 
 def recurse(

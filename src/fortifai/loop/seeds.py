@@ -7,6 +7,7 @@ draw the same batches and the same noise, so that they differ by what is compare
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 
 def derive(root: int, *path: int | str) -> int:
@@ -19,5 +20,13 @@ def derive(root: int, *path: int | str) -> int:
         root: The experiment's seed.
         path: What the seed is for, such as ``(generation, "regenerate", split)``.
     """
-    text = "\x1f".join(f"{type(p).__name__}:{p}" for p in (root, *path))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+    return derive_all((root,), *path)[0]
+
+
+def derive_all(roots: Sequence[int], *path: int | str) -> tuple[int, ...]:
+    """`derive` of each of several roots."""
+    rest = "".join(f"\x1f{type(p).__name__}:{p}" for p in path)
+    return tuple(
+        int.from_bytes(hashlib.sha256(f"int:{root}{rest}".encode()).digest()[:4], "big")
+        for root in roots
+    )
