@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fortifai.evals.score import Score
-from fortifai.report.compare import kr_change, kr_difference
+from fortifai.report.compare import differences, kr_change, kr_difference
 from fortifai.report.failure import describe, failures, ratio
 from fortifai.report.load import FIRST, KR, Answers, Arm, Chain, Generation, Level, Run
 
@@ -153,16 +153,32 @@ def test_differences_of_kr_are_paired_by_question() -> None:
     gap = kr_difference(arm, base, 0, 1)
     assert gap is not None
     # 8 of 40 questions are right under one arm alone; unpaired, the interval would reach 0
-    assert gap.mean == pytest.approx(0.2, abs=1e-12)
+    assert gap.value == pytest.approx(0.2, abs=1e-12)
     assert gap.sure
     assert 0.05 < gap.low < 0.2 < gap.high < 0.35
     same = kr_difference(arm, base, 0, 0)
     assert same is not None
-    assert (same.mean, same.low, same.high, same.sure) == (0, 0, 0, False)
+    assert (same.value, same.low, same.high, same.sure) == (0, 0, 0, False)
     change = kr_change(base, 0, 0, 1)
     assert change is not None
-    assert change.mean == pytest.approx(-0.3, abs=1e-12)
+    assert change.value == pytest.approx(-0.3, abs=1e-12)
     assert kr_difference(_arm("x", [[0.9]]), base, 0, 0) is None
+
+
+def test_differences_are_corrected_for_the_number_of_arms() -> None:
+    base = _arm("ce", [[0.9, 0.5]] * 3, asked=40)
+    arms = [_arm("a", [[0.9, 0.7]] * 3, asked=40), _arm("b", [[0.9, 0.55]] * 3, asked=40)]
+    found = {d.arm: d for d in differences(_run(base, *arms), 0)}
+    assert list(found) == ["a", "b"]
+    alone = [differences(_run(base, arm), 0)[0] for arm in arms]
+    p = [d.gap.p for d in alone]
+    assert [d.corrected for d in alone] == p  # one claim needs no correction
+    assert p[0] < p[1]  # type: ignore[operator]
+    # Holm by hand: the smaller p counts twice, the larger one once but no less than that
+    assert found["a"].corrected == pytest.approx(2 * p[0])  # type: ignore[operator]
+    assert found["b"].corrected == pytest.approx(max(2 * p[0], p[1]))  # type: ignore[operator]
+    assert (found["a"].generation, found["a"].these.over) == (1, "questions")
+    assert differences(_run(*arms), 0) == []  # no baseline yet
 
 
 def test_levels_of_several_runs_are_told_once() -> None:

@@ -182,13 +182,38 @@ def test_a_difference_within_noise_is_not_claimed(tmp_path: Path) -> None:
 
 def test_a_clear_difference_is_told_with_its_interval(tmp_path: Path) -> None:
     arms = {"ce": FakeArm({"kind": "keep"}, 3.0), "kept": FakeArm({"kind": "keep"}, 0.0)}
-    text = write_report([write_run(tmp_path / "run", arms=arms, generations=2)]).read_text("utf-8")
+    # three seeds: two say too little of others
+    folder = write_run(tmp_path / "run", arms=arms, generations=2, seeds=[0, 1, 2])
+    text = write_report([folder]).read_text("utf-8")
     told = re.search(
         r"(0\.\d\d) above ce at generation 1, 95\u00a0% interval \+(0\.\d\d) to \+", text
     )
     assert told
     assert 0 < float(told[2]) < float(told[1])
     assert "fell from" in text
+
+
+def test_the_table_of_differences_is_that_of_the_statistics(tmp_path: Path) -> None:
+    from fortifai.report.compare import differences
+    from fortifai.report.load import load
+
+    arms = {name: ARMS[name] for name in ("ce", "tce-0.3", "focal")}
+    folder = write_run(tmp_path / "run", arms=arms, generations=2, seeds=[0, 1, 2])
+    page = write_report([folder]).read_text("utf-8")
+    table = page[page.index('id="differences"') :]
+    rows = re.findall(r"<tr><th scope=\"row\">.*?</tr>", table[: table.index("</table>")], re.S)
+    assert len(rows) == 2  # the baseline is not compared with itself
+    for row, found in zip(rows, differences(load([folder])[0], 0), strict=True):
+        told = re.findall(r"<td[^>]*>(.*?)</td>", row)
+        assert told[0] == "1"
+        # three decimals are shown: half a unit of the last one, and float noise
+        text = " ".join(told[1:4]).replace("\u2212", "-")
+        shown = [float(n) for n in re.findall(r"[+-]?\d\.\d+", text)]
+        wanted = [found.gap.value, found.gap.low, found.gap.high, found.these.low, found.these.high]
+        assert shown == pytest.approx(wanted, abs=0.0005 + 1e-9)
+    assert "no interval here says what another would give" not in page
+    one = write_report([write_run(tmp_path / "one", arms=arms, generations=2, seeds=[0])])
+    assert "no interval here says what another would give" in one.read_text("utf-8")
 
 
 def test_an_arm_that_does_not_change_is_said_to_be_within_noise(tmp_path: Path) -> None:

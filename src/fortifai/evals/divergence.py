@@ -6,16 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fortifai.evals.score import Score
-
-FLOOR = 1e-10
-"""Probability given to a token that does not occur, as in ForTIFAI's code."""
+from fortifai.stats import kl_divergence
 
 
 def _kl(written: NDArray[np.integer], real: NDArray[np.integer], vocab_size: int) -> float:
-    p = np.bincount(written, minlength=vocab_size) / len(written)
-    q = np.bincount(real, minlength=vocab_size) / len(real)
-    p, q = np.maximum(p, FLOOR), np.maximum(q, FLOOR)
-    return float(np.sum(p * np.log(p / q)))
+    counts = (np.bincount(ids, minlength=vocab_size) for ids in (written, real))
+    return kl_divergence(*counts)
 
 
 def unigram_kl(
@@ -31,6 +27,7 @@ def unigram_kl(
     Sum over tokens of p log(p / q), frequencies below 1e-10 raised to it. This plug-in estimate
     grows as samples shrink, by about (V - 1) / (2 n): so the larger of the two is drawn down to
     the smaller one's size, without replacement, and numbers at equal sizes may be compared.
+    `fortifai.stats.equal_size_kl` also says what two samples of the real text would give.
 
     Args:
         rewritten: (n,) token ids.

@@ -74,10 +74,11 @@ def failures(runs: Sequence[Run]) -> Failures:
         note=(
             "Generations: mean over seeds; small: the lowest and highest seed. Ratio: mean time of "
             "the arm over mean time of its run's baseline, on the seeds and generations that both "
-            "have; small: 95\u00a0% percentile interval, seeds (and questions, where a measure has "
-            "them) drawn anew together for both. A ratio after “>” or “<” is a bound, because one "
-            "of the two did not fail within the run; “from” leaves the upper end open. Half of the "
-            "gain over chance is counted from each seed's own generation 0."
+            "have; small: 95\u00a0% interval (Fieller's, by Student's t) over seeds, and over "
+            "questions where a measure has them, both arms paired. With two or three seeds it is "
+            "wide, as little is then known of others. A ratio after “>” or “<” is a bound, because "
+            "one of the two did not fail within the run; “from” leaves the upper end open. Half of "
+            "the gain over chance is counted from each seed's own generation 0."
         ),
         level=float(drawn.level) if drawn else None,
         crossings=crossings,
@@ -172,7 +173,7 @@ def _ratio_words(found: Ratio) -> Cell:
     note = ""
     if found.bound == "upper":
         note = f"up to {found.high:.2f}" if found.high is not None else ""
-    elif found.low is not None:
+    elif found.low is not None and (found.low > 0 or found.high is not None):
         closed = found.bound == "none" and found.high is not None
         note = f"{found.low:.2f} {DASH} {found.high:.2f}" if closed else f"from {found.low:.2f}"
     return {"text": f"{sign}{found.value:.2f}", "note": note}

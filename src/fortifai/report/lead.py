@@ -7,10 +7,10 @@ import math
 import re
 from collections.abc import Sequence
 
-from fortifai.report.compare import Estimate, last_of, last_shared, mean_at
+from fortifai.report.compare import last_of, last_shared, mean_at
 from fortifai.report.load import FIRST, Arm
 from fortifai.report.text import DASH, MINUS
-from fortifai.stats import mean_interval
+from fortifai.stats import Ratio, mean_interval
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -103,18 +103,18 @@ def sentence(arm: Arm, baseline: Arm | None, told: Lead | None) -> str:
 def _versus(arm: Arm, baseline: Arm, told: Lead) -> str:
     there = last_shared(arm, baseline, told.measure, told.on)
     gap = _gap(arm, baseline, told, there) if there is not None else None
-    if gap is None:
+    if gap is None or gap.low is None or gap.high is None:
         return f"no paired comparison with {baseline.label}."
     span = f"95\u00a0% interval {number(gap.low)} to {number(gap.high)}"
     if gap.low <= 1 <= gap.high:
         return (
             f"not distinguishable from {baseline.label} at generation {there}: "
-            f"{number(gap.mean)} times it, {span}."
+            f"{number(gap.value)} times it, {span}."
         )
-    return f"{number(gap.mean)} times {baseline.label} at generation {there}, {span}."
+    return f"{number(gap.value)} times {baseline.label} at generation {there}, {span}."
 
 
-def _gap(arm: Arm, baseline: Arm, told: Lead, generation: int) -> Estimate | None:
+def _gap(arm: Arm, baseline: Arm, told: Lead, generation: int) -> Ratio | None:
     """Geometric mean over seeds of the arm's value over the baseline's, by Student's t on logs.
 
     Ratios, because variances and distances spread over orders of magnitude.
@@ -131,7 +131,7 @@ def _gap(arm: Arm, baseline: Arm, told: Lead, generation: int) -> Estimate | Non
     if interval is None:
         return None
     mean = sum(logs) / len(logs)
-    return Estimate(_exp(mean), _exp(interval[0]), _exp(interval[1]))
+    return Ratio(_exp(mean), _exp(interval[0]), _exp(interval[1]), "none", "seeds")
 
 
 def _exp(value: float) -> float:

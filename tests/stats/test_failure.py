@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats as scipy_stats
 
 from fortifai import stats
 from fortifai.stats import TimeToFailure, time_to_failure
@@ -97,14 +96,13 @@ def test_the_interval_covers_the_truth():
         return np.mean([t.stage for t in stats.seed_times(many, 0.7, "below")])
 
     true, covered = truth(arm_curve) / truth(base_curve), 0
-    for i in range(300):
-        arm = _answers(rng, 8, arm_curve, 100, spread=0.05)
-        base = _answers(rng, 8, base_curve, 100, spread=0.05)
-        ratio = stats.ratio_to_baseline(arm, base, 0.7, n_boot=300, seed=i)
-        covered += ratio.low <= true <= ratio.high
-    # Expected 285 of 300, binomial standard error 4. The hierarchical bootstrap counts the noise
-    # of a single answer at both levels and so errs to the safe side: up to 299.
-    assert 273 <= covered <= 299
+    for i in range(400):
+        arm = _answers(rng, 5, arm_curve, 100, spread=0.05)
+        base = _answers(rng, 5, base_curve, 100, spread=0.05)
+        ratio = stats.ratio_to_baseline(arm, base, 0.7, n_boot=200, seed=i)
+        covered += ratio.low <= true <= (math.inf if ratio.high is None else ratio.high)
+    # 93 to 97 % of 400 are 372 to 388; two binomial standard errors (4.4) to either side
+    assert 363 <= covered <= 397
 
 
 def test_the_same_arm_twice_has_ratio_one():
@@ -116,7 +114,7 @@ def test_the_same_arm_twice_has_ratio_one():
 def test_draws_are_paired():
     """Arms that answer alike question by question have a narrower interval than shuffled ones."""
     rng = np.random.default_rng(3)
-    base = _answers(rng, 2, [0.9, 0.8, 0.6, 0.5], 150)
+    base = _answers(rng, 1, [0.9, 0.8, 0.6, 0.5], 150)
     arm = base.copy()
     arm[..., :3] = 1 - arm[..., :3]
     widths = []
@@ -132,34 +130,9 @@ def test_it_is_repeatable():
     assert stats.ratio_to_baseline(a, b, 0.75) == stats.ratio_to_baseline(a, b, 0.75)
 
 
-def test_mean_interval_against_scipy():
-    from scipy import stats as reference
-
-    x = [1.0, 2.0, 4.0]
-    expected = reference.t.interval(0.95, 2, loc=np.mean(x), scale=reference.sem(x))
-    assert stats.mean_interval(x) == pytest.approx(expected)
-    assert stats.mean_interval([1.0]) is None
-
-
-def test_paired_difference_null_and_planted():
-    rng = np.random.default_rng(11)
-    false_alarms = 0
-    for i in range(200):
-        a, b = (_answers(rng, 1, [0.7], 300)[:, 0] for _ in range(2))
-        _, low, high = stats.paired_difference(a, b, n_boot=400, seed=i)
-        false_alarms += not low <= 0 <= high
-    # the questions of the two differ here: 5 % of 200 is 10 +- 3.1; four standard errors
-    assert false_alarms <= 22
-    a, b = _answers(rng, 5, [0.75], 1500)[:, 0], _answers(rng, 5, [0.65], 1500)[:, 0]
-    _, low, _ = stats.paired_difference(a, b)
-    assert low > 0
-
-
 def test_shapes_are_checked():
     with pytest.raises(ValueError, match="both must be"):
         stats.ratio_to_baseline([[0.9]], [[0.9, 0.8]], 0.75)
-    with pytest.raises(ValueError, match="both must be"):
-        stats.paired_difference([[1.0]], [[1.0, 0.0]])
     with pytest.raises(ValueError, match="chance"):
         stats.seed_times([[0.9]], "half_gain", "below")
 
@@ -186,26 +159,37 @@ def test_the_ratio_is_of_true_generations():
     assert (told.low, told.high) == (pytest.approx(6.0), pytest.approx(6.0))
 
 
-# --- where two Gaussians cross ------------------------------------------------------------------
+def test_a_curve_without_end_has_a_time():
+    # a perplexity that overflows fails at once after the last finite value
+    assert time_to_failure([100, math.inf], 200, "above") == TimeToFailure(0.0, False)
+    assert time_to_failure([math.inf, 1.0], 5.0, "below") == TimeToFailure(1.0, False)
 
 
-def test_the_crossing_of_two_known_gaussians():
-    rng = np.random.default_rng(0)
-    low, high = rng.normal(0.3, 0.08, 30_000), rng.normal(0.8, 0.05, 60_000)
-    found = stats.gaussian_crossing(np.concatenate([high, low]))
-    # from the densities, on a grid; EM finds the parameters of 90,000 draws to some thousandths
-    x = np.linspace(0.3, 0.8, 200_001)
-    gap = 1 / 3 * scipy_stats.norm(0.3, 0.08).pdf(x) - 2 / 3 * scipy_stats.norm(0.8, 0.05).pdf(x)
-    assert found == pytest.approx(x[np.argmin(np.abs(gap))], abs=0.004)
+def test_the_ratio_of_values_without_questions_is_fiellers():
+    """Against Fieller's closed form with Student's t, for five seeds of times by hand."""
+    from scipy import stats as reference
+
+    times = np.array([[3.0, 1.0], [4.0, 1.4], [3.5, 1.5], [4.4, 1.6], [3.9, 1.3]])
+    # a curve of 1 that falls to -1 over generation t to t + 1 crosses 0 at t + 1/2: straight lines
+    curves = [
+        [np.interp(np.arange(9), [t - 0.5, t + 0.5], [1.0, -1.0]) for t in times[:, side]]
+        for side in (0, 1)
+    ]
+    read = [[t.stage for t in stats.seed_times(c, 0.0, "below")] for c in curves]
+    a, b = (np.mean(r) for r in read)
+    (vaa, vab), (_, vbb) = np.cov(read) / 5
+    t2 = reference.t.ppf(0.975, 4) ** 2
+    low, high = sorted(np.roots([b**2 - t2 * vbb, -2 * (a * b - t2 * vab), a**2 - t2 * vaa]))
+    ratio = stats.ratio_to_baseline(*curves, 0.0)
+    assert ratio.value == pytest.approx(a / b)
+    # 1e-9: found by bracketing to 1e-14 in the angle
+    assert (ratio.low, ratio.high) == (pytest.approx(low, abs=1e-9), pytest.approx(high, abs=1e-9))
 
 
-def test_equal_variances_cross_in_the_middle():
-    half = np.random.default_rng(1).normal(0, 0.05, 40_000)
-    # mirrored, so that both halves have the same size, spread and distance from 0.5
-    found = stats.gaussian_crossing(np.concatenate([0.2 + half, 0.8 - half]))
-    assert found == pytest.approx(0.5, abs=1e-3)
-
-
-@pytest.mark.parametrize("values", [[], [0.5], [0.7] * 50])
-def test_what_cannot_be_parted_has_no_crossing(values):
-    assert stats.gaussian_crossing(values) is None
+def test_a_baseline_that_may_fail_at_once_leaves_the_ratio_open():
+    arm = [[1.0, 0.9, -1.0]] * 3
+    base = [[0.01, -1.0, -1.0], [1.0, -1.0, -1.0], [0.02, -1.0, -1.0]]
+    ratio = stats.ratio_to_baseline(arm, base, 0.0)
+    assert ratio.low is not None
+    assert 0 < ratio.low < ratio.value
+    assert ratio.high is None
