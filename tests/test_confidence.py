@@ -7,7 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from fortifai.confidence import Dynamic, Focal, Keep, Truncate, TruncateQuantile, keeps_all
+from fortifai.confidence import (
+    DFT,
+    EAFT,
+    Dynamic,
+    Focal,
+    Keep,
+    Truncate,
+    TruncateQuantile,
+    elementwise,
+    is_elementwise,
+    keeps_all,
+    uses_entropy,
+    with_entropy,
+)
 from fortifai.errors import InputError
 
 P = [0.0, 1e-40, 1e-9, 0.1, 0.5, 0.75, 0.9, 0.999, 1.0]
@@ -30,6 +43,7 @@ def log_p(values: list[float], dtype: torch.dtype = torch.float64) -> torch.Tens
         (Focal(0.0), [1, 1, 1, 1, 1, 1, 1, 1, 1]),
         (Focal(1.0), [1, 1, 1 - 1e-9, 0.9, 0.5, 0.25, 0.1, 0.001, 0]),
         (Focal(), [1, 1, 1 - 2e-9, 0.81, 0.25, 0.0625, 0.01, 1e-6, 0]),
+        (DFT(), [0, 0, 1e-9, 0.1, 0.5, 0.75, 0.9, 0.999, 1]),
         (Focal(0.5), [1, 1, 1, 0.9**0.5, 0.5**0.5, 0.5, 0.1**0.5, 0.001**0.5, 0]),
     ],
     ids=str,
@@ -153,3 +167,49 @@ def test_dynamic_settles_where_sure_and_unsure_part():
 def test_wrong_rows_are_told(rows):
     with pytest.raises(InputError, match="rows is"):
         Dynamic(rows)
+
+
+def test_weight_by_entropy() -> None:
+    entropy = torch.tensor([0.0, 0.25, 1.0, 1.0 + 1e-7, -1e-7, math.nan])
+    anything = torch.zeros(6)
+    assert EAFT()(anything, entropy)[:5].tolist() == [0, 0.25, 1, 1, 0]
+    assert EAFT(2.0)(anything, entropy)[:5].tolist() == [0, 0.0625, 1, 1, 0]
+    assert EAFT(0.5, None)(anything, entropy)[:5].tolist() == [0, 0.5, 1, 1, 0]
+    assert EAFT()(anything, entropy)[5].isnan()
+    assert not EAFT()(anything, entropy.requires_grad_()).requires_grad
+    assert not DFT()(anything.requires_grad_()).requires_grad
+
+
+def test_what_weights_declare() -> None:
+    for weight in (Keep(), Truncate(), Focal(), DFT(), EAFT()):
+        assert is_elementwise(weight)
+        assert uses_entropy(weight) == isinstance(weight, EAFT)
+    assert not is_elementwise(TruncateQuantile())
+    assert (EAFT().entropy_top_k, EAFT(top_k=None).entropy_top_k) == (20, None)
+
+    def plain(log_p: torch.Tensor) -> torch.Tensor:
+        return log_p.exp()
+
+    assert not is_elementwise(plain)
+    assert not uses_entropy(plain)
+    assert is_elementwise(elementwise(plain))
+
+    @elementwise
+    @with_entropy(top_k=5)
+    def of_both(log_p: torch.Tensor, entropy: torch.Tensor) -> torch.Tensor:
+        return entropy * log_p.exp()
+
+    assert is_elementwise(of_both)
+    assert uses_entropy(of_both)
+    assert of_both.entropy_top_k == 5
+
+
+def test_bad_parameters_of_entropy() -> None:
+    for top_k in (1, 0, -3, 2.0, True, "20"):
+        with pytest.raises(InputError, match="top_k is"):
+            EAFT(top_k=top_k)
+        with pytest.raises(InputError, match="top_k is"):
+            with_entropy(top_k)
+    for alpha in (-1.0, math.nan, math.inf, None, True):
+        with pytest.raises(InputError, match=f"alpha is {alpha}"):
+            EAFT(alpha)

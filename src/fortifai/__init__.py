@@ -6,9 +6,17 @@ shows what they do, and measures of collapse. Importing this needs torch alone.
 
 from fortifai.losses import (
     FocalCrossEntropyLoss,
+    LinearCrossEntropyLoss,
+    LinearFocalCrossEntropyLoss,
+    LinearTruncatedCrossEntropyLoss,
+    LinearWeightedCrossEntropyLoss,
     LossStats,
     TruncatedCrossEntropyLoss,
     focal_cross_entropy,
+    linear_cross_entropy,
+    linear_focal_cross_entropy,
+    linear_truncated_cross_entropy,
+    linear_weighted_cross_entropy,
     truncated_cross_entropy,
     weighted_cross_entropy,
 )
@@ -17,10 +25,18 @@ __version__ = "0.1.0"
 
 __all__ = [
     "FocalCrossEntropyLoss",
+    "LinearCrossEntropyLoss",
+    "LinearFocalCrossEntropyLoss",
+    "LinearTruncatedCrossEntropyLoss",
+    "LinearWeightedCrossEntropyLoss",
     "LossStats",
     "TruncatedCrossEntropyLoss",
     "__version__",
     "focal_cross_entropy",
+    "linear_cross_entropy",
+    "linear_focal_cross_entropy",
+    "linear_truncated_cross_entropy",
+    "linear_weighted_cross_entropy",
     "truncated_cross_entropy",
     "weighted_cross_entropy",
 ]

@@ -4,6 +4,13 @@ A weight maps the log-probability of what stands there, log p_t, to [0, 1]. The 
 then ``weight(log p_t) * (-log p_t)``. To add one, write a callable of this shape; nothing else
 needs to know it. A log p that is not a number must give a weight that is none either, or a model
 that has diverged would look like one that has nothing left to learn.
+
+A weight may declare two things about itself, by attributes that `elementwise` and `with_entropy`
+set on a function:
+
+- ``elementwise = True``: the weight of a datum depends on that datum alone, so that the losses on
+  hidden states may ask for weights chunk by chunk and need not compute anything twice.
+- ``entropy_top_k``: it is called as ``weight(log_p, entropy)``; see `EntropyWeight`.
 """
 
 from __future__ import annotations
@@ -11,7 +18,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,6 +47,85 @@ class Weight(Protocol):
         ...
 
 
+class EntropyWeight(Protocol):
+    """Maps log-probabilities and the entropies of the predictions to weights.
+
+    Attributes:
+        entropy_top_k: How many of the likeliest classes the entropy is of, their probabilities
+            made to sum to 1; None for all.
+    """
+
+    @property
+    def entropy_top_k(self) -> int | None:
+        """See the class."""
+        ...
+
+    def __call__(self, log_p: Tensor, entropy: Tensor) -> Tensor:
+        """Weight of each datum.
+
+        Args:
+            log_p: As for `Weight`.
+            entropy: Of the prediction, over the logarithm of the number of classes it is of: 0 for
+                a certain one, 1 for a uniform one. Same shape and dtype as `log_p`; it carries no
+                gradient. Times ``log(top_k)``, or log of all classes, it is in nats.
+
+        Returns:
+            As for `Weight`.
+        """
+        ...
+
+
+AnyWeight = Weight | EntropyWeight
+"""What the losses take."""
+
+_F = TypeVar("_F", bound=Callable[..., Tensor])
+
+
+def elementwise(function: _F) -> _F:
+    """Declare that `function` weighs each datum by its own log p (and entropy) alone.
+
+    The losses on hidden states then compute loss and gradient in one pass. Without it they call the
+    function once with all log p, and compute the logits of what it keeps a second time. The
+    function must hold no parameters that are trained with the loss.
+    """
+    function.elementwise = True  # type: ignore[attr-defined]
+    return function
+
+
+def with_entropy(top_k: int | None = None) -> Callable[[_F], _F]:
+    """Declare that a function is an `EntropyWeight` of the `top_k` likeliest classes; None: of all.
+
+    Raises:
+        InputError: `top_k` is neither None nor a whole number of 2 or more.
+    """
+    _check_top_k(top_k)
+
+    def declare(function: _F) -> _F:
+        function.entropy_top_k = top_k  # type: ignore[attr-defined]
+        return function
+
+    return declare
+
+
+def is_elementwise(weight: AnyWeight) -> bool:
+    """Whether `weight` declares that it weighs each datum by itself."""
+    return getattr(weight, "elementwise", False) is True
+
+
+def uses_entropy(weight: AnyWeight) -> bool:
+    """Whether `weight` declares that it needs the entropy of the prediction."""
+    return hasattr(weight, "entropy_top_k")
+
+
+def _check_top_k(top_k: object) -> None:
+    whole = isinstance(top_k, int) and not isinstance(top_k, bool)
+    if top_k is not None and not (whole and top_k >= 2):  # type: ignore[operator]
+        raise InputError(
+            f"top_k is {top_k!r}; the entropy is of that many likeliest classes: give a whole "
+            "number, 2 or more, or None for all"
+        )
+
+
 def _check_number(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InputError(f"{name} is {value!r}; it must be a number")
@@ -47,6 +134,8 @@ def _check_number(name: str, value: object) -> None:
 @dataclasses.dataclass(frozen=True, slots=True)
 class Keep:
     """Weight 1: cross entropy."""
+
+    elementwise: ClassVar[bool] = True
 
     def __call__(self, log_p: Tensor) -> Tensor:
         """Ones."""
@@ -66,6 +155,7 @@ class Truncate:
     """
 
     threshold: float = 0.9
+    elementwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check_number("threshold", self.threshold)
@@ -97,6 +187,7 @@ class Focal:
 
     gamma: float = 2.0
     detach_weight: bool = False
+    elementwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check_number("gamma", self.gamma)
@@ -113,6 +204,53 @@ class Focal:
         # 2), and rounding may put x below 0: a certain datum has weight and slopes 0.
         certain = not_p <= 0
         return torch.where(certain, 0.0, torch.where(certain, 1.0, not_p) ** self.gamma)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DFT:
+    """Dynamic fine-tuning: p, without gradient.
+
+    2508.05629: the weight undoes the 1 / p in the gradient of -log p, so that unlikely
+    tokens no longer dominate a step.
+    """
+
+    elementwise: ClassVar[bool] = True
+
+    def __call__(self, log_p: Tensor) -> Tensor:
+        """The probabilities themselves."""
+        return log_p.detach().exp()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EAFT:
+    """Entropy-adaptive fine-tuning: the entropy of the prediction, without gradient.
+
+    2601.02151: (H / log k)^alpha, with H of the k = 20 likeliest classes as there. A token on which
+    the model is sure of something else (low p, low entropy) counts little.
+
+    Raises:
+        InputError: `alpha` is negative or not finite; `top_k` is neither None, for all classes, nor
+            a whole number of 2 or more.
+    """
+
+    alpha: float = 1.0
+    top_k: int | None = 20
+    elementwise: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check_number("alpha", self.alpha)
+        if not 0 <= self.alpha < math.inf:
+            raise InputError(f"alpha is {self.alpha}; it must be a finite number, 0 or more")
+        _check_top_k(self.top_k)
+
+    @property
+    def entropy_top_k(self) -> int | None:
+        """How many of the likeliest classes the entropy is of."""
+        return self.top_k
+
+    def __call__(self, log_p: Tensor, entropy: Tensor) -> Tensor:
+        """entropy^alpha; rounding of it below 0 or above 1 is cut."""
+        return entropy.detach().clamp(0.0, 1.0) ** self.alpha
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -184,7 +322,7 @@ class Dynamic:
         return Truncate(1.0 if crossing is None else min(max(crossing, 0.0), 1.0))
 
 
-def keeps_all(weight: Weight) -> bool:
+def keeps_all(weight: AnyWeight) -> bool:
     """Whether `weight` is 1 for every datum, so that the loss is cross entropy exactly."""
     return (
         isinstance(weight, Keep)

@@ -1,8 +1,9 @@
-"""The losses as the paper's formulas say them: plain numpy, fp64, one datum at a time.
+"""The losses as the papers' formulas say them: plain numpy, fp64, one datum at a time.
 
-TCE (2509.08972, section 2.2.1) and focal loss (its appendix A) in the probability p itself, with
-gradients differentiated by hand. `wrong` makes one deliberate mistake, to show that the comparison
-would see it.
+TCE (2509.08972, section 2.2.1), focal loss (its appendix A), DFT (2508.05629) and EAFT (2601.02151)
+in the probabilities p themselves, with gradients differentiated by hand; on logits, and on hidden
+states through an output layer by the chain rule. `wrong` makes one deliberate mistake, to show that
+the comparison would see it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import torch
 MISTAKES = {
     "tce": ["strict", "from below", "divide by kept", "divide by all", "nothing ignored"],
     "focal": ["detached", "divide by kept", "divide by all", "p^gamma", "gamma + 1"],
+    "dft": ["1 - p", "attached", "divide by kept"],
+    "eaft": ["not normalized", "all classes", "divide by kept"],
 }
 
 
@@ -23,18 +26,29 @@ MISTAKES = {
 class Case:
     """What the loss is called with."""
 
-    kind: str  # tce | focal
-    parameter: float
+    kind: str  # tce | focal | dft | eaft
+    parameter: float = 0.0
     detach_weight: bool = False
     ignore_index: int = -100
     reduction: str = "mean"
     normalize: str = "valid"
     softcap: float | None = None
+    top_k: int | None = 3
     wrong: str = ""
 
 
-def _weight_and_slope(p: float, q: float, case: Case) -> tuple[float, float]:
+def _weight_and_slope(p: float, q: float, all_p: np.ndarray, case: Case) -> tuple[float, float]:
     """w(p) and dw/dp; q is 1 - p."""
+    if case.kind == "dft":
+        if case.wrong == "1 - p":
+            return q, 0.0
+        return p, 1.0 if case.wrong == "attached" else 0.0
+    if case.kind == "eaft":
+        k = len(all_p) if case.wrong == "all classes" else min(case.top_k or 10**9, len(all_p))
+        top = np.sort(all_p)[len(all_p) - k :]
+        top = top[top > 0] / top.sum()
+        most = 1.0 if case.wrong == "not normalized" else math.log(k)
+        return (float(-(top * np.log(top)).sum() / most) if k > 1 else 0.0) ** case.parameter, 0.0
     if case.kind == "tce":
         if case.wrong == "strict":
             return float(p < case.parameter), 0.0
@@ -62,7 +76,7 @@ def _one(x: np.ndarray, t: int, case: Case) -> tuple[float, np.ndarray, float, n
     p = e / e.sum()
     hot = np.arange(len(x)) == t
     q = float(e[~hot].sum() / e.sum())  # 1 - p would have lost its digits near p = 1
-    w, slope = _weight_and_slope(float(p[t]), q, case)
+    w, slope = _weight_and_slope(float(p[t]), q, p, case)
     dp = p[t] * (hot - p)
     if w == 0:
         loss, grad = 0.0, np.zeros_like(x)
@@ -146,4 +160,44 @@ def check(
     np.testing.assert_allclose(
         leaf.grad.double().numpy(), grad, rtol=rtol + rounding, atol=atol + least
     )
+    np.testing.assert_allclose(float(stats.kept_share), share, rtol=rtol, atol=atol)
+
+
+def check_linear(
+    call: object,
+    tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
+    target: torch.Tensor,
+    case: Case,
+    *,
+    rtol: float,
+    atol: float,
+) -> None:
+    """Assert that a loss on hidden states is the reference's of logits, chained by hand.
+
+    Args:
+        call: Maps (input, linear_weight, linear_bias, target) to (loss, stats).
+        tensors: Hidden states (N, d), head (C, d) and bias (C,) or None, fp32 or fp64.
+        target: Class indices (N,).
+        case: What `call` computes. For ``none`` row n's gradient is asked for (n + 1) / N times.
+        rtol: Relative tolerance.
+        atol: Absolute tolerance.
+    """
+    assert callable(call)
+    leaves = [None if t is None else t.detach().clone().requires_grad_() for t in tensors]
+    loss, stats = call(*leaves, target)
+    asked = np.arange(1, len(target) + 1) / max(len(target), 1)
+    loss.backward(torch.from_numpy(asked).to(loss.dtype) if case.reduction == "none" else None)
+    h, w, b = (None if t is None else t.detach().double().numpy() for t in tensors)
+    assert h is not None
+    assert w is not None
+    logits = h @ w.T + (0.0 if b is None else b)
+    expected, grad, share = reference(logits, target.numpy(), case)
+    if case.reduction == "none":
+        grad = grad * asked[:, None]
+    wanted = [grad @ w, grad.T @ h, grad.sum(axis=0)]
+    np.testing.assert_allclose(loss.detach().double().numpy(), expected, rtol=rtol, atol=atol)
+    for leaf, right in zip(leaves, wanted, strict=True):
+        if leaf is not None:
+            assert leaf.grad.dtype == leaf.dtype
+            np.testing.assert_allclose(leaf.grad.double().numpy(), right, rtol=rtol, atol=atol)
     np.testing.assert_allclose(float(stats.kept_share), share, rtol=rtol, atol=atol)

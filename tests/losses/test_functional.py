@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fortifai import focal_cross_entropy, truncated_cross_entropy, weighted_cross_entropy
-from fortifai.confidence import Focal, Keep, Truncate
+from fortifai.confidence import DFT, EAFT, Focal, Keep, Truncate
 
 from .reference import MISTAKES, Case, check
 
@@ -32,6 +32,9 @@ def caller(case: Case) -> Callable[..., Any]:
     }
     if case.kind == "tce":
         return lambda x, t: truncated_cross_entropy(x, t, threshold=case.parameter, **options)
+    if case.kind in ("dft", "eaft"):
+        weight = DFT() if case.kind == "dft" else EAFT(case.parameter, case.top_k)
+        return lambda x, t: weighted_cross_entropy(x, t, weight=weight, **options)
     return lambda x, t: focal_cross_entropy(
         x, t, gamma=case.parameter, detach_weight=case.detach_weight, **options
     )
@@ -65,6 +68,11 @@ CASES = [
     Case("focal", 2.0, detach_weight=True, normalize="kept"),
     Case("focal", 3.5, reduction="sum"),
     Case("focal", 2.0, reduction="none", softcap=5.0),
+    Case("dft"),
+    Case("dft", normalize="kept", softcap=2.0),
+    Case("eaft", 1.0),
+    Case("eaft", 0.5, top_k=None, normalize="kept"),
+    Case("eaft", 2.0, reduction="none", softcap=3.0),
 ]
 NAMES = [
     "-".join(str(v) for v in dataclasses.astuple(c) if v not in ("", None, False)) for c in CASES
@@ -123,7 +131,8 @@ def test_any_shape(
 
 
 def mistaken() -> list[tuple[Case, str]]:
-    return [(c, wrong) for c in (CASES[0], CASES[7]) for wrong in MISTAKES[c.kind]]
+    cases = (CASES[0], CASES[7], Case("dft"), Case("eaft", 1.0))
+    return [(c, wrong) for c in cases for wrong in MISTAKES[c.kind]]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +153,7 @@ def test_a_wrong_reference_is_seen(case: Case, wrong: str, tolerance: dict[str, 
 
 
 # a detached weight is no function's derivative, and shall not be
-DERIVATIVES = [case for case in CASES if not case.detach_weight]
+DERIVATIVES = [c for c in CASES if not c.detach_weight and c.kind in ("tce", "focal")]
 
 
 @pytest.mark.parametrize("case", DERIVATIVES, ids=str)

@@ -6,13 +6,34 @@ from fortifai.losses.functional import (
     truncated_cross_entropy,
     weighted_cross_entropy,
 )
-from fortifai.losses.modules import FocalCrossEntropyLoss, TruncatedCrossEntropyLoss
+from fortifai.losses.linear import (
+    linear_cross_entropy,
+    linear_focal_cross_entropy,
+    linear_truncated_cross_entropy,
+    linear_weighted_cross_entropy,
+)
+from fortifai.losses.modules import (
+    FocalCrossEntropyLoss,
+    LinearCrossEntropyLoss,
+    LinearFocalCrossEntropyLoss,
+    LinearTruncatedCrossEntropyLoss,
+    LinearWeightedCrossEntropyLoss,
+    TruncatedCrossEntropyLoss,
+)
 
 __all__ = [
     "FocalCrossEntropyLoss",
+    "LinearCrossEntropyLoss",
+    "LinearFocalCrossEntropyLoss",
+    "LinearTruncatedCrossEntropyLoss",
+    "LinearWeightedCrossEntropyLoss",
     "LossStats",
     "TruncatedCrossEntropyLoss",
     "focal_cross_entropy",
+    "linear_cross_entropy",
+    "linear_focal_cross_entropy",
+    "linear_truncated_cross_entropy",
+    "linear_weighted_cross_entropy",
     "truncated_cross_entropy",
     "weighted_cross_entropy",
 ]

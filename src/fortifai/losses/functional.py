@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
-import math
-from typing import Literal, NamedTuple, get_args, overload
+from typing import Literal, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fortifai.confidence import Focal, Truncate, Weight, keeps_all
-from fortifai.errors import InputError, nearest
+from fortifai.confidence import AnyWeight, Focal, Truncate, keeps_all
+from fortifai.errors import InputError
+from fortifai.losses.checks import (
+    Normalize,
+    Reduction,
+    check_choice,
+    check_indices,
+    check_options,
+    check_range,
+)
+from fortifai.losses.weighing import (
+    LossStats,
+    normalized_entropy,
+    reduce_losses,
+    weigh,
+    weighted,
+)
 
-Reduction = Literal["mean", "sum", "none"]
-Normalize = Literal["valid", "kept"]
-
-
-class LossStats(NamedTuple):
-    """What a loss saw, as detached scalar tensors on its device: no synchronisation.
-
-    Attributes:
-        kept: Sum of the weights of the valid (not ignored) targets.
-        valid: Number of valid targets.
-    """
-
-    kept: Tensor
-    valid: Tensor
-
-    @property
-    def kept_share(self) -> Tensor:
-        """Kept over valid; 0 where nothing is valid."""
-        return self.kept / self.valid.clamp(min=1)
+__all__ = [
+    "LossStats",
+    "Normalize",
+    "Reduction",
+    "check_choice",
+    "check_options",
+    "focal_cross_entropy",
+    "truncated_cross_entropy",
+    "weighted_cross_entropy",
+]
 
 
 @overload
@@ -38,11 +43,12 @@ def weighted_cross_entropy(
     input: Tensor,
     target: Tensor,
     *,
-    weight: Weight,
+    weight: AnyWeight,
     ignore_index: int = ...,
     reduction: Reduction = ...,
     normalize: Normalize = ...,
     logit_softcap: float | None = ...,
+    label_smoothing: float = ...,
     return_stats: Literal[False] = ...,
 ) -> Tensor: ...
 
@@ -52,11 +58,12 @@ def weighted_cross_entropy(
     input: Tensor,
     target: Tensor,
     *,
-    weight: Weight,
+    weight: AnyWeight,
     ignore_index: int = ...,
     reduction: Reduction = ...,
     normalize: Normalize = ...,
     logit_softcap: float | None = ...,
+    label_smoothing: float = ...,
     return_stats: Literal[True],
 ) -> tuple[Tensor, LossStats]: ...
 
@@ -66,11 +73,12 @@ def weighted_cross_entropy(
     input: Tensor,
     target: Tensor,
     *,
-    weight: Weight,
+    weight: AnyWeight,
     ignore_index: int = ...,
     reduction: Reduction = ...,
     normalize: Normalize = ...,
     logit_softcap: float | None = ...,
+    label_smoothing: float = ...,
     return_stats: bool,
 ) -> Tensor | tuple[Tensor, LossStats]: ...
 
@@ -79,11 +87,12 @@ def weighted_cross_entropy(
     input: Tensor,
     target: Tensor,
     *,
-    weight: Weight,
+    weight: AnyWeight,
     ignore_index: int = -100,
     reduction: Reduction = "mean",
     normalize: Normalize = "valid",
     logit_softcap: float | None = None,
+    label_smoothing: float = 0.0,
     return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, LossStats]:
     r"""Cross entropy with each target weighted by the model's confidence in it.
@@ -97,13 +106,16 @@ def weighted_cross_entropy(
     Args:
         input: Logits, (C), (N, C) or (N, C, d1, ..., dK). Half precision is computed in float32.
         target: Class indices, int64, (), (N) or (N, d1, ..., dK).
-        weight: Maps log p_t to [0, 1]; see `fortifai.confidence`.
+        weight: Maps log p_t (and, if it declares so, the entropy) to [0, 1]; see
+            `fortifai.confidence`.
         ignore_index: Targets with this value count nothing, in loss and divisor.
         reduction: ``mean``, ``sum``, or ``none`` for a loss of the target's shape.
         normalize: What ``mean`` divides by: the number of ``valid`` targets, as ForTIFAI's code
             does, or the sum of weights, ``kept``. The mean of nothing is 0, not NaN.
         logit_softcap: Logits are first squeezed to cap * tanh(x / cap), as Gemma does. Not for
             logits that the model has capped already, as those of transformers have.
+        label_smoothing: 0 only, and here to say so: the probability of one true class decides the
+            weight, and a smoothed target would keep pulling where that class is left out.
         return_stats: Also return `LossStats`, computed on the way without a second softmax.
 
     Returns:
@@ -114,7 +126,8 @@ def weighted_cross_entropy(
         InputError: Shapes, dtypes, an option, a weight of another shape, or a target out of range
             (looked for on the CPU only: a look at an accelerator's memory would wait for it).
     """
-    _check(input, target, ignore_index, reduction, normalize, logit_softcap)
+    check_options(reduction, normalize, logit_softcap, label_smoothing)
+    _check(input, target, ignore_index)
     logits = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
     if logit_softcap is not None:
         logits = logit_softcap * torch.tanh(logits / logit_softcap)
@@ -127,51 +140,17 @@ def weighted_cross_entropy(
             loss = loss / n_valid.clamp(min=1)
         return (loss, LossStats(n_valid.to(loss.dtype), n_valid)) if return_stats else loss
     nll = F.cross_entropy(logits, target, ignore_index=ignore_index, reduction="none")
-    weights = torch.where(valid, _weigh(weight, -nll), 0.0)
-    losses = _product(weights, nll)
-    loss = _reduce(losses, weights, n_valid, reduction, normalize)
+
+    def entropy(top_k: int | None) -> Tensor:
+        at = 0 if input.dim() == 1 else 1
+        return normalized_entropy(torch.softmax(logits.detach(), dim=at), top_k, dim=at)
+
+    weights = torch.where(valid, weigh(weight, -nll, entropy), 0.0)
+    losses = weighted(weights, nll)
+    loss = reduce_losses(losses, weights, n_valid, reduction, normalize)
     if not return_stats:
         return loss
     return loss, LossStats(weights.detach().sum(), n_valid)
-
-
-def _weigh(weight: Weight, log_p: Tensor) -> Tensor:
-    if not callable(weight):
-        raise InputError(
-            f"weight is {weight!r}; give a function of log p, such as "
-            "fortifai.confidence.Truncate(0.9)"
-        )
-    weights = weight(log_p)
-    if not isinstance(weights, Tensor) or weights.shape != log_p.shape:
-        got = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
-        # a weight of another shape would be broadcast, and weigh each datum by the others'
-        raise InputError(
-            f"{weight!r} gave {got} for log-probabilities {tuple(log_p.shape)}; a weight must "
-            "return one weight for each, a tensor of the same shape"
-        )
-    return weights.to(log_p.dtype)
-
-
-def _product(weights: Tensor, nll: Tensor) -> Tensor:
-    """Weights * nll with 0 * inf = 0, in value and gradient."""
-    if weights.requires_grad:
-        # At p = 0 the slope of a weight of p is 0, and times nll = inf would not be a number
-        weights = torch.where(nll.detach().isinf(), weights.detach(), weights)
-    return torch.where(weights.detach() == 0, 0.0, weights * nll)
-
-
-def _reduce(
-    losses: Tensor, weights: Tensor, n_valid: Tensor, reduction: Reduction, normalize: Normalize
-) -> Tensor:
-    if reduction == "none":
-        return losses
-    total = losses.sum()
-    if reduction == "sum":
-        return total
-    if normalize == "valid":
-        return total / n_valid.clamp(min=1)
-    kept = weights.sum()
-    return total / torch.where(kept > 0, kept, 1.0)
 
 
 @overload
@@ -184,6 +163,7 @@ def truncated_cross_entropy(
     reduction: Reduction = ...,
     normalize: Normalize = ...,
     logit_softcap: float | None = ...,
+    label_smoothing: float = ...,
     return_stats: Literal[False] = ...,
 ) -> Tensor: ...
 
@@ -198,6 +178,7 @@ def truncated_cross_entropy(
     reduction: Reduction = ...,
     normalize: Normalize = ...,
     logit_softcap: float | None = ...,
+    label_smoothing: float = ...,
     return_stats: Literal[True],
 ) -> tuple[Tensor, LossStats]: ...
 
@@ -211,6 +192,7 @@ def truncated_cross_entropy(
     reduction: Reduction = "mean",
     normalize: Normalize = "valid",
     logit_softcap: float | None = None,
+    label_smoothing: float = 0.0,
     return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, LossStats]:
     r"""Truncated cross entropy, TCE (ForTIFAI, 2509.08972, section 2.2.1).
@@ -227,6 +209,7 @@ def truncated_cross_entropy(
         reduction: ``mean``, ``sum`` or ``none``.
         normalize: ``valid`` or ``kept``.
         logit_softcap: Cap of the logits, or None.
+        label_smoothing: 0 only.
         return_stats: Also return `LossStats`.
 
     Raises:
@@ -240,6 +223,7 @@ def truncated_cross_entropy(
         reduction=reduction,
         normalize=normalize,
         logit_softcap=logit_softcap,
+        label_smoothing=label_smoothing,
         return_stats=return_stats,
     )
 
@@ -255,6 +239,7 @@ def focal_cross_entropy(
     reduction: Reduction = ...,
     normalize: Normalize = ...,
     logit_softcap: float | None = ...,
+    label_smoothing: float = ...,
     return_stats: Literal[False] = ...,
 ) -> Tensor: ...
 
@@ -270,6 +255,7 @@ def focal_cross_entropy(
     reduction: Reduction = ...,
     normalize: Normalize = ...,
     logit_softcap: float | None = ...,
+    label_smoothing: float = ...,
     return_stats: Literal[True],
 ) -> tuple[Tensor, LossStats]: ...
 
@@ -284,6 +270,7 @@ def focal_cross_entropy(
     reduction: Reduction = "mean",
     normalize: Normalize = "valid",
     logit_softcap: float | None = None,
+    label_smoothing: float = 0.0,
     return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, LossStats]:
     r"""Focal loss, :math:`(1 - p_t)^\gamma \cdot (-\log p_t)` (2509.08972, appendix A).
@@ -297,6 +284,7 @@ def focal_cross_entropy(
         reduction: ``mean``, ``sum`` or ``none``.
         normalize: ``valid`` or ``kept``.
         logit_softcap: Cap of the logits, or None.
+        label_smoothing: 0 only.
         return_stats: Also return `LossStats`.
 
     Raises:
@@ -310,33 +298,15 @@ def focal_cross_entropy(
         reduction=reduction,
         normalize=normalize,
         logit_softcap=logit_softcap,
+        label_smoothing=label_smoothing,
         return_stats=return_stats,
     )
 
 
-def _check(
-    input: Tensor,
-    target: Tensor,
-    ignore_index: int,
-    reduction: str,
-    normalize: str,
-    logit_softcap: float | None,
-) -> None:
-    check_options(reduction, normalize, logit_softcap)
-    for name, value in (("input", input), ("target", target)):
-        if not isinstance(value, Tensor):
-            raise InputError(f"{name} is of type {type(value).__name__}; give a torch.Tensor")
+def _check(input: Tensor, target: Tensor, ignore_index: int) -> None:
+    check_indices(target, {"input": input})
     if not input.is_floating_point():
         raise InputError(f"input is {input.dtype}; logits must be floating point")
-    if target.is_floating_point():
-        raise InputError(
-            f"target is {target.dtype}, as class probabilities are; a confidence weight needs one "
-            "true class for each datum, so give class indices (int64)"
-        )
-    if target.dtype != torch.int64:
-        raise InputError(f"target is {target.dtype}; class indices must be int64: use .long()")
-    if input.device != target.device:
-        raise InputError(f"input is on {input.device} and target on {target.device}; move one")
     classes_at = 0 if input.dim() == 1 else 1
     expected = input.shape[:classes_at] + input.shape[classes_at + 1 :]
     if input.dim() == 0 or target.shape != expected:
@@ -345,30 +315,4 @@ def _check(
             "(N, C, d1, ...) the target is (N, d1, ...), for (C) it is a scalar"
         )
     if target.device.type == "cpu" and not torch.compiler.is_compiling():
-        _check_range(target, input.shape[classes_at], ignore_index)
-
-
-def check_options(reduction: str, normalize: str, logit_softcap: float | None) -> None:
-    """Raise `InputError` unless the options of `weighted_cross_entropy` are allowed."""
-    check_choice("reduction", reduction, get_args(Reduction))
-    check_choice("normalize", normalize, get_args(Normalize))
-    if logit_softcap is not None and not 0 < logit_softcap < math.inf:
-        raise InputError(f"logit_softcap is {logit_softcap}; it must be above 0, or None")
-
-
-def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raise `InputError` unless `value` is one of `allowed`."""
-    if value not in allowed:
-        raise InputError(
-            f"{name} is {value!r}; allowed are {', '.join(allowed)}{nearest(str(value), allowed)}"
-        )
-
-
-def _check_range(target: Tensor, classes: int, ignore_index: int) -> None:
-    wrong = ((target < 0) | (target >= classes)) & (target != ignore_index)
-    if wrong.any():
-        where = tuple(int(i) for i in wrong.nonzero()[0])
-        raise InputError(
-            f"target{list(where) if where else ''} is {int(target[where])}; class indices lie in "
-            f"[0, {classes}), and ignore_index is {ignore_index}"
-        )
+        check_range(target, input.shape[classes_at], ignore_index)

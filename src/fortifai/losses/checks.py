@@ -1,0 +1,149 @@
+"""Bad input of the losses: one sentence each, before work starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal, cast, get_args
+
+import torch
+from torch import Tensor
+
+from fortifai.errors import InputError, nearest
+
+Reduction = Literal["mean", "sum", "none"]
+Normalize = Literal["valid", "kept"]
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_weight(weight: object) -> None:
+    """Raise `InputError` unless `weight` can be called."""
+    if isinstance(weight, Tensor):
+        raise InputError(
+            f"weight is a tensor {tuple(weight.shape)}; class weights are not supported: weight is "
+            "a function of log p here, such as fortifai.confidence.Truncate(0.9)"
+        )
+    if not callable(weight):
+        raise InputError(
+            f"weight is {weight!r}; give a function of log p, such as "
+            "fortifai.confidence.Truncate(0.9)"
+        )
+
+
+def check_options(
+    reduction: str,
+    normalize: str,
+    logit_softcap: float | None,
+    label_smoothing: float = 0.0,
+) -> None:
+    """Raise `InputError` unless the options of the losses are allowed."""
+    check_choice("reduction", reduction, get_args(Reduction))
+    check_choice("normalize", normalize, get_args(Normalize))
+    if logit_softcap is not None and not 0 < logit_softcap < math.inf:
+        raise InputError(f"logit_softcap is {logit_softcap}; it must be above 0, or None")
+    if label_smoothing != 0:
+        raise InputError(
+            f"label_smoothing is {label_smoothing}; it must be 0: a confidence weight is of one "
+            "true class, and where truncation leaves that out, a smoothed target would still pull "
+            "towards all the others"
+        )
+
+
+def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise `InputError` unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise InputError(
+            f"{name} is {value!r}; allowed are {', '.join(allowed)}{nearest(str(value), allowed)}"
+        )
+
+
+def check_chunk_size(chunk_size: int | None) -> None:
+    """Raise `InputError` unless `chunk_size` is None or a number of rows."""
+    whole = isinstance(chunk_size, int) and not isinstance(chunk_size, bool)
+    if chunk_size is not None and not (whole and chunk_size >= 1):
+        raise InputError(
+            f"chunk_size is {chunk_size!r}; it must be a whole number of rows, 1 or more, or None"
+        )
+
+
+def check_indices(target: Tensor, others: Mapping[str, object]) -> None:
+    """Raise `InputError` unless all are tensors on one device and the targets class indices."""
+    for name, value in (*others.items(), ("target", target)):
+        if not isinstance(value, Tensor):
+            raise InputError(f"{name} is of type {type(value).__name__}; give a torch.Tensor")
+    if target.is_floating_point():
+        raise InputError(
+            f"target is {target.dtype}, as class probabilities are; a confidence weight needs one "
+            "true class for each datum, so give class indices (int64)"
+        )
+    if target.dtype != torch.int64:
+        raise InputError(f"target is {target.dtype}; class indices must be int64: use .long()")
+    for name, value in others.items():
+        device = cast(Tensor, value).device
+        if device != target.device:
+            raise InputError(f"{name} is on {device} and target on {target.device}; move one")
+
+
+def check_range(target: Tensor, classes: int, ignore_index: int) -> None:
+    """Raise `InputError` that names the first target that is no class."""
+    wrong = ((target < 0) | (target >= classes)) & (target != ignore_index)
+    if wrong.any():
+        where = tuple(int(i) for i in wrong.nonzero()[0])
+        raise InputError(
+            f"target{list(where) if where else ''} is {int(target[where])}; class indices lie in "
+            f"[0, {classes}), and ignore_index is {ignore_index}"
+        )
+
+
+def check_linear(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    ignore_index: int,
+    chunk_size: int | None,
+) -> None:
+    """Raise `InputError` unless these hidden states, head and targets go together."""
+    check_chunk_size(chunk_size)
+    tensors = {"input": input, "linear_weight": linear_weight}
+    if linear_bias is not None:
+        tensors["linear_bias"] = linear_bias
+    check_indices(target, tensors)
+    for name, tensor in tensors.items():
+        _check_kind(name, tensor)
+    mixed = {tensor.dtype for tensor in tensors.values()}
+    if len(mixed) > 1 and not (
+        torch.is_autocast_enabled(input.device.type) and torch.float64 not in mixed
+    ):
+        found = ", ".join(f"{name} {tensor.dtype}" for name, tensor in tensors.items())
+        raise InputError(f"dtypes differ: {found}; convert to one, or call under torch.autocast")
+    if linear_weight.dim() != 2 or len(linear_weight) == 0:
+        raise InputError(
+            f"linear_weight is {tuple(linear_weight.shape)}; it must be (classes, width), as that "
+            "of torch.nn.Linear"
+        )
+    classes, width = linear_weight.shape
+    if input.dim() == 0 or input.shape[-1] != width or target.shape != input.shape[:-1]:
+        raise InputError(
+            f"input is {tuple(input.shape)}, linear_weight {tuple(linear_weight.shape)} and target "
+            f"{tuple(target.shape)}; for a head of (C, d) input is (*, d) and target (*)"
+        )
+    if linear_bias is not None and linear_bias.shape != (classes,):
+        raise InputError(
+            f"linear_bias is {tuple(linear_bias.shape)}; for linear_weight "
+            f"{tuple(linear_weight.shape)} it must be ({classes},)"
+        )
+    check_range(target, classes, ignore_index)
+
+
+def _check_kind(name: str, tensor: Tensor) -> None:
+    if tensor.dtype not in _DTYPES:
+        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+        raise InputError(f"{name} is {tensor.dtype}; allowed are {allowed}")
+    if hasattr(tensor, "full_tensor"):  # a DTensor, without importing what makes one
+        raise InputError(
+            f"{name} is sharded (DTensor); gather it first: under FSDP2 call the loss while the "
+            "module that owns it is unsharded (in its forward, or after module.unshard()), "
+            "elsewhere pass linear_weight.full_tensor()"
+        )

@@ -1,0 +1,444 @@
+"""Confidence-weighted cross entropy on hidden states, without full logits.
+
+Shaped like `torch.nn.functional.linear_cross_entropy`. Rows whose weight is exactly 0 are left out
+of the output layer's backward.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Literal, ParamSpec, TypeVar, overload
+
+import torch
+from torch import Tensor
+
+from fortifai.confidence import AnyWeight, Focal, Keep, Truncate
+from fortifai.losses.autograd import Call, loss_of, product_dtype, rows_at_once
+from fortifai.losses.checks import Normalize, Reduction, check_linear, check_options, check_weight
+from fortifai.losses.weighing import LossStats
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _outside_graphs(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Keeps torch.compile out of `function`: what it does depends on how many rows are kept."""
+
+    @functools.wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        if torch.compiler.is_compiling():
+            disabled: Callable[_P, _R] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+            return disabled(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return call
+
+
+@overload
+def linear_weighted_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    weight: AnyWeight,
+    linear_bias: Tensor | None = ...,
+    ignore_index: int = ...,
+    reduction: Reduction = ...,
+    normalize: Normalize = ...,
+    logit_softcap: float | None = ...,
+    label_smoothing: float = ...,
+    chunk_size: int | None = ...,
+    return_stats: Literal[False] = ...,
+) -> Tensor: ...
+
+
+@overload
+def linear_weighted_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    weight: AnyWeight,
+    linear_bias: Tensor | None = ...,
+    ignore_index: int = ...,
+    reduction: Reduction = ...,
+    normalize: Normalize = ...,
+    logit_softcap: float | None = ...,
+    label_smoothing: float = ...,
+    chunk_size: int | None = ...,
+    return_stats: Literal[True],
+) -> tuple[Tensor, LossStats]: ...
+
+
+def linear_weighted_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    weight: AnyWeight,
+    linear_bias: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    normalize: Normalize = "valid",
+    logit_softcap: float | None = None,
+    label_smoothing: float = 0.0,
+    chunk_size: int | None = None,
+    return_stats: bool = False,
+) -> Tensor | tuple[Tensor, LossStats]:
+    r"""Cross entropy of an output layer's classes, each target weighted by the model's confidence.
+
+    `fortifai.weighted_cross_entropy` of the logits :math:`x = h W^T + b`, which are never there as
+    a whole: loss and gradients are computed for some rows at a time. Rows whose weight is exactly 0
+    are left out of the backward's products, two thirds of all: with a share k kept, the arithmetic
+    is (1 + 2k) / 3 of cross entropy's. Ignored rows are left out of all three.
+
+    Where the weight is `elementwise` and the losses are added up, the gradients are computed with
+    the loss. Otherwise (``none``, a weight of all data, ``kept`` with a weight that carries
+    gradient) the backward computes the logits of the kept rows once more.
+
+    On the CPU products are computed in float32, or float64 for such input; elsewhere in the dtype
+    of the input, or of autocast. Logits, statistics and sums of gradients are float32 or float64
+    always. On the CPU results repeat to the last bit with the same number of threads.
+
+    Args:
+        input: Hidden states (*, d); float16, bfloat16, float32 or float64.
+        linear_weight: Of the output layer, (C, d), of the same dtype unless autocast is on. If it
+            needs no gradient (frozen), that product is left out. It may be tied to the embedding.
+        target: Class indices (*), int64, in [0, C).
+        weight: Maps log p_t (and, if it declares so, the entropy) to [0, 1]; see
+            `fortifai.confidence`.
+        linear_bias: Of the output layer, (C,), or None.
+        ignore_index: Targets with this value count nothing, in loss and divisor.
+        reduction: ``mean``, ``sum``, or ``none`` for a loss of the target's shape.
+        normalize: What ``mean`` divides by: the number of ``valid`` targets, or the sum of weights,
+            ``kept``. The mean of nothing is 0, not NaN.
+        logit_softcap: Logits are first squeezed to cap * tanh(x / cap), as Gemma does.
+        label_smoothing: 0 only, and here to say so: the probability of one true class decides the
+            weight, and a smoothed target would keep pulling where that class is left out.
+        chunk_size: Rows of logits that exist at once (twice their memory with a soft-cap); None
+            adapts it to classes and device.
+        return_stats: Also return `LossStats`.
+
+    Returns:
+        The loss, float32, or float64 for such input; with `return_stats` a pair of it and stats.
+
+    Raises:
+        InputError: Shapes, dtypes, devices, an option, a weight of another shape, a target out of
+            range, sharded tensors, or a second derivative (in the backward).
+    """
+    return _linear_loss(
+        input,
+        linear_weight,
+        target,
+        weight,
+        linear_bias,
+        ignore_index,
+        reduction,
+        normalize,
+        logit_softcap,
+        label_smoothing,
+        chunk_size,
+        return_stats,
+    )
+
+
+@overload
+def linear_truncated_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    threshold: float = ...,
+    linear_bias: Tensor | None = ...,
+    ignore_index: int = ...,
+    reduction: Reduction = ...,
+    normalize: Normalize = ...,
+    logit_softcap: float | None = ...,
+    label_smoothing: float = ...,
+    chunk_size: int | None = ...,
+    return_stats: Literal[False] = ...,
+) -> Tensor: ...
+
+
+@overload
+def linear_truncated_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    threshold: float = ...,
+    linear_bias: Tensor | None = ...,
+    ignore_index: int = ...,
+    reduction: Reduction = ...,
+    normalize: Normalize = ...,
+    logit_softcap: float | None = ...,
+    label_smoothing: float = ...,
+    chunk_size: int | None = ...,
+    return_stats: Literal[True],
+) -> tuple[Tensor, LossStats]: ...
+
+
+def linear_truncated_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    threshold: float = 0.9,
+    linear_bias: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    normalize: Normalize = "valid",
+    logit_softcap: float | None = None,
+    label_smoothing: float = 0.0,
+    chunk_size: int | None = None,
+    return_stats: bool = False,
+) -> Tensor | tuple[Tensor, LossStats]:
+    r"""Truncated cross entropy on hidden states: `fortifai.truncated_cross_entropy` without logits.
+
+    TCE (ForTIFAI, 2509.08972, section 2.2.1): targets with p above the threshold count nothing, and
+    cost a third of what the others do.
+
+    Args:
+        input: See `linear_weighted_cross_entropy`, as for the other arguments.
+        linear_weight: Of the output layer.
+        target: Class indices.
+        threshold: Confidence above which a target counts nothing, in [0, 1].
+        linear_bias: Of the output layer, or None.
+        ignore_index: Targets with this value count nothing.
+        reduction: ``mean``, ``sum`` or ``none``.
+        normalize: ``valid`` or ``kept``.
+        logit_softcap: Cap of the logits, or None.
+        label_smoothing: 0 only.
+        chunk_size: Rows of logits that exist at once, or None.
+        return_stats: Also return `LossStats`.
+
+    Raises:
+        InputError: As `linear_weighted_cross_entropy`, or a threshold outside [0, 1].
+    """
+    return _linear_loss(
+        input,
+        linear_weight,
+        target,
+        Truncate(threshold),
+        linear_bias,
+        ignore_index,
+        reduction,
+        normalize,
+        logit_softcap,
+        label_smoothing,
+        chunk_size,
+        return_stats,
+    )
+
+
+@overload
+def linear_focal_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    gamma: float = ...,
+    detach_weight: bool = ...,
+    linear_bias: Tensor | None = ...,
+    ignore_index: int = ...,
+    reduction: Reduction = ...,
+    normalize: Normalize = ...,
+    logit_softcap: float | None = ...,
+    label_smoothing: float = ...,
+    chunk_size: int | None = ...,
+    return_stats: Literal[False] = ...,
+) -> Tensor: ...
+
+
+@overload
+def linear_focal_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    gamma: float = ...,
+    detach_weight: bool = ...,
+    linear_bias: Tensor | None = ...,
+    ignore_index: int = ...,
+    reduction: Reduction = ...,
+    normalize: Normalize = ...,
+    logit_softcap: float | None = ...,
+    label_smoothing: float = ...,
+    chunk_size: int | None = ...,
+    return_stats: Literal[True],
+) -> tuple[Tensor, LossStats]: ...
+
+
+def linear_focal_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    gamma: float = 2.0,
+    detach_weight: bool = False,
+    linear_bias: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    normalize: Normalize = "valid",
+    logit_softcap: float | None = None,
+    label_smoothing: float = 0.0,
+    chunk_size: int | None = None,
+    return_stats: bool = False,
+) -> Tensor | tuple[Tensor, LossStats]:
+    r"""Focal loss on hidden states: `fortifai.focal_cross_entropy` without logits.
+
+    Args:
+        input: See `linear_weighted_cross_entropy`, as for the other arguments.
+        linear_weight: Of the output layer.
+        target: Class indices.
+        gamma: How fast confident targets fade; 0 is cross entropy.
+        detach_weight: Whether the weight carries no gradient.
+        linear_bias: Of the output layer, or None.
+        ignore_index: Targets with this value count nothing.
+        reduction: ``mean``, ``sum`` or ``none``.
+        normalize: ``valid`` or ``kept``.
+        logit_softcap: Cap of the logits, or None.
+        label_smoothing: 0 only.
+        chunk_size: Rows of logits that exist at once, or None.
+        return_stats: Also return `LossStats`.
+
+    Raises:
+        InputError: As `linear_weighted_cross_entropy`,
+            or a gamma that is negative or not finite.
+    """
+    return _linear_loss(
+        input,
+        linear_weight,
+        target,
+        Focal(gamma, detach_weight=detach_weight),
+        linear_bias,
+        ignore_index,
+        reduction,
+        normalize,
+        logit_softcap,
+        label_smoothing,
+        chunk_size,
+        return_stats,
+    )
+
+
+@overload
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = ...,
+    ignore_index: int = ...,
+    reduction: Reduction = ...,
+    logit_softcap: float | None = ...,
+    label_smoothing: float = ...,
+    chunk_size: int | None = ...,
+    return_stats: Literal[False] = ...,
+) -> Tensor: ...
+
+
+@overload
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = ...,
+    ignore_index: int = ...,
+    reduction: Reduction = ...,
+    logit_softcap: float | None = ...,
+    label_smoothing: float = ...,
+    chunk_size: int | None = ...,
+    return_stats: Literal[True],
+) -> tuple[Tensor, LossStats]: ...
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    logit_softcap: float | None = None,
+    label_smoothing: float = 0.0,
+    chunk_size: int | None = None,
+    return_stats: bool = False,
+) -> Tensor | tuple[Tensor, LossStats]:
+    r"""Cross entropy on hidden states, without full logits: the baseline of the others.
+
+    Args:
+        input: See `linear_weighted_cross_entropy`, as for the other arguments.
+        linear_weight: Of the output layer.
+        target: Class indices.
+        linear_bias: Of the output layer, or None.
+        ignore_index: Targets with this value count nothing.
+        reduction: ``mean``, ``sum`` or ``none``.
+        logit_softcap: Cap of the logits, or None.
+        label_smoothing: 0 only.
+        chunk_size: Rows of logits that exist at once, or None.
+        return_stats: Also return `LossStats`.
+
+    Raises:
+        InputError: As `linear_weighted_cross_entropy`.
+    """
+    return _linear_loss(
+        input,
+        linear_weight,
+        target,
+        Keep(),
+        linear_bias,
+        ignore_index,
+        reduction,
+        "valid",
+        logit_softcap,
+        label_smoothing,
+        chunk_size,
+        return_stats,
+    )
+
+
+@_outside_graphs
+def _linear_loss(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    weight: AnyWeight,
+    linear_bias: Tensor | None,
+    ignore_index: int,
+    reduction: Reduction,
+    normalize: Normalize,
+    logit_softcap: float | None,
+    label_smoothing: float,
+    chunk_size: int | None,
+    return_stats: bool,
+) -> Tensor | tuple[Tensor, LossStats]:
+    check_weight(weight)
+    check_options(reduction, normalize, logit_softcap, label_smoothing)
+    check_linear(input, linear_weight, target, linear_bias, ignore_index, chunk_size)
+    classes, width = linear_weight.shape
+    flat = target.reshape(-1)
+    ignored = flat == ignore_index
+    training = torch.is_grad_enabled()
+    call = Call(
+        target=flat,
+        which=(~ignored).nonzero().squeeze(1) if ignored.any() else None,
+        weight=weight,
+        softcap=logit_softcap,
+        product_dtype=product_dtype(input),
+        chunk_size=chunk_size or rows_at_once(classes, input.device.type),
+        wanted=(
+            training and input.requires_grad,
+            training and linear_weight.requires_grad,
+            training and linear_bias is not None and linear_bias.requires_grad,
+        ),
+    )
+    loss, stats = loss_of(
+        input.reshape(-1, width), linear_weight, linear_bias, call, reduction, normalize
+    )
+    if reduction == "none":
+        loss = loss.reshape(target.shape)
+    return (loss, stats) if return_stats else loss

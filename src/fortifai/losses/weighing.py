@@ -1,0 +1,99 @@
+"""What the losses on logits and on hidden states share: from log p to weights, losses and means."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from fortifai.confidence import AnyWeight, EntropyWeight, Weight, uses_entropy
+from fortifai.errors import InputError
+from fortifai.losses.checks import Normalize, Reduction, check_weight
+
+
+class LossStats(NamedTuple):
+    """What a loss saw, as detached scalar tensors on its device: no synchronisation.
+
+    Attributes:
+        kept: Sum of the weights of the valid (not ignored) targets.
+        valid: Number of valid targets.
+    """
+
+    kept: Tensor
+    valid: Tensor
+
+    @property
+    def kept_share(self) -> Tensor:
+        """Kept over valid; 0 where nothing is valid."""
+        return self.kept / self.valid.clamp(min=1)
+
+
+def weigh(weight: AnyWeight, log_p: Tensor, entropy: Callable[[int | None], Tensor]) -> Tensor:
+    """The weights of data with these log-probabilities, of the same shape and dtype.
+
+    Args:
+        weight: See `fortifai.confidence`.
+        log_p: Any shape.
+        entropy: Gives the normalized entropies for an ``entropy_top_k``; called if they are needed.
+
+    Raises:
+        InputError: `weight` is no function, or returns no tensor of the shape of `log_p`.
+    """
+    check_weight(weight)
+    if uses_entropy(weight):
+        of_both = cast(EntropyWeight, weight)
+        weights = of_both(log_p, entropy(of_both.entropy_top_k).to(log_p.dtype))
+    else:
+        weights = cast(Weight, weight)(log_p)
+    if not isinstance(weights, Tensor) or weights.shape != log_p.shape:
+        got = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
+        # a weight of another shape would be broadcast, and weigh each datum by the others'
+        raise InputError(
+            f"{weight!r} gave {got} for log-probabilities {tuple(log_p.shape)}; a weight must "
+            "return one weight for each, a tensor of the same shape"
+        )
+    return weights.to(log_p.dtype)
+
+
+def normalized_entropy(p: Tensor, top_k: int | None, dim: int = -1) -> Tensor:
+    """Entropy of predictions over the largest it can be: 0 for certainty, 1 for uniform.
+
+    -sum p log p / log k of the `top_k` likeliest classes, made to sum to 1; of all for None.
+
+    Args:
+        p: Probabilities, classes along `dim`.
+        top_k: How many classes; all if there are fewer.
+        dim: Where the classes are.
+    """
+    if top_k is not None and top_k < p.shape[dim]:
+        p = p.topk(top_k, dim=dim).values
+        p = p / p.sum(dim=dim, keepdim=True)
+    # one class alone is always certain
+    nats: Tensor = torch.special.entr(p).sum(dim=dim)
+    return nats / max(math.log(p.shape[dim]), 1e-9)
+
+
+def weighted(weights: Tensor, nll: Tensor) -> Tensor:
+    """Weights * nll with 0 * inf = 0, in value and gradient."""
+    if weights.requires_grad:
+        # At p = 0 the slope of a weight of p is 0, and times nll = inf would not be a number
+        weights = torch.where(nll.detach().isinf(), weights.detach(), weights)
+    return torch.where(weights.detach() == 0, 0.0, weights * nll)
+
+
+def reduce_losses(
+    losses: Tensor, weights: Tensor, n_valid: Tensor, reduction: Reduction, normalize: Normalize
+) -> Tensor:
+    """The losses themselves, their sum, or their mean over valid targets or over the weights."""
+    if reduction == "none":
+        return losses
+    total = losses.sum()
+    if reduction == "sum":
+        return total
+    if normalize == "valid":
+        return total / n_valid.clamp(min=1)
+    kept = weights.sum()
+    return total / torch.where(kept > 0, kept, 1.0)

@@ -1,0 +1,399 @@
+"""Losses on hidden states where formulas meet their ends, and input that is none."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from fortifai import (
+    LinearCrossEntropyLoss,
+    LinearFocalCrossEntropyLoss,
+    LinearTruncatedCrossEntropyLoss,
+    LinearWeightedCrossEntropyLoss,
+    focal_cross_entropy,
+    linear_cross_entropy,
+    linear_focal_cross_entropy,
+    linear_truncated_cross_entropy,
+    linear_weighted_cross_entropy,
+    truncated_cross_entropy,
+    weighted_cross_entropy,
+)
+from fortifai.confidence import DFT, EAFT, Dynamic, Focal, Keep, Truncate, TruncateQuantile
+from fortifai.errors import InputError
+
+INF = math.inf
+WEIGHTS = [Keep(), Truncate(0.0), Truncate(0.9), Focal(0.5), Focal(2.0), DFT(), EAFT()]
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+def grads_of(h, w, target, b=None, **options):
+    """Loss and gradients; logits can be set at will where the head is the identity."""
+    leaves = [t.detach().clone().requires_grad_() for t in (h, w, b) if t is not None]
+    bias = leaves[2] if b is not None else None
+    loss = linear_weighted_cross_entropy(*leaves[:2], target, linear_bias=bias, **options)
+    loss.sum().backward()
+    return loss.detach(), [leaf.grad for leaf in leaves]
+
+
+def sure(n: int, confident: int, classes: int = 64, width: int = 32, dtype=torch.float32):
+    """Hidden states of which the first `confident`, mixed among the rest, are sure of the truth."""
+    generator = torch.Generator().manual_seed(0)
+    w = torch.randn(classes, width, generator=generator, dtype=torch.float64)
+    target = torch.randint(0, classes, (n,), generator=generator)
+    h = torch.randn(n, width, generator=generator, dtype=torch.float64) * 0.1
+    rows = torch.randperm(n, generator=generator)[:confident]
+    h[rows] = w[target[rows]] * 2
+    return h.to(dtype), w.to(dtype), target
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("normalize", ["valid", "kept"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_everything_truncated_is_zero(dtype, normalize, reduction) -> None:
+    h, w, target = sure(20, 20, dtype=dtype)
+    loss, grads = grads_of(
+        h, w, target, weight=Truncate(0.9), normalize=normalize, reduction=reduction
+    )
+    assert loss.abs().sum() == 0
+    assert all(g.abs().sum() == 0 for g in grads)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("normalize", ["valid", "kept"])
+@pytest.mark.parametrize(
+    "weight", [*WEIGHTS, TruncateQuantile(), lambda log_p: log_p.exp()], ids=repr
+)
+@pytest.mark.parametrize("n", [0, 5])
+def test_all_ignored_or_nothing_there(n, weight, normalize, reduction) -> None:
+    h, w, b = torch.randn(n, 3), torch.randn(7, 3), torch.randn(7)
+    options = {"weight": weight, "normalize": normalize, "reduction": reduction}
+    loss, grads = grads_of(h, w, torch.full((n,), -100), b, **options)
+    assert loss.shape == ((n,) if reduction == "none" else ())
+    assert loss.abs().sum() == 0
+    assert [g.shape for g in grads] == [h.shape, w.shape, b.shape]
+    assert all(g.abs().sum() == 0 for g in grads)
+
+
+@pytest.mark.parametrize("weight", WEIGHTS, ids=repr)
+def test_one_token(weight) -> None:
+    h, w, target = sure(1, 0, dtype=torch.float64)
+    loss, grads = grads_of(h, w, target, weight=weight)
+    leaves = [h.clone().requires_grad_(), w.clone().requires_grad_()]
+    expected = weighted_cross_entropy(F.linear(*leaves), target, weight=weight)
+    expected.backward()
+    torch.testing.assert_close(loss, expected.detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(grads, [x.grad for x in leaves], rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("classes", [2, 4, 8, 64, 1024, 2**15])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_ties_are_kept(classes, dtype) -> None:
+    """Equal logits, p = 1/classes exactly: kept at that threshold, truncated just below."""
+    h, w, target = torch.ones(3, 1, dtype=dtype), torch.full((classes, 1), 1.5, dtype=dtype), [1]
+    share = [
+        linear_truncated_cross_entropy(
+            h, w, torch.tensor(target * 3), threshold=t, return_stats=True
+        )[1].kept.item()
+        for t in (1 / classes, 1 / classes * (1 - 1e-5))
+    ]
+    assert share == [3, 0]
+
+
+@pytest.mark.parametrize("far", [50.0, 80.0, 95.0, 120.0, 1e4])
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_log_p_where_p_is_none(far, chunk_size) -> None:
+    """exp(-95) is no normal fp32 and exp(-120) none at all: log p is there nonetheless."""
+    logits = torch.zeros(40, 5)
+    logits[::2, 1] = far
+    target = torch.zeros(40, dtype=torch.int64)
+    each = linear_cross_entropy(
+        logits, torch.eye(5), target, reduction="none", chunk_size=chunk_size
+    )
+    expected = F.cross_entropy(logits, target, reduction="none")
+    torch.testing.assert_close(each, expected, rtol=1e-6, atol=0)
+    naive = -torch.softmax(logits, 1)[:, 0].log()
+    assert far < 100 or not torch.allclose(naive, expected, rtol=1e-6)
+
+
+def test_classes_that_are_masked_out() -> None:
+    """A bias of -inf: p = 0, loss inf and finite gradients where it is the target, as on logits."""
+    h, w, _ = sure(4, 0, classes=3)
+    b = torch.tensor([0.0, 1.0, -INF])
+    for weight in WEIGHTS:
+        target = torch.tensor([0, 1, 0, 1])
+        leaves = [t.clone().requires_grad_() for t in (h, w)]
+        expected = weighted_cross_entropy(F.linear(*leaves, b), target, weight=weight)
+        expected.backward()
+        loss, grads = grads_of(h, w, target, b, weight=weight)
+        torch.testing.assert_close(loss, expected.detach())
+        torch.testing.assert_close(grads[:2], [x.grad for x in leaves])
+        loss, grads = grads_of(h, w, torch.tensor([2, 1, 0, 1]), b, weight=weight)
+        # a weight of 0 at p = 0 leaves nothing of an infinite loss
+        assert loss == INF or isinstance(weight, DFT)
+        assert all(g.isfinite().all() for g in grads)
+
+
+@pytest.mark.parametrize("weight", WEIGHTS, ids=repr)
+@pytest.mark.parametrize("bad", [[math.nan, 0.0], [INF, 0.0], [-INF, -INF]], ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_diverged_model_shows(weight, bad, reduction) -> None:
+    """Logits without a softmax give NaN, also where all is truncated; here through the bias."""
+    h = torch.zeros(2, 2)
+    b = torch.tensor(bad)
+    loss, (grad, *_) = grads_of(
+        h, torch.eye(2), torch.tensor([0, 0]), b, weight=weight, reduction=reduction
+    )
+    assert loss.isnan().any()
+    assert grad.isnan().any()
+
+
+def test_diverged_rows_do_not_spread() -> None:
+    h = torch.zeros(6, 3)
+    h[4] = math.nan
+    each, (grad, _) = grads_of(
+        h, torch.eye(3), torch.zeros(6).long(), weight=Truncate(0.9), reduction="none", chunk_size=4
+    )
+    assert each.isnan().tolist() == [False] * 4 + [True, False]
+    assert grad.isnan().any(1).tolist() == [False] * 4 + [True, False]
+
+
+@pytest.mark.parametrize("weight", [Keep(), Truncate(0.5), Focal(2.0)], ids=repr)
+@pytest.mark.parametrize("chunk_size", [None, 16])
+def test_bf16_is_as_exact_as_logits_in_single(weight, chunk_size) -> None:
+    """Errors against fp64 of the loss and of each gradient, root mean squares over their size.
+
+    Both round thousands of gradients to bf16 in the end, but not always the same ones the same way:
+    1 % more is chance. fp32 itself is worth 1e-6.
+    """
+    h, w, target = sure(200, 60, classes=300, width=64, dtype=torch.bfloat16)
+
+    def logits_in(dtype, round_first=False):
+        leaves = [t.clone().requires_grad_() for t in (h, w)]
+        x = F.linear(*leaves) if round_first else F.linear(*(t.to(dtype) for t in leaves))
+        loss = weighted_cross_entropy(x.to(dtype), target, weight=weight)
+        return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+
+    leaves = [t.double().requires_grad_() for t in (h, w)]
+    loss = weighted_cross_entropy(F.linear(*leaves), target, weight=weight)
+    truth = [loss.detach(), *torch.autograd.grad(loss, leaves)]
+    ours, grads = grads_of(h, w, target, weight=weight, chunk_size=chunk_size)
+    assert ours.dtype == torch.float32
+    assert grads[0].dtype == grads[1].dtype == torch.bfloat16
+
+    def errors(found):
+        return [
+            (a.double() - b).square().mean().sqrt() / b.square().mean().sqrt()
+            for a, b in zip(found, truth, strict=True)
+        ]
+
+    single = errors(logits_in(torch.float32))
+    low = errors(logits_in(torch.float32, round_first=True))
+    for mine, theirs, rounded in zip(errors([ours, *grads]), single, low, strict=True):
+        assert mine <= theirs * 1.01 + 1e-6
+        assert rounded > theirs * 1.01 + 1e-6  # logits rounded to bf16 would be seen
+
+
+def addmm_flops(_, a, b, *rest, **kwargs) -> int:
+    """PyTorch's counter knows addmm but not its form in place."""
+    return 2 * a[0] * a[1] * b[1]
+
+
+def test_skipped_rows_cost_no_arithmetic() -> None:
+    """The products: 1 for all valid rows, 2 more for the kept ones, and none for the ignored."""
+    n, confident, classes, width = 96, 60, 64, 32
+    h, w, target = sure(n, confident, classes, width)
+    one = 2 * n * classes * width
+
+    def flops(weight, rows=target, head_learns=True, **options):
+        leaves = h.clone().requires_grad_(), w.clone().requires_grad_(head_learns)
+        known = {torch.ops.aten.addmm_: addmm_flops}
+        with FlopCounterMode(display=False, custom_mapping=known) as counter:
+            loss = linear_weighted_cross_entropy(*leaves, rows, weight=weight, **options)
+            loss.sum().backward()
+        return counter.get_total_flops() / one
+
+    kept = (n - confident) / n
+    for chunk_size in (None, 10):
+        assert flops(Keep(), chunk_size=chunk_size) == 3
+        assert flops(Truncate(0.9), chunk_size=chunk_size) == pytest.approx(1 + 2 * kept)
+        assert flops(Truncate(0.9), head_learns=False) == pytest.approx(1 + kept)
+        # unknown upstream gradients: the logits of kept rows twice
+        each = flops(Truncate(0.9), chunk_size=chunk_size, reduction="none")
+        assert each == pytest.approx(1 + 3 * kept)
+    half = torch.where(torch.arange(n) % 2 == 0, target, -100)
+    assert flops(Keep(), half) == 1.5
+
+    def by_hand(log_p):
+        return (log_p < -0.1).float()
+
+    assert flops(by_hand) == pytest.approx(1 + 3 * kept)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the size of the largest tensor that any operation returns."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for t in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(t, torch.Tensor):
+                self.size = max(self.size, t.numel())
+        return out
+
+
+@pytest.mark.parametrize("weight", [*WEIGHTS, lambda log_p: log_p.exp()], ids=repr)
+@pytest.mark.parametrize("options", [{}, {"reduction": "none"}, {"logit_softcap": 5.0}], ids=str)
+def test_full_logits_are_never_there(weight, options) -> None:
+    n, classes, width, chunk = 300, 200, 4, 10
+    h, w, target = sure(n, 100, classes, width)
+    leaves = [t.requires_grad_() for t in (h, w)]
+    with Largest() as largest:
+        loss = linear_weighted_cross_entropy(
+            *leaves, target, weight=weight, chunk_size=chunk, **options
+        )
+        loss.sum().backward()
+    # a row of the buffer is padded to lines of the cache
+    assert chunk * classes <= largest.size <= chunk * (classes + 16)
+    with Largest() as largest:
+        weighted_cross_entropy(F.linear(*leaves), target, weight=Keep())
+    assert largest.size == n * classes
+
+
+def test_results_repeat_to_the_bit() -> None:
+    h, w, target = sure(300, 150, classes=1000)
+    for weight in (Truncate(0.9), Focal(), EAFT()):
+        for reduction in ("mean", "none"):
+            first, again = (
+                grads_of(h, w, target, weight=weight, reduction=reduction) for _ in range(2)
+            )
+            assert torch.equal(first[0], again[0])
+            assert all(torch.equal(a, b) for a, b in zip(first[1], again[1], strict=True))
+
+
+H, W, B, T = torch.zeros(3, 2), torch.zeros(4, 2), torch.zeros(4), torch.tensor([0, 1, 2])
+META = torch.zeros(4, 2, device="meta")
+BAD = {
+    "classes": ((H, W, torch.tensor([0, 4, 7])), {}, r"target\[1\] is 4.*\[0, 4\).*-100"),
+    "negative": ((H, W, torch.tensor([0, 1, -1])), {}, r"target\[2\] is -1"),
+    "nested": ((torch.zeros(1, 3, 2), W, T[None] * 9), {}, r"target\[0, 1\] is 9"),
+    "rows": ((H, W, T[:2]), {}, r"input is \(3, 2\).*target \(2,\)"),
+    "width": ((H, torch.zeros(4, 3), T), {}, r"linear_weight \(4, 3\)"),
+    "transposed": ((H, torch.zeros(2, 4), T * 0), {}, r"linear_weight \(2, 4\).*\(C, d\)"),
+    "head": ((H, torch.zeros(4), T), {}, r"linear_weight is \(4,\).*torch.nn.Linear"),
+    "no classes": ((H, torch.zeros(0, 2), T), {}, r"linear_weight is \(0, 2\)"),
+    "scalar": ((torch.tensor(0.0), W, T), {}, r"input is \(\)"),
+    "bias": ((H, W, T), {"linear_bias": B[:3]}, r"linear_bias is \(3,\).*must be \(4,\)"),
+    "mixed": ((H.bfloat16(), W, T), {}, "dtypes differ: input torch.bfloat16.*autocast"),
+    "mixed bias": ((H, W, T), {"linear_bias": B.double()}, "linear_bias torch.float64"),
+    "whole": ((H.long(), W, T), {}, "input is torch.int64; allowed are float16"),
+    "complex": ((H, W.cfloat(), T), {}, "linear_weight is torch.complex64"),
+    "devices": ((H, META, T), {}, "linear_weight is on meta and target on cpu"),
+    "probabilities": ((H, W, torch.full((3, 4), 0.25)), {}, "class probabilities"),
+    "int32": ((H, W, T.int()), {}, r"int32.*\.long\(\)"),
+    "array": ((np.zeros((3, 2)), W, T), {}, "input is of type ndarray"),
+    "no tensor": ((H, W, T), {"linear_bias": [0.0] * 4}, "linear_bias is of type list"),
+    "reduction": ((H, W, T), {"reduction": "men"}, "'men'.*did you mean 'mean'"),
+    "normalize": ((H, W, T), {"normalize": "keep"}, "'keep'.*did you mean 'kept'"),
+    "softcap": ((H, W, T), {"logit_softcap": -1.0}, "logit_softcap is -1.0"),
+    "smoothing": ((H, W, T), {"label_smoothing": 0.1}, "label_smoothing is 0.1.*must be 0"),
+    "chunk": ((H, W, T), {"chunk_size": 0}, "chunk_size is 0.*1 or more"),
+    "chunk half": ((H, W, T), {"chunk_size": 2.5}, "chunk_size is 2.5"),
+    "threshold": ((H, W, T), {"threshold": 1.5}, r"threshold is 1.5.*\[0, 1\]"),
+    "threshold below": ((H, W, T), {"threshold": -0.1}, r"threshold is -0.1"),
+    "threshold nan": ((H, W, T), {"threshold": math.nan}, "threshold is nan"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name) -> None:
+    arguments, options, message = BAD[name]
+    with pytest.raises(InputError, match=message):
+        linear_truncated_cross_entropy(*arguments, **options)
+
+
+class Untouched(TorchFunctionMode):
+    """Fails on any product: bad input is told before work starts."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        assert func not in (torch.mm, torch.addmm, torch.softmax), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_told_before_work_starts(name) -> None:
+    arguments, options, _ = BAD[name]
+    with Untouched(), pytest.raises(InputError):
+        linear_truncated_cross_entropy(*arguments, **options)
+
+
+def test_bad_weights() -> None:
+    for weight, message in (
+        (Dynamic(), r"Dynamic\(rows=2048\); give a function of log p"),
+        (torch.ones(4), "class weights are not supported"),
+        (0.5, "weight is 0.5"),
+        (lambda log_p: log_p.exp().sum(), r"gave \(\) for log-probabilities \(3,\)"),
+        (lambda log_p: 1.0, "gave float"),
+    ):
+        with pytest.raises(InputError, match=message):
+            linear_weighted_cross_entropy(H, W, T, weight=weight)
+        with pytest.raises(InputError, match=message):
+            weighted_cross_entropy(torch.zeros(3, 4), T, weight=weight)
+    for gamma in (-1.0, math.nan, INF, None, True):
+        with pytest.raises(InputError, match=f"gamma is {gamma}"):
+            linear_focal_cross_entropy(H, W, T, gamma=gamma)
+
+
+def test_label_smoothing_is_refused_everywhere() -> None:
+    logits = torch.zeros(3, 4)
+    for call in (
+        lambda s: truncated_cross_entropy(logits, T, label_smoothing=s),
+        lambda s: focal_cross_entropy(logits, T, label_smoothing=s),
+        lambda s: weighted_cross_entropy(logits, T, weight=Keep(), label_smoothing=s),
+        lambda s: linear_weighted_cross_entropy(H, W, T, weight=Keep(), label_smoothing=s),
+        lambda s: linear_focal_cross_entropy(H, W, T, label_smoothing=s),
+        lambda s: linear_cross_entropy(H, W, T, label_smoothing=s),
+    ):
+        assert call(0.0).item() == pytest.approx(call(0).item())
+        for smoothing in (0.1, -1, math.nan):
+            with pytest.raises(InputError, match=r"label_smoothing.*one true class.*pull"):
+                call(smoothing)
+
+
+def test_modules_are_their_functions() -> None:
+    h, w, target = sure(20, 10)
+    target[::4] = -100
+    b = torch.randn(64)
+    for module, function, parameter in (
+        (LinearTruncatedCrossEntropyLoss(0.4), linear_truncated_cross_entropy, {"threshold": 0.4}),
+        (
+            LinearTruncatedCrossEntropyLoss(0.4, normalize="kept", logit_softcap=9.0, chunk_size=3),
+            linear_truncated_cross_entropy,
+            {"threshold": 0.4, "normalize": "kept", "logit_softcap": 9.0, "chunk_size": 3},
+        ),
+        (
+            LinearFocalCrossEntropyLoss(1.5, detach_weight=True, reduction="none"),
+            linear_focal_cross_entropy,
+            {"gamma": 1.5, "detach_weight": True, "reduction": "none"},
+        ),
+        (LinearCrossEntropyLoss(reduction="sum"), linear_cross_entropy, {"reduction": "sum"}),
+        (LinearWeightedCrossEntropyLoss(DFT()), linear_weighted_cross_entropy, {"weight": DFT()}),
+    ):
+        assert module.kept_share is None
+        loss = module(h, w, target, b)
+        expected, stats = function(h, w, target, linear_bias=b, **parameter, return_stats=True)
+        assert torch.equal(loss, expected)
+        assert torch.equal(module.kept_share, stats.kept_share)
+        assert not list(module.parameters())
+        assert "reduction=" in repr(module)
+    with pytest.raises(InputError, match="chunk_size is -1"):
+        LinearCrossEntropyLoss(chunk_size=-1)
+    with pytest.raises(InputError, match="give a function"):
+        LinearWeightedCrossEntropyLoss(Dynamic())
