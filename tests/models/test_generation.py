@@ -354,3 +354,22 @@ def test_batches_shrink_with_the_memory_they_need(lm, monkeypatch):
     # 2 layers x 2 heads x 8 x 4 bytes x 4 copies a position, plus 16 bytes a logit: a context of a
     # million tokens takes 512 MB a row, of which 1 GB holds 2
     assert generation._rows(lm.model, ask, 10**6) == 2
+
+
+class TestWritingAfterPrompts:
+    def test_prompts_of_any_lengths_are_read_as_if_alone(self, make: Any) -> None:
+        lm = make(seed=3, sharp=40.0)
+        rng = np.random.default_rng(0)
+        prompts = [rng.integers(0, 200, n).tolist() for n in (5, 1, 17, 17, 9, 30, 2)]
+        assert lm.write_greedily(prompts, 6) == [slow_greedy(lm.model, p, 6) for p in prompts]
+
+    def test_batches_change_nothing(self, make: Any, monkeypatch: Any) -> None:
+        lm = make(seed=3, sharp=40.0)
+        rng = np.random.default_rng(1)
+        prompts = [rng.integers(0, 200, n).tolist() for n in rng.integers(1, 40, 20)]
+        whole = lm.write_greedily(prompts, 5)
+        monkeypatch.setattr(generation, "side_by_side", lambda *_: 3)
+        assert lm.write_greedily(prompts, 5) == whole
+
+    def test_nothing_to_write(self, lm: Any) -> None:
+        assert lm.write_greedily([], 5) == []

@@ -1,19 +1,30 @@
-"""The losses in transformers: ``Trainer(..., compute_loss_func=loss(threshold=0.9))``."""
+"""The losses in transformers' Trainer.
+
+``ConfidenceTrainer(model, args, threshold=0.9, ...)`` makes no logits in training;
+``Trainer(..., compute_loss_func=loss(threshold=0.9))`` serves every causal model, on its logits.
+"""
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback
 
-from fortifai.confidence import Focal, Truncate, Weight
+from fortifai.confidence import AnyWeight, Keep
 from fortifai.errors import InputError
-from fortifai.losses.functional import Normalize, check_choice, weighted_cross_entropy
+from fortifai.integrations.counting import Counted, KeptShare, chosen_weight
+from fortifai.integrations.hidden_states import HiddenStateLoss
+from fortifai.losses.checks import Normalize
+from fortifai.losses.functional import weighted_cross_entropy
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
-class ConfidenceLoss:
+class ConfidenceLoss(Counted):
     """A `compute_loss_func` for causal language models.
 
     Shifts the labels by one, as the models do themselves, and divides by `num_items_in_batch` where
@@ -28,14 +39,10 @@ class ConfidenceLoss:
     """
 
     def __init__(
-        self, weight: Weight, *, normalize: Normalize = "valid", ignore_index: int = -100
+        self, weight: AnyWeight, *, normalize: Normalize = "valid", ignore_index: int = -100
     ) -> None:
-        check_choice("normalize", normalize, get_args(Normalize))
-        self.weight = weight
-        self.normalize: Normalize = normalize
+        super().__init__(weight, normalize)
         self.ignore_index = ignore_index
-        self._kept: Tensor | None = None
-        self._valid: Tensor | None = None
 
     def __call__(
         self, outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | int | None = None
@@ -70,33 +77,11 @@ class ConfidenceLoss:
             shifted.reshape(-1),
             weight=self.weight,
             ignore_index=self.ignore_index,
-            reduction="sum" if self.normalize == "valid" else "mean",
+            reduction=self.reduction,
             normalize=self.normalize,
             return_stats=True,
         )
-        if torch.is_grad_enabled():  # evaluation passes through here, too, but trains on nothing
-            self._count(stats.kept, stats.valid)
-        items = stats.valid if num_items_in_batch is None else num_items_in_batch
-        items = items.to(loss.device).clamp(min=1) if isinstance(items, Tensor) else max(items, 1)
-        return loss / items if self.normalize == "valid" else loss * stats.valid / items
-
-    def _count(self, kept: Tensor, valid: Tensor) -> None:
-        # float64 holds sums of weights over any number of tokens; Apple's GPUs have none
-        kept = kept if kept.device.type == "mps" else kept.double()
-        self._kept = kept if self._kept is None else self._kept + kept
-        self._valid = valid if self._valid is None else self._valid + valid
-
-    def pop_kept_share(self) -> float:
-        """Sum of weights over valid labels, of all trained on since the last call; NaN for none.
-
-        Evaluation does not count. Of several processes each has its own. Waits for the device once;
-        the steps in between do not.
-        """
-        if self._kept is None or self._valid is None:
-            return float("nan")
-        share = (self._kept / self._valid).item()  # 0 / 0, nothing valid, is NaN
-        self._kept = self._valid = None
-        return share
+        return self.divided(loss, stats, num_items_in_batch)
 
 
 def _logits(outputs: Any) -> Tensor:
@@ -119,7 +104,7 @@ def _logits(outputs: Any) -> Tensor:
 
 
 def loss(
-    weight: Weight | None = None,
+    weight: AnyWeight | None = None,
     *,
     threshold: float | None = None,
     gamma: float | None = None,
@@ -140,19 +125,196 @@ def loss(
     Raises:
         InputError: Not exactly one of weight, threshold and gamma is given, or it is out of range.
     """
-    given = [
-        *([] if weight is None else [weight]),
-        *([] if threshold is None else [Truncate(threshold)]),
-        *([] if gamma is None else [Focal(gamma)]),
-    ]
-    if len(given) != 1:
+    chosen = chosen_weight(weight, threshold, gamma)
+    return ConfidenceLoss(chosen, normalize=normalize, ignore_index=ignore_index)
+
+
+class LogKeptShare(TrainerCallback):
+    """Puts ``kept_share`` beside the training losses that Trainer logs; for `ConfidenceLoss`.
+
+        compute = loss(threshold=0.9)
+        Trainer(..., compute_loss_func=compute, callbacks=[LogKeptShare(compute)])
+
+    It stands in `trainer.state.log_history` and on the console. Trainer tells reporting services
+    (`report_to`) before its users' callbacks, so there it is missing; `ConfidenceTrainer` logs it
+    everywhere. Of several processes it is the main one's share.
+    """
+
+    def __init__(self, compute: Counted) -> None:
+        self._share = KeptShare()
+        compute.shares.append(self._share)
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        """Adds the share since the last training log."""
+        if logs is None or "loss" not in logs:
+            return
+        sums = self._share.pop()
+        if sums is not None:
+            logs["kept_share"] = state.log_history[-1]["kept_share"] = (sums[0] / sums[1]).item()
+
+
+class ConfidenceMixin:
+    """What `ConfidenceTrainer` adds to a Trainer; put it before any subclass of Trainer.
+
+    Attributes:
+        confidence: The loss; its `pop_kept_share` counts by itself, whatever is logged.
+    """
+
+    model: Any
+    args: Any
+    accelerator: Any
+
+    def __init__(
+        self,
+        *args: Any,
+        weight: AnyWeight | None = None,
+        threshold: float | None = None,
+        gamma: float | None = None,
+        normalize: Normalize = "valid",
+        **kwargs: Any,
+    ) -> None:
+        chosen = chosen_weight(weight, threshold, gamma)
+        if kwargs.get("compute_loss_func") is not None:
+            raise InputError(
+                f"{type(self).__name__} brings its own loss; leave compute_loss_func out, or give "
+                "it to transformers' Trainer"
+            )
+        super().__init__(*args, **kwargs)
+        _check_arguments(type(self).__name__, self.args, self.accelerator)
+        self.confidence = HiddenStateLoss(self.model, chosen, normalize=normalize)
+        self._since_log = KeptShare()
+        self.confidence.shares.append(self._since_log)
+        # This loss shifts, whatever that of the model is called
+        self._loss_shifts_labels = True
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The weighted loss in training; the Trainer's own, cross entropy, in evaluation.
+
+        Raises:
+            InputError: Outputs are asked for in training, where no logits are made; or the batch
+                has no labels.
+        """
+        if not torch.is_grad_enabled():
+            return super().compute_loss(  # type: ignore[misc]
+                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+            )
+        if return_outputs:
+            raise InputError(
+                "outputs are asked for in training, where no logits are made; use transformers' "
+                "Trainer with compute_loss_func=fortifai.integrations.transformers.loss(...)"
+            )
+        return self.loss_of(self.confidence, model, inputs, num_items_in_batch)
+
+    def loss_of(
+        self,
+        compute: HiddenStateLoss,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        items: Tensor | int | None,
+    ) -> Tensor:
+        """The loss of a micro-batch as Trainer wants it, which averages over processes."""
+        value = compute(model, inputs, items)
+        if self.args.average_tokens_across_devices and items is not None:
+            value = value * self.accelerator.num_processes
+        return value
+
+    def _get_num_items_in_batch(
+        self, batch_samples: list[Any], device: torch.device
+    ) -> Tensor | int | None:
+        # The first label of a row has nothing before it, and is no target. Older versions of
+        # Trainer count it; without it all count the same
+        samples = [_without_first_labels(batch) for batch in batch_samples]
+        count: Tensor | int | None = super()._get_num_items_in_batch(samples, device)  # type: ignore[misc]
+        return count
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Logs, with ``kept_share`` beside the training loss: of all processes, since the last."""
+        if "loss" in logs and "learning_rate" in logs:  # where all processes come by
+            sums = self._since_log.pop()
+            if sums is None:
+                sums = torch.zeros(2, device=self.args.device)
+            kept, valid = self.accelerator.reduce(sums, reduction="sum").tolist()
+            logs["kept_share"] = kept / valid if valid else float("nan")
+        super().log(logs, start_time)  # type: ignore[misc]
+
+
+class ConfidenceTrainer(ConfidenceMixin, Trainer):
+    """transformers' Trainer with a confidence-weighted loss on hidden states, without logits.
+
+        ConfidenceTrainer(model, args, threshold=0.9, train_dataset=data)
+
+    Takes what Trainer takes, and one of `weight`, `threshold`, `gamma`; and `normalize`. Which
+    models it serves, and what the loss is divided by: `HiddenStateLoss`. The loss is divided by
+    the labels of the whole batch, so gradient accumulation and several processes change nothing;
+    with ``normalize="kept"`` they do, since the sum of weights is known by micro-batch only.
+
+    ``kept_share``, the sum of weights over valid labels, stands beside each training loss that is
+    logged. Evaluation gives plain cross entropy, whatever the weight: ``eval_loss`` compares
+    models, its exponential is the perplexity, and the best checkpoint is not the one that is
+    surest of itself. It makes logits only where `compute_metrics` wants them.
+
+    Raises:
+        InputError: Not exactly one of weight, threshold and gamma is given, or it is out of range;
+            the model cannot be served; label smoothing, `compute_loss_func`, several GPUs in one
+            process (DataParallel), or parallelism within a row is asked for.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._plain = HiddenStateLoss(self.model, Keep())
+        # For evaluation with logits. Beside it, it tells Trainer to count labels for each model
+        self.compute_loss_func = loss(Keep())
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Any, Any]:
+        """As Trainer's, without logits where only the loss is wanted."""
+        if not prediction_loss_only or inputs.get("labels") is None:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            items = self._get_num_items_in_batch([inputs], self.args.device)
+            value = self.loss_of(self._plain, model, inputs, items)
+        return value.detach(), None, None
+
+
+def _check_arguments(name: str, args: Any, accelerator: Any) -> None:
+    if args.label_smoothing_factor:
         raise InputError(
-            f"{len(given)} of weight, threshold and gamma are given; give exactly one, such as "
-            "loss(threshold=0.9)"
+            f"label_smoothing_factor is {args.label_smoothing_factor}; it must be 0: a confidence "
+            "weight is of one true class, and where truncation leaves that out, a smoothed target "
+            "would still pull towards all the others"
         )
-    if not callable(given[0]):
+    if args.n_gpu > 1:
         raise InputError(
-            f"weight is {given[0]!r}; give a weight such as fortifai.confidence.Truncate(0.9), or "
-            "threshold=0.9"
+            f"{name} sees {args.n_gpu} GPUs in one process, which Trainer would serve by "
+            "DataParallel; start it by torchrun or accelerate launch, or set CUDA_VISIBLE_DEVICES "
+            "to one"
         )
-    return ConfidenceLoss(given[0], normalize=normalize, ignore_index=ignore_index)
+    config = getattr(accelerator, "parallelism_config", None)
+    for kind in ("tp", "cp", "sp"):
+        if config is not None and getattr(config, f"{kind}_enabled", False):
+            raise InputError(
+                f"parallelism_config has {kind}_size above 1, which splits rows or the output "
+                f"layer; {name} works with data parallelism (DDP, FSDP2)"
+            )
+
+
+def _without_first_labels(batch: Any) -> Any:
+    if not isinstance(batch, dict) or not isinstance(batch.get("labels"), Tensor):
+        return batch
+    labels = batch["labels"].clone()
+    labels[..., 0] = -100
+    return {**batch, "labels": labels}

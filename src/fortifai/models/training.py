@@ -15,16 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import (
-    PreTrainedModel,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
 
 from fortifai.errors import InputError, RunFailed
-from fortifai.integrations.transformers import loss as weighted_loss
+from fortifai.integrations.transformers import ConfidenceTrainer
 from fortifai.models.scoring import positions
 
 if TYPE_CHECKING:
@@ -122,25 +116,27 @@ def fit(
         progress: Told after each optimizer step.
 
     Raises:
-        InputError: The stream has fewer than 2 tokens, or `block` is longer than the model reads.
+        InputError: The stream has fewer than 2 tokens, `block` is longer than the model reads, or
+            the loss cannot be had from the model's hidden states (see `HiddenStateLoss`).
         RunFailed: The loss is not finite; names the step.
     """
     _check(model, train, select)
     select = None if train.checkpoint == "last" else select
     blocks = Blocks(samples, train.block)
-    loss = _Recorded(weighted_loss(weight=weight, normalize=train.normalize))
-    watch = _Watch(loss, blocks, train, progress, select, model)
+    watch = _Watch(blocks, train, progress, select, model)
     began = time.perf_counter()
     use_cache = model.config.use_cache
     with _global_random_state_kept():
-        trainer = Trainer(
+        trainer = _Recorded(
             model=model,
             args=_arguments(model, train, seed=seed, workdir=workdir),
+            weight=weight,
+            normalize=train.normalize,
             data_collator=_collate,
             train_dataset=blocks,
-            compute_loss_func=loss,
             callbacks=[watch],
         )
+        watch.trainer = trainer
         trainer.remove_callback(PrinterCallback)
         try:
             trainer.train()
@@ -149,6 +145,7 @@ def fit(
             model.config.use_cache = use_cache
             model.zero_grad(set_to_none=True)
             model.eval()
+            del watch.trainer  # each held the other, and both the optimizer's memory
     watch.restore_best()
     return FitReport(
         loss=watch.epochs[-1]["loss"],
@@ -217,17 +214,15 @@ def uses_bf16(train: TrainConfig, device: torch.device) -> bool:
     return train.precision == "bf16"
 
 
-class _Recorded:
-    """The loss function, remembering what it gave since the last step."""
+class _Recorded(ConfidenceTrainer):
+    """The trainer, remembering what its loss was since the last step."""
 
-    def __init__(self, loss: Any) -> None:
-        self.loss = loss
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.parts: list[Tensor] = []
 
-    def __call__(
-        self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None
-    ) -> Tensor:
-        value: Tensor = self.loss(outputs, labels, num_items_in_batch=num_items_in_batch)
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        value = super().compute_loss(*args, **kwargs)
         self.parts.append(value.detach())
         return value
 
@@ -243,14 +238,14 @@ class _Watch(TrainerCallback):
 
     def __init__(
         self,
-        loss: _Recorded,
         blocks: Blocks,
         train: TrainConfig,
         progress: Progress,
         select: Callable[[], float] | None,
         model: PreTrainedModel,
     ) -> None:
-        self.loss, self.train, self.progress = loss, train, progress
+        self.trainer: _Recorded  # given when it is there: it takes this watch when it is made
+        self.train, self.progress = train, progress
         self.select, self.model = select, model
         self.epochs: list[dict[str, Any]] = []
         self.epoch_tokens = blocks.rows.numel()
@@ -259,7 +254,7 @@ class _Watch(TrainerCallback):
         self.best: tuple[float, dict[str, Tensor] | None] = (-math.inf, None)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.losses.append(self.loss.pop())
+        self.losses.append(self.trainer.pop())
         waiting = len(self.losses) - self.looked
         if waiting >= CHECK_EVERY or _looks_each_step(self.model.device):
             self._look(state.global_step)
@@ -282,12 +277,13 @@ class _Watch(TrainerCallback):
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if len(self.losses) > self.looked:
             self._look(state.global_step)
-        kept = self.loss.loss.pop_kept_share()
+        kept = self.trainer.confidence.pop_kept_share()
         record: dict[str, Any] = {
             "epoch": len(self.epochs) + 1,
             "loss": float(torch.stack(self.losses).mean()),
             "truncated_share": 1.0 - float(kept),
-            "tokens": self.epoch_tokens,
+            # the last one is shorter where the number of epochs is no whole one
+            "tokens": round(self.epoch_tokens * min(1, self.train.epochs - len(self.epochs))),
         }
         self.losses, self.looked = [], 0
         if self.select is not None:

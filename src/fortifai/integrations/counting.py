@@ -1,0 +1,110 @@
+"""What the losses of all trainers share: which weight, divided by what, and how much was kept."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from fortifai.confidence import AnyWeight, Focal, Truncate
+from fortifai.errors import InputError
+from fortifai.losses.checks import Normalize, Reduction, check_choice
+from fortifai.losses.weighing import LossStats
+
+
+def chosen_weight(
+    weight: AnyWeight | None, threshold: float | None, gamma: float | None
+) -> AnyWeight:
+    """The one that is given of a weight, the threshold of a `Truncate` and the gamma of a `Focal`.
+
+    Raises:
+        InputError: Not exactly one is given, or it is out of range.
+    """
+    given = [
+        *([] if weight is None else [weight]),
+        *([] if threshold is None else [Truncate(threshold)]),
+        *([] if gamma is None else [Focal(gamma)]),
+    ]
+    if len(given) != 1:
+        raise InputError(
+            f"{len(given)} of weight, threshold and gamma are given; give exactly one, such as "
+            "threshold=0.9"
+        )
+    if not callable(given[0]):
+        raise InputError(
+            f"weight is {given[0]!r}; give a weight such as fortifai.confidence.Truncate(0.9), or "
+            "threshold=0.9"
+        )
+    return given[0]
+
+
+class KeptShare:
+    """Sum of weights over valid labels, of all that was added since the last `pop`."""
+
+    def __init__(self) -> None:
+        self._kept: Tensor | None = None
+        self._valid: Tensor | None = None
+
+    def add(self, stats: LossStats) -> None:
+        """Adds those of a micro-batch, without waiting for the device."""
+        # float64 holds sums of weights over any number of tokens; Apple's GPUs have none
+        kept = stats.kept if stats.kept.device.type == "mps" else stats.kept.double()
+        self._kept = kept if self._kept is None else self._kept + kept
+        self._valid = stats.valid if self._valid is None else self._valid + stats.valid
+
+    def pop(self) -> Tensor | None:
+        """Sum of weights and number of valid labels, (2,); None if nothing was added."""
+        if self._kept is None or self._valid is None:
+            return None
+        sums = torch.stack((self._kept, self._valid.to(self._kept)))
+        self._kept = self._valid = None
+        return sums
+
+
+class Counted:
+    """A loss that divides by the labels of the whole batch and counts what it keeps.
+
+    Attributes:
+        weight: See `fortifai.confidence`.
+        normalize: ``valid`` or ``kept``.
+        shares: Told of every micro-batch that is trained on; add a `KeptShare` of your own to read
+            it at your own pace.
+    """
+
+    def __init__(self, weight: AnyWeight, normalize: Normalize) -> None:
+        check_choice("normalize", normalize, get_args(Normalize))
+        self.weight = weight
+        self.normalize: Normalize = normalize
+        self._share = KeptShare()
+        self.shares = [self._share]
+
+    @property
+    def reduction(self) -> Reduction:
+        """What `divided` wants."""
+        return "sum" if self.normalize == "valid" else "mean"
+
+    def divided(self, loss: Tensor, stats: LossStats, items: Tensor | int | None) -> Tensor:
+        """The share of a micro-batch in the loss of the whole batch; counts it.
+
+        Args:
+            loss: Of the micro-batch, by `reduction`.
+            stats: Of the micro-batch.
+            items: Valid labels of the whole batch, micro-batches and processes together; None:
+                those of this micro-batch.
+        """
+        if torch.is_grad_enabled():  # evaluation passes through here, too, but trains on nothing
+            for share in self.shares:
+                share.add(stats)
+        items = stats.valid if items is None else items
+        items = items.to(loss.device).clamp(min=1) if isinstance(items, Tensor) else max(items, 1)
+        return loss / items if self.normalize == "valid" else loss * stats.valid / items
+
+    def pop_kept_share(self) -> float:
+        """Sum of weights over valid labels, of all trained on since the last call; NaN for none.
+
+        Evaluation does not count. Of several processes each has its own. Waits for the device once;
+        the steps in between do not.
+        """
+        sums = self._share.pop()
+        return float("nan") if sums is None else (sums[0] / sums[1]).item()  # 0 / 0 is NaN

@@ -1,0 +1,73 @@
+"""Two processes, started as users start them, train as one does: DDP, FSDP2, Accelerate, on gloo.
+
+Each test starts `worker.py`, which trains in several ways at once: starting is what takes long.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from .tiny import build, furthest, weights_of
+from .worker import with_a_plain_loop, with_trainer
+
+WORKER = Path(__file__).with_name("worker.py")
+ROUNDING = 1e-6  # fp32 gradients, summed in another order, over 4 steps
+
+
+def started(tmp_path: Path, what: str, *launcher: str, **environment: str) -> dict[str, Any]:
+    file = tmp_path / "results.pt"
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, str(WORKER), what, str(file)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    results: dict[str, Any] = torch.load(file)
+    assert results["processes"] == 2
+    return results
+
+
+def alone() -> dict[str, torch.Tensor]:
+    model = build()
+    with_a_plain_loop(model, model, 0, 1)
+    return weights_of(model)
+
+
+def test_torchrun(tmp_path: Path) -> None:
+    results = started(
+        tmp_path, "torchrun", "torch.distributed.run", "--standalone", "--nproc-per-node=2"
+    )
+    weights, shares = with_trainer(1)
+    assert furthest(results["trainer"], weights) < ROUNDING
+    assert results["shares"] == pytest.approx(shares, abs=1e-12)  # of both processes
+    expected = alone()
+    for name in ("DDP", "FSDP2", "FSDP2, head apart"):
+        assert furthest(results[name], expected) < ROUNDING, name
+    assert furthest(expected, weights_of(build())) > 1e-2
+
+
+def test_accelerate_launch(tmp_path: Path) -> None:
+    """--multi_gpu starts processes by torchrun, on the CPU as well; --cpu alone would start one."""
+    results = started(
+        tmp_path,
+        "accelerate",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes=2",
+        "--num_machines=1",
+        "--mixed_precision=no",
+        "--dynamo_backend=no",
+        "--main_process_port=0",
+        ACCELERATE_USE_CPU="true",
+    )
+    assert furthest(results["accelerate"], alone()) < ROUNDING

@@ -1,0 +1,123 @@
+"""What test_processes.py starts in several processes: ``worker.py WHAT FILE``."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from fortifai.confidence import Truncate
+from fortifai.integrations.hidden_states import HiddenStateLoss
+from fortifai.integrations.transformers import ConfidenceTrainer
+from tests.integrations.tiny import batch_of, build, ragged, trained, weights_of
+
+THRESHOLD = 0.05
+WEIGHT = Truncate(THRESHOLD)
+ROWS = 4  # of a step, all processes together
+DATA = ragged(16)
+
+
+def with_trainer(processes: int) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """Four steps of ConfidenceTrainer; and the kept shares that it logged."""
+    with tempfile.TemporaryDirectory() as folder:
+        weights, logs = trained(
+            ConfidenceTrainer,
+            Path(folder),
+            build(),
+            DATA,
+            more={"threshold": THRESHOLD},
+            per_device_train_batch_size=ROWS // processes,
+        )
+    return weights, [entry["kept_share"] for entry in logs]
+
+
+def shards(rank: int, processes: int) -> Any:
+    """The rows of one process, step by step, and the labels of all processes in that step."""
+    for step in range(0, len(DATA), ROWS):
+        rows = DATA[step : step + ROWS]
+        valid = sum(int((row["labels"][1:] != -100).sum()) for row in rows)
+        yield batch_of(rows[rank::processes]), valid
+
+
+def of_all(log_p: torch.Tensor) -> torch.Tensor:
+    """Truncation that does not declare that it weighs each token by itself.
+
+    The backward then computes logits anew, and needs the head once more.
+    """
+    return WEIGHT(log_p)
+
+
+def with_a_plain_loop(
+    model: Any, wrapped: Any, rank: int, processes: int, weight: Any = WEIGHT
+) -> None:
+    """Four steps of SGD, by `HiddenStateLoss`."""
+    compute = HiddenStateLoss(model, weight)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for batch, valid in shards(rank, processes):
+        compute(wrapped, batch, valid / processes).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def sharded(*, own_head: bool, rank: int, processes: int) -> dict[str, torch.Tensor]:
+    """A plain loop over a model under FSDP2, whose head is a unit of its own or of the root."""
+    from torch.distributed.fsdp import fully_shard
+
+    model = build()
+    for layer in model.model.layers:
+        fully_shard(layer)
+    if own_head:
+        fully_shard(model.lm_head)
+    fully_shard(model)
+    weight = of_all if own_head else WEIGHT
+    with_a_plain_loop(model, model, rank, processes, weight)
+    return {k: v.full_tensor() for k, v in model.state_dict().items()}
+
+
+def with_accelerate() -> dict[str, torch.Tensor]:
+    """A plain loop over what Accelerator.prepare made."""
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    model = build()
+    compute = HiddenStateLoss(model, threshold=THRESHOLD)
+    wrapped, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    for batch, valid in shards(accelerator.process_index, accelerator.num_processes):
+        accelerator.backward(compute(wrapped, batch, valid / accelerator.num_processes))
+        optimizer.step()
+        optimizer.zero_grad()
+    return weights_of(accelerator.unwrap_model(wrapped))
+
+
+def main() -> None:
+    """Train as asked, in each process; the first writes what came of it."""
+    what, file = sys.argv[1:]
+    torch.set_num_threads(1)
+    results: dict[str, Any] = {}
+    if what == "accelerate":
+        results["accelerate"] = with_accelerate()
+    else:
+        results["trainer"], results["shares"] = with_trainer(2)
+        rank, processes = distributed.get_rank(), distributed.get_world_size()
+        model = build()
+        wrapped = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
+        with_a_plain_loop(model, wrapped, rank, processes)
+        results["DDP"] = weights_of(model)
+        for own_head in (False, True):
+            name = "FSDP2, head apart" if own_head else "FSDP2"
+            results[name] = sharded(own_head=own_head, rank=rank, processes=processes)
+    results["processes"] = distributed.get_world_size()
+    if distributed.get_rank() == 0:
+        torch.save(results, file)
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
