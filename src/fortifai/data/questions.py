@@ -88,6 +88,19 @@ def read_questions(files: Sequence[str | Path], *, root: Path) -> tuple[list[Que
     return list(questions.values()), notes
 
 
+def read_rows(path: Path) -> list[Question]:
+    """Every row of one file as it stands, to be checked: duplicates and equal sentences too.
+
+    Raises:
+        InputError: The file is missing or not JSON, or a row lacks a field or has an impossible
+            one.
+    """
+    return [
+        _question(row, path, number, distinct=False)
+        for number, row in enumerate(_rows(path), start=1)
+    ]
+
+
 def write_questions(path: Path, questions: Iterable[Question]) -> None:
     """Write questions as JSON lines in the authors' format, with ``article`` where it is known."""
     lines = []
@@ -121,7 +134,7 @@ def _rows(path: Path) -> list[Any]:
     return rows
 
 
-def _question(row: Any, path: Path, number: int) -> Question:
+def _question(row: Any, path: Path, number: int, *, distinct: bool = True) -> Question:
     where = f"{path}, question {number},"
     if not isinstance(row, dict):
         raise InputError(f"{where} is a {type(row).__name__}, not an object with fields")
@@ -133,7 +146,7 @@ def _question(row: Any, path: Path, number: int) -> Question:
         )
     for field in FIELDS[:3]:
         _check_text(row[field], field, where)
-    if row["sentence_true"].strip() == row["sentence_false"].strip():
+    if distinct and row["sentence_true"].strip() == row["sentence_false"].strip():
         raise InputError(
             f"{where} has the same sentence_true and sentence_false ({row['sentence_true']!r}); "
             "they must differ"

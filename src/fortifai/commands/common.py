@@ -1,0 +1,78 @@
+"""What several commands share: reading models and texts that the user named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from fortifai.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fortifai.data.text import Corpus
+    from fortifai.models.causal_lm import CausalLM
+
+FOUND = 3
+"""Exit code of a check that found something."""
+
+out_console = Console()
+err_console = Console(stderr=True)
+
+
+def say(line: str) -> None:
+    """Print a line of text that may hold anything."""
+    out_console.print(Text(line), soft_wrap=True)
+
+
+def read_corpus(text: str, column: str) -> Corpus:
+    """A text file, a table's column, or all that a glob names."""
+    from fortifai.data.text import read_text
+
+    return read_text([text], root=Path.cwd(), column=column)
+
+
+def load_model(name: str, device: str | None) -> CausalLM:
+    """A model that fortifai saved, another folder, or a hub id.
+
+    Raises:
+        InputError: There is none, or no such device.
+    """
+    from fortifai.models.causal_lm import SETTINGS_FILE, CausalLM
+
+    saved = (Path(name) / SETTINGS_FILE).is_file()
+    if device is not None:
+        import torch
+
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(
+                f"--device is {device!r}, which is not here; use cpu, or leave it out"
+            ) from error
+    if saved:
+        return CausalLM.load(Path(name), device=device)
+    return CausalLM.from_base(name, device=device)
+
+
+@contextmanager
+def bars() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar for each thing that is being done, gone at the end."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=err_console, transient=True) as progress:
+        tasks: dict[str, list[int]] = {}
+
+        def tick(what: str, done: int, total: int) -> None:
+            open_ = tasks.setdefault(what, [])
+            # the same thing a second time (the base model) is a bar of its own
+            if not open_ or progress.tasks[open_[-1]].finished:
+                open_.append(progress.add_task(what, total=total))
+            progress.update(progress.tasks[open_[-1]].id, completed=done, total=total)
+
+        yield tick

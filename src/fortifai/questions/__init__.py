@@ -1,0 +1,1 @@
+"""Writing Knowledge Retention questions, and checking those that somebody wrote."""

@@ -1,0 +1,238 @@
+"""One question to an OpenAI-compatible endpoint, and every way in which the answer can fail."""
+
+from __future__ import annotations
+
+import dataclasses
+import email.utils
+import json
+import os
+import time
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fortifai.errors import InputError
+
+_AGAIN = frozenset({408, 409, 425, 429})
+LONGEST_WAIT = 300.0
+
+
+class Busy(Exception):  # noqa: N818 - a state of the endpoint, and asked again, not an error
+    """No answer this time; asking again may help.
+
+    Attributes:
+        why: What happened.
+        wait: Seconds that the endpoint asks to wait, or None.
+        paid: Whether the endpoint may have worked, and charge for it.
+    """
+
+    def __init__(self, why: str, wait: float | None = None, *, paid: bool = True) -> None:
+        super().__init__(why)
+        self.why, self.wait, self.paid = why, wait, paid
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back.
+
+    Attributes:
+        text: The model's own words, whatever they are.
+        problem: Why they are no whole answer (cut off, refused); empty if they are one.
+        tokens_in: Tokens of the prompt, None where the endpoint does not say.
+        tokens_out: Tokens of the answer, None where the endpoint does not say.
+    """
+
+    text: str
+    problem: str
+    tokens_in: int | None
+    tokens_out: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Where and how to ask.
+
+    Attributes:
+        model: Name of the model at the endpoint.
+        base_url: Address, such as ``http://localhost:8000/v1``; None for OpenAI's.
+        key_env: Environment variable that holds the key.
+        timeout: Seconds to wait for one answer.
+        temperature: None leaves it to the endpoint.
+        max_tokens: Longest answer.
+    """
+
+    model: str
+    base_url: str | None = None
+    key_env: str = "OPENAI_API_KEY"
+    timeout: float = 120.0
+    temperature: float | None = None
+    max_tokens: int = 4096
+
+    def __post_init__(self) -> None:
+        if self.base_url is not None:
+            address = urllib.parse.urlsplit(self.base_url)
+            if address.scheme not in ("http", "https") or not address.hostname:
+                raise InputError(
+                    f"--base-url is {self.base_url!r}; it must be an address such as "
+                    "http://localhost:8000/v1"
+                )
+
+
+class Endpoint:
+    """A client of one endpoint; several threads may ask.
+
+    The key is read from the environment, sent to the endpoint, and told to nobody else: it is
+    struck out of every message.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        """Make the client; nothing is sent yet.
+
+        Raises:
+            InputError: openai is not installed, or OpenAI's own endpoint is asked without a key.
+        """
+        try:
+            import openai
+        except ImportError as error:
+            raise InputError(
+                "the writer llm needs the package openai; pip install 'fortifai[writer]'"
+            ) from error
+        self.settings = settings
+        self._key = os.environ.get(settings.key_env, "")
+        if not self._key and settings.base_url is None:
+            raise InputError(
+                f"the environment variable {settings.key_env} is not set; set it to your key, name "
+                "another with --key-env, or give --base-url for an endpoint that needs none"
+            )
+        # retries are the caller's, who counts and pays for each
+        self._client = openai.OpenAI(
+            api_key=self._key or "none",
+            base_url=settings.base_url or "https://api.openai.com/v1",
+            timeout=settings.timeout,
+            max_retries=0,
+        )
+
+    @property
+    def name(self) -> str:
+        """The endpoint's host, without what may be secret in an address."""
+        address = urllib.parse.urlsplit(self.settings.base_url or "https://api.openai.com/v1")
+        port = f":{address.port}" if address.port else ""
+        return f"{address.hostname}{port}"
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def ask(self, messages: Sequence[Mapping[str, str]], schema: Mapping[str, Any]) -> Reply:
+        """Ask once, for an answer that follows a JSON schema.
+
+        Raises:
+            Busy: No answer came, or it was broken: time ran out, 429, 5xx, a cut connection, no
+                JSON, no chat completion.
+            InputError: The endpoint refuses: wrong key, unknown model, a request that it does not
+                take.
+        """
+        import openai
+
+        own: dict[str, Any] = {}
+        if self.settings.temperature is not None:
+            own["temperature"] = self.settings.temperature
+        try:
+            # raw: whatever the body is, it is read here, as a stranger's
+            create: Any = self._client.chat.completions.with_raw_response.create
+            raw = create(
+                model=self.settings.model,
+                messages=list(messages),
+                response_format={
+                    "type": "json_schema",
+                    "json_schema": {"name": "questions", "strict": True, "schema": dict(schema)},
+                },
+                max_completion_tokens=self.settings.max_tokens,
+                **own,
+            )
+            body: str = raw.http_response.text
+        except openai.APITimeoutError as error:
+            raise Busy(f"no answer within {self.settings.timeout:g} s") from error
+        except openai.APIConnectionError as error:
+            cause = error.__cause__ or error
+            raise Busy(f"the connection failed ({self._safe(str(cause))})") from error
+        except openai.APIStatusError as error:
+            raise self._status(error) from error
+        return _reply(body)
+
+    def _status(self, error: Any) -> Exception:
+        code, said = int(error.status_code), self._safe(_message(error.body) or str(error))
+        spent = "insufficient_quota" in str(error.body)
+        if code >= 500 or (code in _AGAIN and not spent):
+            wait = retry_after(error.response.headers.get("retry-after"), time.time())
+            return Busy(f"HTTP {code} ({said})", wait, paid=False)
+        return InputError(
+            f"the endpoint {self.name} refuses with HTTP {code} ({said}); check --base-url, "
+            f"--model and the key in {self.settings.key_env}"
+        )
+
+    def _safe(self, text: str) -> str:
+        """A message of the endpoint on one short line, without the key."""
+        shown = text.replace(self._key, "***") if self._key else text
+        shown = "".join(c if c.isprintable() else " " for c in shown)
+        return " ".join(shown.split())[:200]
+
+
+def retry_after(value: str | None, now: float) -> float | None:
+    """Seconds to wait by a ``Retry-After`` header: a number, or an HTTP date; at most five minutes.
+
+    Args:
+        value: The header.
+        now: Seconds since the epoch.
+    """
+    if not value:
+        return None
+    try:
+        wait = float(value)
+    except ValueError:
+        try:
+            wait = email.utils.parsedate_to_datetime(value).timestamp() - now
+        except (ValueError, TypeError, OverflowError):
+            return None
+    return min(max(wait, 0.0), LONGEST_WAIT) if wait == wait else None
+
+
+def _message(body: object) -> str:
+    """The message in an error's body, wherever servers put it."""
+    inner = body.get("error", body) if isinstance(body, dict) else body
+    if isinstance(inner, dict):
+        inner = inner.get("message") or inner.get("detail") or ""
+    return inner if isinstance(inner, str) else ""
+
+
+def _reply(body: str) -> Reply:
+    """Read a chat completion; whatever is not one is an answer that never came."""
+    try:
+        whole = json.loads(body)
+        choice = whole["choices"][0]
+        message = choice["message"]
+    except (ValueError, RecursionError, KeyError, IndexError, TypeError) as error:
+        raise Busy(f"the answer is no chat completion ({type(error).__name__})") from error
+    if not isinstance(choice, dict) or not isinstance(message, dict):
+        raise Busy("the answer is no chat completion")
+    text = message.get("content")
+    problem = ""
+    if message.get("refusal"):
+        problem = "the model refused"
+    elif choice.get("finish_reason") == "length":
+        problem = "the answer was cut off at --max-tokens"
+    elif not isinstance(text, str) or not text.strip():
+        problem = "the answer is empty"
+    usage = whole.get("usage")
+    counts = usage if isinstance(usage, dict) else {}
+    return Reply(
+        text if isinstance(text, str) else "",
+        problem,
+        _count(counts.get("prompt_tokens")),
+        _count(counts.get("completion_tokens")),
+    )
+
+
+def _count(value: object) -> int | None:
+    good = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**9
+    return value if isinstance(value, int) and good else None
