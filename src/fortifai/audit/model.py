@@ -1,0 +1,353 @@
+"""Audit of a language model, alone or beside the one that it came from."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fortifai.audit.findings import Audit, Finding, Levels, Worse, judged
+from fortifai.audit.texts import breadths, spread
+from fortifai.config import Sample
+from fortifai.errors import InputError
+from fortifai.evals import breadth, kr_test
+from fortifai.evals import confidence as confidence_
+from fortifai.evals.breadth import Estimate, mean_estimate
+from fortifai.evals.score import Score
+
+if TYPE_CHECKING:
+    from fortifai.data.questions import Question
+    from fortifai.models.causal_lm import CausalLM
+
+Ids = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Tick = Callable[[str, int, int], None]
+
+HUMAN = "human text"
+EXAMPLES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Passages:
+    """Windows of a human text: those that a model continues, and as many for the noise floor.
+
+    Attributes:
+        prompts: (w, context) token ids.
+        human: (w, size) what stood after each prompt.
+        more: (w, context + size) further windows.
+    """
+
+    prompts: Ids
+    human: Ids
+    more: Ids
+
+    @property
+    def context(self) -> int:
+        """Tokens of a prompt."""
+        return int(self.prompts.shape[1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """What a model wrote after the prompts, and what it thinks of that and of the human text.
+
+    Attributes:
+        text: (w, size) token ids.
+        own: (w, size) log p of its own text, nats.
+        human: (w, size) log p of the human text after the same prompts.
+        more: (w, size) log p of the further windows, after as many tokens.
+    """
+
+    text: Ids
+    own: Floats
+    human: Floats
+    more: Floats
+
+
+def cut(lm: CausalLM, text: str, *, windows: int, size: int | None) -> Passages:
+    """Cut a human text into passages, evenly spread.
+
+    Args:
+        lm: The model whose tokens they are.
+        text: The text.
+        windows: At most so many prompts.
+        size: Tokens of a prompt and of what follows it, each; None: 64, or half of what the model
+            reads if that is less.
+
+    Raises:
+        InputError: The text is too short, or the model too short for `size`.
+    """
+    from fortifai.models.scoring import positions
+
+    limit = positions(lm.model) // 2
+    length = min(64, limit) if size is None else size
+    if length > limit:
+        raise InputError(
+            f"prompts and what follows them would have {length} tokens each, but the model reads "
+            f"{2 * limit} at most; give {limit} or less"
+        )
+    ids = np.array(lm.tokenizer(text, add_special_tokens=False).input_ids, dtype=np.int64)
+    count = min(windows, len(ids) // (2 * length) // 2)
+    if count < breadth.LEAST:
+        raise InputError(
+            f"the text has {len(ids):,} tokens; an audit needs at least "
+            f"{4 * length * breadth.LEAST:,} ({2 * breadth.LEAST} passages of {2 * length}), give "
+            "a longer text"
+        )
+    both = spread(ids, 2 * count, 2 * length)
+    return Passages(both[::2, :length], both[::2, length:], both[1::2])
+
+
+def write(lm: CausalLM, passages: Passages, *, seed: int, tick: Tick) -> Written:
+    """Let a model continue all prompts by sampling at temperature 1, and score everything.
+
+    At temperature 1 nothing is put on top of the model: if it is as sure as it should be, its own
+    text is as probable to it as human text is.
+    """
+    size = passages.human.shape[1]
+    text = lm.write(
+        passages.prompts,
+        size,
+        Sample(kind="sample"),
+        seed=seed,
+        tick=lambda done, total: tick("writing", done, total),
+    )
+    texts = (
+        np.concatenate([passages.prompts, text], axis=1),
+        np.concatenate([passages.prompts, passages.human], axis=1),
+        passages.more,
+    )
+    scored = []
+    for done, windows in enumerate(texts):
+        scored.append(lm.window_log_prob(windows)[:, -size:].astype(np.float64))
+        tick("scoring", done + 1, len(texts))
+    return Written(text, *scored)
+
+
+def audit_model(
+    lm: CausalLM,
+    text: str,
+    *,
+    subject: str = "the model",
+    base: CausalLM | None = None,
+    base_name: str = "the base model",
+    questions: Sequence[Question] = (),
+    benchmarks: Sequence[Score] = (),
+    windows: int = 256,
+    size: int | None = None,
+    seed: int = 0,
+    levels: Levels | None = None,
+    tick: Tick = lambda what, done, total: None,
+) -> Audit:
+    """Ask of a model whether it is collapsing.
+
+    The model continues prompts from a human text by sampling at temperature 1. Judged are the
+    breadth of what it writes (entropy, rare tokens, repetition, sameness, beside what stood after
+    the same prompts), how much surer it is of that than of the human text (ForTIFAI, 2509.08972,
+    Fig. 1), whether human text is less likely to it than to one who guesses among all tokens
+    blindly and, with a base model, what it has lost against it on the same prompts and questions.
+
+    Over-fitting makes a model surer of its own text than of new text, too, if never as narrow:
+    give a text that it was trained on, or its base model, to tell the two apart.
+
+    Args:
+        lm: The model.
+        text: Human text of the kind that the model should know.
+        subject: What to call the model.
+        base: The model that it came from, with the same tokenizer.
+        base_name: What to call that one.
+        questions: Knowledge Retention questions.
+        benchmarks: Scores of published benchmarks, shown as they are.
+        windows: At most so many prompts.
+        size: Tokens of a prompt and of what follows; None: 64, or what the model has room for.
+        seed: Of the sampling and the resampling.
+        levels: What counts as a sign.
+        tick: Told what is being done, and how much of it is.
+
+    Raises:
+        InputError: The text is too short, `size` too large, the base model has another tokenizer,
+            or the model's log-probabilities are not finite.
+    """
+    levels = levels or Levels()
+    if base is not None and base.tokenizer.get_vocab() != lm.tokenizer.get_vocab():
+        raise InputError(
+            f"{base_name} and {subject} have different tokenizers, so their texts cannot be "
+            "compared token by token; give the model that this one was trained from"
+        )
+    passages = cut(lm, text, windows=windows, size=size)
+    wrote = write(lm, passages, seed=seed, tick=tick)
+    if not np.isfinite(wrote.human).all():
+        raise InputError(
+            f"{subject} gives log-probabilities that are not finite; its weights are broken"
+        )
+    human, more = passages.human, passages.more[:, passages.context :]
+    findings = [*breadths(wrote.text, human, more, HUMAN, levels, seed, unit="tokens")]
+    findings += _certainty(wrote, len(lm.tokenizer), seed, levels)
+    not_measured = ["whether what it writes is true"]
+    if base is not None:
+        first = write(base, passages, seed=seed, tick=tick)
+        findings += _since(wrote, first, findings, base_name, levels)
+    else:
+        not_measured.append("what it has lost against the model it came from (--base)")
+    if questions:
+        findings += _knowledge(lm, base, base_name, questions, levels, tick)
+    else:
+        not_measured.append("what it knows (--questions)")
+    findings += [_benchmark(score) for score in benchmarks]
+    if not benchmarks:
+        not_measured.append("published benchmarks (--benchmarks)")
+    count, length = human.shape
+    return Audit(
+        subject,
+        HUMAN,
+        tuple(sorted(findings, key=lambda found: found.level is None)),
+        f"{count:,} prompts of {length} tokens, evenly spread over the text, each continued by "
+        f"{length} tokens at temperature 1",
+        tuple(not_measured),
+        {
+            "its own text": tuple(confidence_.histogram(wrote.own.ravel()).tolist()),
+            HUMAN: tuple(confidence_.histogram(wrote.human.ravel()).tolist()),
+        },
+        tuple(_example(lm, passages, wrote, row) for row in _rows(count)),
+    )
+
+
+def _certainty(wrote: Written, vocabulary: int, seed: int, levels: Levels) -> list[Finding]:
+    human, blind = mean_estimate(-wrote.human.mean(1)), math.log(vocabulary)
+    p = [np.exp(x).mean(1) for x in (wrote.own, wrote.human, wrote.more)]
+    surprise = [-x.mean(1) for x in (wrote.own, wrote.human, wrote.more)]
+    return [
+        judged(
+            "confidence",
+            "confidence in its own text",
+            HUMAN,
+            breadth.means(p[0], p[1], p[2], seed=seed),
+            "probability",
+            "higher",
+            levels.confidence,
+        ),
+        judged(
+            "surprise",
+            "surprise at its own text",
+            HUMAN,
+            breadth.means(surprise[0], surprise[1], surprise[2], seed=seed),
+            "nats a token",
+        ),
+        Finding(
+            "human",
+            "surprise at human text",
+            "blind guessing",
+            human.value,
+            blind,
+            _shifted(human, -blind),
+            None,
+            "nats a token",
+            "higher",
+            0.0,
+        ),
+    ]
+
+
+def _since(
+    wrote: Written, first: Written, findings: Sequence[Finding], base: str, levels: Levels
+) -> list[Finding]:
+    """What has changed since the base model, on the same prompts."""
+    floors = {found.name: found.floor for found in findings}
+    rep = [breadth.repetition(x.text) for x in (wrote, first)]
+    gap = [(np.exp(x.own) - np.exp(x.human)).mean(1) for x in (wrote, first)]
+    human = [-x.human.mean(1) for x in (wrote, first)]
+    changes: tuple[tuple[str, str, tuple[float, float, Estimate], str, Worse | None], ...] = (
+        (
+            "entropy",
+            "variety of tokens, entropy",
+            breadth.entropies(wrote.text, first.text),
+            "nats",
+            "lower",
+        ),
+        ("repetition", "repetition in a passage", _means(*rep), "share", "higher"),
+        ("confidence", "confidence gap to human text", _means(*gap), "probability", "higher"),
+        ("human", "surprise at human text", _means(*human), "nats a token", None),
+    )
+    out = []
+    for name, title, (value, reference, change), unit, worse in changes:
+        level: float | None = getattr(levels, name) if worse else None
+        floor = floors.get(name) if worse else None
+        out.append(
+            Finding(
+                f"{name}.base", title, base, value, reference, change, floor, unit, worse, level
+            )
+        )
+    return out
+
+
+def _means(now: Floats, before: Floats) -> tuple[float, float, Estimate]:
+    return float(now.mean()), float(before.mean()), mean_estimate(now - before)
+
+
+def _knowledge(
+    lm: CausalLM,
+    base: CausalLM | None,
+    base_name: str,
+    questions: Sequence[Question],
+    levels: Levels,
+    tick: Tick,
+) -> list[Finding]:
+    right = kr_test.kr_test(lm, questions).right("mean")
+    tick("questions", 1, 1 if base is None else 2)
+    title = f"KR, {len(questions):,} questions"
+    share = float(right.mean())
+    chance = Finding(
+        "knowledge",
+        title,
+        "chance",
+        share,
+        0.5,
+        _shifted(mean_estimate(right), -0.5),
+        unit="share",
+    )
+    if base is None:
+        return [chance]
+    before = kr_test.kr_test(base, questions).right("mean")
+    tick("questions", 2, 2)
+    value, reference, change = _means(right, before)
+    return [
+        chance,
+        Finding(
+            "knowledge.base",
+            title,
+            base_name,
+            value,
+            reference,
+            change,
+            None,
+            "share",
+            "lower",
+            levels.knowledge,
+        ),
+    ]
+
+
+def _shifted(found: Estimate, by: float) -> Estimate:
+    return Estimate(found.value + by, found.low + by, found.high + by)
+
+
+def _benchmark(score: Score) -> Finding:
+    reach = None if score.stderr is None else 1.96 * score.stderr
+    around = (
+        None if reach is None else Estimate(score.value, score.value - reach, score.value + reach)
+    )
+    return Finding(score.measure, score.measure, "", score.value, None, around, None, score.unit)
+
+
+def _rows(count: int) -> list[int]:
+    return [round(i * (count - 1) / (EXAMPLES - 1)) for i in range(EXAMPLES)]
+
+
+def _example(lm: CausalLM, passages: Passages, wrote: Written, row: int) -> tuple[str, str, str]:
+    texts = (passages.prompts[row], wrote.text[row], passages.human[row])
+    prompt, own, human = (str(lm.tokenizer.decode(ids.tolist())) for ids in texts)
+    return prompt, own, human

@@ -1,0 +1,96 @@
+"""Which threshold to truncate at, read off a model's confidences."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fortifai.audit import model as model_
+from fortifai.confidence import Dynamic
+from fortifai.errors import InputError
+from fortifai.evals.confidence import histogram
+
+if TYPE_CHECKING:
+    from fortifai.models.causal_lm import CausalLM
+
+THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+
+
+@dataclasses.dataclass(frozen=True)
+class Suggestion:
+    """Thresholds for a model and a text.
+
+    Attributes:
+        crossing: Where the two Gaussians fitted to the confidences on the real text cross
+            (`fortifai.confidence.Dynamic`); None where they do not, and nothing should be dropped.
+        quantile: The confidence above which the share `dropped` of the model's own tokens lies.
+        dropped: That share.
+        thresholds: The thresholds of the shares below.
+        real: Share of the real text's tokens that each threshold drops.
+        own: Share of the model's own tokens that each drops.
+        histograms: Counts of confidences in the 20 equal bins of [0, 1], by text.
+        tokens: Tokens of each text.
+    """
+
+    crossing: float | None
+    quantile: float
+    dropped: float
+    thresholds: tuple[float, ...]
+    real: tuple[float, ...]
+    own: tuple[float, ...]
+    histograms: dict[str, tuple[int, ...]]
+    tokens: int
+
+
+def suggest_threshold(
+    lm: CausalLM,
+    text: str,
+    *,
+    dropped: float = 0.25,
+    windows: int = 512,
+    size: int | None = None,
+    seed: int = 0,
+    tick: model_.Tick = lambda what, done, total: None,
+) -> Suggestion:
+    """What each threshold would drop, and two rules for choosing one.
+
+    Args:
+        lm: The model that will be trained.
+        text: Real text of the kind that it will be trained on.
+        dropped: Share of the model's own tokens that the quantile rule drops.
+        windows: As in `audit_model`.
+        size: As in `audit_model`.
+        seed: As in `audit_model`.
+        tick: As in `audit_model`.
+
+    Raises:
+        InputError: `dropped` is not in (0, 1), or the text is too short.
+    """
+    if not 0 < dropped < 1:
+        raise InputError(f"the share to drop is {dropped}; it must lie between 0 and 1")
+    passages = model_.cut(lm, text, windows=windows, size=size)
+    wrote = model_.write(lm, passages, seed=seed, tick=tick)
+    real = np.exp(np.concatenate([wrote.human, wrote.more]).ravel())
+    own = np.exp(wrote.own.ravel())
+    settled = Dynamic().settle(real).threshold
+    return Suggestion(
+        None if settled == 1 else settled,
+        float(np.quantile(own, 1 - dropped)),
+        dropped,
+        THRESHOLDS,
+        _dropped(real),
+        _dropped(own),
+        {
+            "real text": tuple(histogram(np.log(real)).tolist()),
+            "its own text": tuple(histogram(wrote.own.ravel()).tolist()),
+        },
+        own.size,
+    )
+
+
+def _dropped(p: NDArray[np.float64]) -> tuple[float, ...]:
+    """Share of tokens above each threshold, which `Truncate` drops."""
+    return tuple(float((p > threshold).mean()) for threshold in THRESHOLDS)

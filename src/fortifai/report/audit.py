@@ -1,0 +1,227 @@
+"""The report of an audit: one HTML page with two figures, and its numbers as JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, FuncFormatter
+
+from fortifai.errors import InputError, RunFailed
+from fortifai.evals.confidence import BIN_EDGES
+from fortifai.report import style
+from fortifai.report.page import fill
+from fortifai.report.scene import Plot, plot
+from fortifai.report.style import INK, SOFT, WIDE, Canvas
+from fortifai.report.text import DASH, MINUS
+
+if TYPE_CHECKING:
+    from fortifai.audit import Audit, Finding
+
+_BAD, _GOOD, _REAL_FILL = "#d55e00", "#0072b2", "#d4d3cf"
+
+
+def write_audit(audit: Audit, folder: Path) -> Path:
+    """Write ``index.html`` and ``audit.json`` into a folder.
+
+    Args:
+        audit: What was found.
+        folder: Made if it is not there; older files of these names are replaced.
+
+    Returns:
+        The path of ``index.html``.
+
+    Raises:
+        InputError: `folder` is a file.
+        RunFailed: It could not be written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; give a folder for the report with --out")
+    plots = [figure for figure in (_distances(audit), _confidence(audit)) if figure]
+    page = fill(
+        "audit.html.j2",
+        title=audit.subject,
+        verdict=audit.verdict,
+        headline=headline(audit),
+        sampled=audit.sampled,
+        reference=audit.reference,
+        judged=[row(found) for found in audit.findings if found.level is not None],
+        shown=[row(found) for found in audit.findings if found.level is None],
+        plots=plots,
+        examples=audit.examples,
+        not_measured=audit.not_measured,
+    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "audit.json").write_text(json.dumps(audit.record(), indent=1) + "\n", "utf-8")
+        (folder / "index.html").write_text(page, "utf-8")
+    except OSError as error:
+        raise RunFailed(
+            f"the audit could not be written into {folder}: {error.strerror}; make room or choose "
+            "another folder with --out"
+        ) from error
+    return folder / "index.html"
+
+
+def headline(audit: Audit) -> str:
+    """The verdict in a few words."""
+    if audit.collapsed:
+        count = len(audit.signs)
+        return f"{audit.subject}: {count} {'sign' if count == 1 else 'signs'} of collapse"
+    return f"{audit.subject}: no sign of collapse"
+
+
+def row(found: Finding) -> dict[str, Any]:
+    """A finding in print."""
+    difference = found.difference
+    return {
+        "title": found.title,
+        "against": found.against,
+        "value": _number(found.value),
+        "reference": DASH if found.reference is None else _number(found.reference),
+        "difference": DASH if difference is None else _signed(difference.value),
+        "interval": ""
+        if difference is None
+        else f"{_signed(difference.low)} to {_signed(difference.high)}",
+        "floor": DASH if found.floor is None else f"± {_number(found.floor)}",
+        "level": DASH if found.level is None else _level(found),
+        "unit": found.unit,
+        "sign": found.sign,
+        "judged": found.level is not None,
+    }
+
+
+def _level(found: Finding) -> str:
+    assert found.level is not None
+    if found.worse == "higher":
+        return f"above {_signed(found.level)}"
+    return f"below {_signed(-found.level)}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.2f}".replace("-", MINUS)
+
+
+def _signed(value: float) -> str:
+    text = _number(abs(value))
+    return text if text == "0.00" else f"{'+' if value > 0 else MINUS}{text}"
+
+
+def _distances(audit: Audit) -> Plot | None:
+    """Each check on one axis: how far on the way to its level."""
+    checks = [f for f in audit.findings if f.level and f.difference is not None]
+    if not checks:
+        return None
+    pitch, top = 34, 40
+    with style.drawing("checks"):
+        canvas = Canvas(WIDE, top + pitch * len(checks) + 56)
+        left = 300
+        axes = canvas.axes(left, top, WIDE - left - 60, pitch * len(checks))
+        axes.grid(visible=False)
+        axes.axvspan(1, 9, color=_BAD, alpha=0.07, linewidth=0)
+        axes.axvline(0, color=SOFT, linewidth=0.8)
+        axes.axvline(1, color=_BAD, linewidth=1.2, linestyle=(0, (4, 2)))
+        for place, found in enumerate(checks):
+            assert found.level
+            assert found.difference
+            way = (1 if found.worse == "higher" else -1) / found.level
+            low, high = sorted((found.difference.low * way, found.difference.high * way))
+            middle = found.difference.value * way
+            colour = _BAD if found.sign else _GOOD
+            shown = [float(np.clip(x, -1.9, 2.9)) for x in (low, middle, high)]
+            if found.floor:
+                reach = min(found.floor / found.level, 1.9)
+                axes.add_patch(_band(-reach, reach, place))
+            axes.plot([shown[0], shown[2]], [place, place], color=colour, linewidth=2.2, zorder=3)
+            mark = "o" if low > -1.9 and high < 2.9 else ">" if middle > 0 else "<"
+            axes.plot(shown[1], place, mark, color=colour, markersize=8, zorder=4)
+            axes.annotate(
+                style.short(found.title, 52),
+                (0, place),
+                xycoords=("axes fraction", "data"),
+                xytext=(-14, 1),
+                textcoords="offset points",
+                ha="right",
+                va="center",
+                fontsize=12,
+                color=INK,
+            )
+            axes.annotate(
+                f"against {style.short(found.against, 40)}",
+                (0, place),
+                xycoords=("axes fraction", "data"),
+                xytext=(-14, -11),
+                textcoords="offset points",
+                ha="right",
+                va="center",
+                fontsize=9.5,
+                color=SOFT,
+            )
+        axes.set_ylim(len(checks) - 0.5, -0.5)
+        axes.set_xlim(-2, 3)
+        axes.set_yticks([])
+        axes.xaxis.set_major_locator(FixedLocator([-2, -1, 0, 1, 2, 3]))
+        names = {0: "as the reference", 1: "level of a sign", 3: "three times it"}
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: names.get(round(v), "")))
+        canvas.legend(
+            [
+                ("passed, 95 % interval", _line(_GOOD)),
+                ("sign of collapse", _line(_BAD)),
+                ("noise floor", Patch(color=_REAL_FILL, linewidth=0)),
+            ],
+            left,
+            8,
+        )
+        return plot(
+            canvas,
+            "checks",
+            "How far from collapse",
+            "Each check's distance from its reference in units of its level, towards collapse to "
+            "the right; a sign needs the middle beyond the level and the whole interval beyond the "
+            "noise floor. Arrows: beyond the axis.",
+        )
+
+
+def _band(low: float, high: float, place: int) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((low, place - 0.3), high - low, 0.6, color=_REAL_FILL, linewidth=0, zorder=1)
+
+
+def _line(colour: str) -> Line2D:
+    return Line2D([], [], color=colour, marker="o", markersize=7, linewidth=2.2)
+
+
+def _confidence(audit: Audit) -> Plot | None:
+    """Histograms of the confidence on the model's own text and on human text."""
+    if not audit.histograms:
+        return None
+    with style.drawing("confidence"):
+        canvas = Canvas(WIDE, 300)
+        axes = canvas.axes(56, 44, WIDE - 80, 200)
+        entries: list[tuple[str, Any]] = []
+        for name, counts in audit.histograms.items():
+            shares = np.array(counts, dtype=np.float64) / max(1, sum(counts))
+            own = name == "its own text"
+            if own:
+                axes.stairs(shares, BIN_EDGES, color=_GOOD, linewidth=2.2, zorder=3)
+                entries.append((name, Line2D([], [], color=_GOOD, linewidth=2.2)))
+            else:
+                axes.stairs(shares, BIN_EDGES, fill=True, color=_REAL_FILL, linewidth=0, zorder=1)
+                entries.append((name, Patch(color=_REAL_FILL, linewidth=0)))
+        axes.set_xlim(0, 1)
+        style.few_ticks(axes, 4)
+        axes.set_xlabel("confidence p", color=SOFT, fontsize=11)
+        canvas.legend(entries, 56, 8)
+        return plot(
+            canvas,
+            "confidence",
+            "Confidence on its own text and on human text",
+            "Share of tokens (y) by the probability p that the model gives them (x), on what it "
+            "wrote and on what stood after the same prompts. A model that is as sure as it should "
+            "be has the same histogram twice.",
+        )
