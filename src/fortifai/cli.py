@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fortifai.commands import kr
+from fortifai.commands.audit import audit, threshold
 from fortifai.errors import FortifaiError
 
 app = typer.Typer(
@@ -23,6 +25,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(kr.app)
+app.command()(audit)
+app.command()(threshold)
 out_console = Console()
 err_console = Console(stderr=True)
 

@@ -82,6 +82,7 @@ def plan(experiment: AnyExperiment, data: Inputs) -> RunPlan:
     arms = tuple(_plan_arm(experiment, name, data) for name in experiment.arms)
     commits = -(-experiment.generations // experiment.every) + 1
     kept = commits if experiment.keep == "all" else 2  # the last and the next
+    kept += experiment.keep_first and experiment.keep != "all"
     count = len(experiment.arms) * len(chains(experiment))
     written = sum(a.rewritten for a in arms) * data.sample_bytes
     if experiment.keep_samples == "needed":
@@ -233,6 +234,7 @@ def build_chain(
         every=experiment.every,
         keep=experiment.keep,
         keep_samples=experiment.keep_samples,
+        keep_first=experiment.keep_first,
     )
 
 

@@ -1,10 +1,13 @@
+import hashlib
 import itertools
+import re
+from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fortifai.data.bios import PHRASINGS, VALUES, bios, people
+from fortifai.data.bios import PHRASINGS, VALUES, bios, claims, items, known_facts, people
 from fortifai.errors import InputError
 
 
@@ -104,7 +107,9 @@ def test_biographies_are_short():
     assert all(36 <= len(d.text.split()) <= 70 for d in bios(50, 2)[0].documents)
 
 
-@pytest.mark.parametrize("change", [{"phrasings": 0}, {"phrasings": 6}, {"n_people": 0}])
+@pytest.mark.parametrize(
+    "change", [{"phrasings": 0}, {"phrasings": 6}, {"n_people": 0}, {"exam": -1}]
+)
 def test_impossible_sizes(change):
     with pytest.raises(InputError, match="it must"):
         bios(**{"n_people": 2, "seed": 0} | change)
@@ -112,3 +117,73 @@ def test_impossible_sizes(change):
 
 def test_a_stream_of_any_size():
     assert next(people(0, 10**9)).name != next(people(0, 10**9 + 1)).name
+
+
+def test_the_corpus_never_changes():
+    """Runs are only comparable with old ones, and resumed, on the same bytes."""
+    told = {}
+    for people_, phrasings in ((400, 4), (40, 2)):
+        corpus, questions = bios(people_, 0, phrasings=phrasings)
+        content = (corpus.text + repr(questions)).encode()
+        told[people_] = hashlib.sha256(content).hexdigest()[:16]
+    assert told == {400: "2e92d78c0a3c4108", 40: "5609e1fdf9cb7358"}
+
+
+# --- exams ------------------------------------------------------------------------------------
+
+
+def test_sheets_ask_for_every_fact_and_answer_rightly():
+    corpus, questions = bios(10, 3, phrasings=2, exam=2)
+    assert questions[0].location == 1
+    plain = [d.text for d in bios(10, 3, phrasings=2)[0].documents]
+    assert [d.text for d in corpus.documents if d.title] == plain
+    facts = known_facts(10, 3)
+    sheets = "\n\n".join(d.text for d in corpus.documents if not d.title)
+    letters, words = Counter(), Counter()
+    for asked in sheets.split("\n\n"):
+        (name,) = [n for n in facts if n in asked]
+        first, *middle, last = asked.split("\n")
+        if middle:
+            options = dict(re.fullmatch(r"([A-D])\. (.+)", line).groups() for line in middle)
+            assert sorted(options) == list("ABCD")
+            assert len(set(options.values())) == 4
+            answer = options[last.removeprefix("Answer: ")]
+            letters[first] += 1
+        else:
+            answer = last.removeprefix("Short answer: ")
+            words[first] += 1
+        (attribute,) = [a for a, values in VALUES.items() if answer in values]
+        assert facts[name][attribute] == answer
+    assert len(letters) == len(words) == 60
+    # a round asks twice in letters and once in words
+    assert set(letters.values()) == {4}
+    assert set(words.values()) == {2}
+
+
+def test_items_ask_for_the_facts_with_options_of_their_own():
+    found = items(10, 3, phrasings=2)
+    corpus = bios(10, 3, phrasings=2, exam=3)[0].text
+    facts = known_facts(10, 3)
+    assert [i.subject for i in found[:6]] == list(VALUES)
+    for item in found:
+        (name,) = [n for n in facts if n in item.stem]
+        assert item.right == facts[name][item.subject]
+        assert set(item.options) < set(item.kin) == set(VALUES[item.subject])
+        assert f"{item.stem} {item.right}" in corpus
+    alone = items(10, 3, phrasings=2, attributes=["job"])
+    assert alone == [i for i in found if i.subject == "job"]
+    # the right letter cannot be guessed: four standard errors of a share of 1,200
+    places = Counter(i.answer for i in items(200, 3))
+    assert all(abs(n / 1200 - 0.25) < 4 * 0.0125 for n in places.values())
+    with pytest.raises(InputError, match=r"'jobs' is no attribute.*did you mean 'job'"):
+        items(3, 0, attributes=["jobs"])
+
+
+def test_a_claim_is_a_sentence_of_the_corpus():
+    person = next(people(0))
+    for attribute, phrasings in PHRASINGS.items():
+        for phrasing in phrasings:
+            said = phrasing.format(n=person.name, v=person.facts[attribute])
+            assert list(claims(f"It is so. {said} And so on.")) == [
+                (person.name, attribute, person.facts[attribute])
+            ]

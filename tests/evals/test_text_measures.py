@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as reference
 
-from fortifai.evals import confidence, divergence, diversity, passages, perplexity
+from fortifai.evals import confidence, divergence, fluency, passages, perplexity
 
 
 def test_perplexity_of_a_uniform_model_is_its_vocabulary():
@@ -88,10 +88,10 @@ def test_equal_sizes_make_kl_comparable():
 
 def test_distinct_by_hand():
     tokens = np.array([1, 2, 1, 2, 3])
-    assert diversity.distinct(tokens, 1) == 3 / 5
-    assert diversity.distinct(tokens, 2) == 3 / 4
-    assert diversity.distinct(tokens, 3) == 1.0
-    assert math.isnan(diversity.distinct(tokens, 6))
+    assert fluency.distinct(tokens, 1) == 3 / 5
+    assert fluency.distinct(tokens, 2) == 3 / 4
+    assert fluency.distinct(tokens, 3) == 1.0
+    assert math.isnan(fluency.distinct(tokens, 6))
 
 
 @given(st.lists(st.integers(0, 5), min_size=3, max_size=60))
@@ -99,13 +99,13 @@ def test_distinct_and_entropy_against_plain_python(tokens):
     array = np.array(tokens)
     for n in (1, 2, 3):
         grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
-        assert diversity.distinct(array, n) == len(set(grams)) / len(grams)
+        assert fluency.distinct(array, n) == len(set(grams)) / len(grams)
     share = np.unique(array, return_counts=True)[1] / len(array)
-    assert diversity.entropy(array) == pytest.approx(reference.entropy(share))
+    assert fluency.entropy(array) == pytest.approx(reference.entropy(share))
 
 
 def test_diversity_names_its_scores():
-    names = [s.measure for s in diversity.diversity(np.arange(10), "x")]
+    names = [s.measure for s in fluency.diversity(np.arange(10), "x")]
     assert names == ["distinct-1", "distinct-2", "distinct-3", "entropy.unigram"]
 
 

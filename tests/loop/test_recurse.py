@@ -74,6 +74,30 @@ def test_the_ledger_counts_what_was_trained_on(tmp_path):
     assert shares == [1, 1 / 2, 1 / 3, 1 / 4]
 
 
+def test_the_first_weights_stay_where_measures_need_them(tmp_path):
+    seen = []
+
+    def compare(stage, folder):
+        if stage.generation:
+            first = toy.MeanFamily().load(stage.origin / "model")
+            seen.append((stage.generation, first.mean))
+        return toy.evaluate(stage, folder)
+
+    store = run(tmp_path, keep_first=True, evaluate=compare)
+    has = [(store.path(g) / "model").exists() for g in range(4)]
+    assert has == [True, False, False, True]
+    first = toy.MeanFamily().load(store.path(0) / "model").mean
+    assert seen == [(1, first), (2, first), (3, first)]
+    before = digest(store.folder)
+    # without generation 0's weights a damaged generation could not be measured again
+    shutil.rmtree(store.path(0) / "model")
+    (store.path(3) / "extra.txt").write_text("damaged")
+    told = []
+    run(tmp_path, told, keep_first=True, evaluate=compare)
+    assert "generation 3 is done again" in told[0]
+    assert digest(store.folder) == before
+
+
 @pytest.mark.parametrize("keep", ["last", "all"])
 def test_old_weights_are_dropped(tmp_path, keep):
     store = run(tmp_path, keep=keep)

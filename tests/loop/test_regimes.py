@@ -1,3 +1,5 @@
+import functools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -102,3 +104,18 @@ def test_draw_share_keeps_units_whole_and_in_order(size, unit, share, seed):
     assert sorted([*taken, *rest]) == list(range(size))
     units = {int(t) // unit for t in taken}
     assert len(taken) == sum(min(unit, size - u * unit) for u in units)
+
+
+def test_on_some_splits_alone_a_regime_sees_no_others():
+    """The plan of a regime on two splits, with their numbers put in place of 0 and 1."""
+    mix = functools.partial(regimes.mix_alpha, alpha=0.25)
+    for generation in range(4):
+        plan = regimes.on_splits(generation, 5, regime=mix, chosen=(3, 1))
+        there = {0: 3, 1: 1}
+        own = mix(generation, 2)
+        assert plan.train == tuple(Part(there[p.split], p.generation, p.between) for p in own.train)
+        assert plan.rewrites == tuple(
+            Rewrite(Part(there[r.source.split], r.source.generation), r.to) for r in own.rewrites
+        )
+    with pytest.raises(ValueError, match="split 5 is chosen and there are 5"):
+        regimes.on_splits(0, 5, regime=mix, chosen=(5,))

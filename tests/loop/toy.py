@@ -70,4 +70,5 @@ def chain(generations=4, *, start="previous", regime=regimes.fortifai, keep="las
         every=changes.get("every", 1),
         keep=keep,
         keep_samples=changes.get("keep_samples", "all"),
+        keep_first=changes.get("keep_first", False),
     )

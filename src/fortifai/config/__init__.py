@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fortifai.config.benchmarks import BenchmarkConfig
 from fortifai.config.corpora import (
     BiosCorpus,
     Blobs,
@@ -37,6 +38,7 @@ from fortifai.config.families import (
     NoNoise,
     VAEConfig,
 )
+from fortifai.config.knowledge import FluencyConfig, FormatsConfig, MMLUConfig
 from fortifai.config.language import (
     Beam,
     CausalLMConfig,
@@ -49,6 +51,7 @@ from fortifai.config.language import (
     ScratchConfig,
     TrainConfig,
 )
+from fortifai.config.phases import PhasesConfig
 from fortifai.config.reading import (
     apply_set,
     difference,
@@ -56,6 +59,7 @@ from fortifai.config.reading import (
     merge,
     plain,
     preset_names,
+    read_benchmarks,
     read_raw,
     resolve,
 )
@@ -98,6 +102,7 @@ __all__ = [
     "AnyExperiment",
     "Arm",
     "Beam",
+    "BenchmarkConfig",
     "BiosCorpus",
     "Blobs",
     "CausalLMConfig",
@@ -109,7 +114,9 @@ __all__ = [
     "ExperimentConfig",
     "FailureLevel",
     "FileSource",
+    "FluencyConfig",
     "FocalConfig",
+    "FormatsConfig",
     "FortifaiRegime",
     "GMMConfig",
     "GaussianConfig",
@@ -129,12 +136,14 @@ __all__ = [
     "KeepConfig",
     "LanguageArm",
     "LanguageExperiment",
+    "MMLUConfig",
     "MixRegime",
     "Moons",
     "MultiplicativeNoise",
     "NoNoise",
     "NoiseConfig",
     "PassagesConfig",
+    "PhasesConfig",
     "PointFiles",
     "PointsArm",
     "PointsCorpus",
@@ -164,6 +173,7 @@ __all__ = [
     "merge",
     "plain",
     "preset_names",
+    "read_benchmarks",
     "read_raw",
     "resolve",
 ]

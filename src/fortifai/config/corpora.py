@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from fortifai.config.section import Section
+from fortifai.data.bios import check_attributes
 
 Files = Annotated[tuple[str, ...], Field(min_length=1)]
 
@@ -70,13 +71,28 @@ class HubCorpus(Section):
 
 
 class BiosCorpus(Section):
-    """The embedded corpus of invented biographies with exact questions."""
+    """The embedded corpus of invented biographies with exact questions.
+
+    `exam`: rounds of answered questions in the text. `rehearsal`: how many more times the same
+    facts are told behind the splits, for pretraining. `domain`: attributes that
+    the first of two splits tells alone; see `fortifai.data.lessons`.
+    """
 
     kind: Literal["bios"]
     people: PositiveInt = 400
     phrasings: Annotated[int, Field(ge=1, le=5)] = 3
     seed: int = 0
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    exam: Annotated[int, Field(ge=0)] = 0
+    rehearsal: Annotated[int, Field(ge=0)] = 0
+    domain: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _known(self) -> BiosCorpus:
+        check_attributes(self.domain)
+        if self.domain and not self.rehearsal:
+            raise ValueError("domain parts the text into splits; give rehearsal 1 or more with it")
+        return self
 
 
 class ImaginationCorpus(Section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from fortifai.config.section import Section, Share
 
@@ -67,10 +67,18 @@ class CausalLMConfig(Section):
         return self
 
 
-class TrainConfig(Section):
-    """How a generation is trained."""
+def _whole(value: float) -> float:
+    return int(value) if value == int(value) else value
 
-    epochs: PositiveInt = 10
+
+Epochs = Annotated[float, Field(gt=0), AfterValidator(_whole)]
+"""A number of epochs; a whole one stays an int, as it is written."""
+
+
+class TrainConfig(Section):
+    """How a generation is trained. `epochs` may be a fraction: 0.5 reads half of the blocks."""
+
+    epochs: Epochs = 10
     learning_rate: PositiveFloat = 2e-5
     batch_size: PositiveInt = 64
     gradient_accumulation: PositiveInt = 1

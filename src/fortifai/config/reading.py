@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from fortifai.config.benchmarks import BenchmarkConfig
 from fortifai.config.schema import EXPERIMENTS, AnyExperiment
 from fortifai.errors import InputError, nearest
 
@@ -53,6 +54,30 @@ def read_raw(preset_or_file: str) -> tuple[dict[str, Any], Path]:
             f"; presets are {', '.join(preset_names())}"
         )
     return _mapping(text, preset_or_file), root
+
+
+def read_benchmarks(path: Path) -> dict[str, BenchmarkConfig]:
+    """Benchmarks from a YAML file: what stands under `benchmarks` in an experiment's.
+
+    Raises:
+        InputError: There is no such file, or a fault in it, named by its key.
+    """
+    if not path.is_file():
+        raise InputError(f"there is no file {str(path)!r}; give a YAML file that names benchmarks")
+    raw, _ = read_raw(str(path))
+    entries = raw.get("benchmarks", raw)
+    if not isinstance(entries, dict) or not entries:
+        raise InputError(f"{path} names no benchmarks; write such as `hellaswag: {{data: FILE}}`")
+    try:
+        return {name: BenchmarkConfig.model_validate(entry) for name, entry in entries.items()}
+    except ValidationError as error:
+        allowed = ", ".join(BenchmarkConfig.model_fields)
+        faults = [
+            f"{'.'.join(map(str, fault['loc'])) or 'a benchmark'}: "
+            f"{fault['msg'].removeprefix('Value error, ')}"
+            for fault in error.errors(include_url=False)
+        ]
+        raise InputError(f"{path}: {'; '.join(faults)}; allowed are {allowed}") from error
 
 
 def _mapping(text: str, what: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from fortifai import theory
+from fortifai.config.benchmarks import BenchmarkConfig
 from fortifai.config.corpora import (
     ImagesCorpus,
     PointsCorpus,
@@ -20,8 +21,10 @@ from fortifai.config.corpora import (
     TextCorpusConfig,
 )
 from fortifai.config.families import GaussianConfig, GMMConfig, VAEConfig
+from fortifai.config.knowledge import FluencyConfig, FormatsConfig
 from fortifai.config.language import CausalLMConfig, PassagesConfig, RegenerateConfig, TrainConfig
-from fortifai.config.regimes import FortifaiRegime, RegimeConfig, ReplaceRegime
+from fortifai.config.phases import PhasesConfig
+from fortifai.config.regimes import FortifaiRegime, MixRegime, RegimeConfig, ReplaceRegime
 from fortifai.config.section import Section
 from fortifai.config.weights import (
     DensityWeightConfig,
@@ -136,6 +139,12 @@ class ExperimentConfig(Section, Generic[A]):
                     f"splits.count ({self.split_count}) must equal generations "
                     f"({self.generations})"
                 )
+            chosen = arm.regime.splits if isinstance(arm.regime, MixRegime) else None
+            if chosen and max(chosen) >= self.split_count:
+                raise ValueError(
+                    f"arm {name!r}: regime.splits names split {max(chosen)} and there are "
+                    f"{self.split_count}, from 0; set splits.count or choose another"
+                )
             self._check_arm(name, arm)
         return self
 
@@ -150,6 +159,11 @@ class ExperimentConfig(Section, Generic[A]):
         grows = any(isinstance(arm.regime, FortifaiRegime) for arm in self.arms.values())
         return self.generations if grows else 1
 
+    @property
+    def keep_first(self) -> bool:
+        """Whether later generations are measured with the weights of generation 0."""
+        return False
+
 
 AnyExperiment = ExperimentConfig[Any]
 
@@ -160,6 +174,10 @@ class LanguageExperiment(ExperimentConfig[LanguageArm]):
     corpus: TextCorpusConfig
     questions: QuestionsConfig = QuestionsConfig()
     passages: PassagesConfig = PassagesConfig()
+    benchmarks: dict[Name, BenchmarkConfig] = Field(default_factory=dict)
+    formats: FormatsConfig | None = None
+    fluency: FluencyConfig = FluencyConfig()
+    phases: PhasesConfig = PhasesConfig()
     time_to_failure: tuple[FailureLevel, ...] = (
         FailureLevel(measure="kr.mean", level=0.75),
         FailureLevel(measure="kr.mean", level="half_gain"),
@@ -181,6 +199,11 @@ class LanguageExperiment(ExperimentConfig[LanguageArm]):
                 f"arm {name!r}: block {arm.train.block} is longer than the model's "
                 f"max_positions {limit}"
             )
+
+    @property
+    def keep_first(self) -> bool:
+        """Whether later generations are measured with the weights of generation 0."""
+        return self.fluency.under_first
 
     @property
     def family(self) -> CausalLMConfig:

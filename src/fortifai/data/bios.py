@@ -4,18 +4,24 @@ Person i of a seed is the same however many are drawn, so the corpus can be made
 fact can be told in six ways; each biography is written several times, each time with other
 phrasings in another order, and questions are put in a phrasing that none of a person's biographies
 used: a model that has only memorised word for word does not pass them.
+
+Where an exam is asked for, the text also holds sheets: the same facts as answered questions, in the
+formats of `fortifai.data.exam`, so that a small model learns the formats with the facts.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import random
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
+from fortifai.data.exam import Format, Item, sheet
 from fortifai.data.questions import Question
 from fortifai.data.text import Corpus, Document
-from fortifai.errors import InputError
+from fortifai.errors import InputError, nearest
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -109,6 +115,25 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
 
 MAX_PHRASINGS = len(PHRASINGS["born"]) - 1
 
+ASKED: dict[str, str] = {
+    "born": "In which year was {n} born?",
+    "city": "In which town does {n} live?",
+    "job": "What is the profession of {n}?",
+    "school": "At which college did {n} study?",
+    "firm": "Which firm employs {n}?",
+    "hobby": "Which pastime does {n} like best?",
+}
+"""How each attribute is asked for in words."""
+
+OPTIONS = 4
+"""Options of a question."""
+
+SHEET = 4
+"""Questions on a sheet."""
+
+GROUP = 8
+"""People whose sheets are mixed: few, so that facts and sheets stand close together."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Person:
@@ -153,6 +178,7 @@ def bios(
     phrasings: int = 3,
     question_phrasing: Literal["unseen", "seen"] = "unseen",
     start: int = 0,
+    exam: int = 0,
 ) -> tuple[Corpus, list[Question]]:
     """Biographies of people and one question on each of their facts.
 
@@ -168,6 +194,8 @@ def bios(
         question_phrasing: Ask in a phrasing that none of the person's biographies used, or in that
             of the first.
         start: The first person.
+        exam: Rounds of sheets after the biographies of each eight people. In a round each fact is
+            asked for twice in letters, each time with other options, and once in words.
 
     Returns:
         The corpus, and six questions a person; their location is the person's first biography.
@@ -175,33 +203,193 @@ def bios(
     Raises:
         InputError: An argument is out of range.
     """
+    check(n_people, phrasings, exam)
+    asked = -1 if question_phrasing == "unseen" else 0
+    documents: list[Document] = []
+    questions: list[Question] = []
+    group: list[Person] = []
+
+    def add(text: str, title: str) -> None:
+        documents.append(Document(text, title, len(documents) + 1, row=True))
+
+    for index, person in zip(range(start, start + n_people), people(seed, start), strict=False):
+        rng = _told_by(seed, index)
+        line = len(documents) + 1
+        ways = _ways(rng, phrasings)
+        for version in range(phrasings):
+            order = rng.sample(list(PHRASINGS), len(PHRASINGS))
+            add(" ".join(tell(person, a, ways[a][version]) for a in order), person.name)
+        for attribute in PHRASINGS:
+            questions.append(_question(person, attribute, ways[attribute][asked], line, rng))
+        group.append(person)
+        if len(group) == GROUP or index == start + n_people - 1:
+            for text in sheets(group, tuple(PHRASINGS), exam, f"{seed} {index}"):
+                add(text, "")
+            group = []
+    return Corpus(tuple(documents), "bios", len(documents)), questions
+
+
+def check(n_people: int, phrasings: int, exam: int) -> None:
+    """Refuse impossible sizes.
+
+    Raises:
+        InputError: One is out of range.
+    """
     if n_people < 1:
         raise InputError(f"bios of {n_people} people; it must be 1 or more")
     if not 1 <= phrasings <= MAX_PHRASINGS:
         raise InputError(f"phrasings is {phrasings}; it must lie in [1, {MAX_PHRASINGS}]")
-    asked = -1 if question_phrasing == "unseen" else 0
-    documents: list[Document] = []
-    questions: list[Question] = []
-    for index, person in zip(range(start, start + n_people), people(seed, start), strict=False):
-        rng = random.Random(f"fortifai bios text {seed} {index}")
-        line = len(documents) + 1
-        ways = {a: rng.sample(range(len(p)), phrasings + 1) for a, p in PHRASINGS.items()}
-        for version in range(phrasings):
-            order = rng.sample(list(PHRASINGS), len(PHRASINGS))
-            told = " ".join(_tell(person, a, ways[a][version]) for a in order)
-            documents.append(Document(told, person.name, len(documents) + 1, row=True))
-        for attribute in PHRASINGS:
-            questions.append(_question(person, attribute, ways[attribute][asked], line, rng))
-    return Corpus(tuple(documents), "bios", len(documents)), questions
+    if exam < 0:
+        raise InputError(f"exam is {exam}; it must be 0 or more")
 
 
-def _tell(person: Person, attribute: str, way: int) -> str:
+def ways_of(seed: int, index: int, phrasings: int) -> dict[str, list[int]]:
+    """The phrasings of each attribute that a person's biographies use, and one more to ask in."""
+    return _ways(_told_by(seed, index), phrasings)
+
+
+def _told_by(seed: int, index: int) -> random.Random:
+    """The random numbers that tell a person's biographies."""
+    return random.Random(f"fortifai bios text {seed} {index}")
+
+
+def _ways(rng: random.Random, phrasings: int) -> dict[str, list[int]]:
+    return {a: rng.sample(range(len(p)), phrasings + 1) for a, p in PHRASINGS.items()}
+
+
+# --- exams ------------------------------------------------------------------------------------
+
+
+def items(
+    n_people: int, seed: int, *, phrasings: int = 3, attributes: Sequence[str] = ()
+) -> list[Item]:
+    """A question with four options on each fact: what a model is examined with.
+
+    The stem is the beginning of a sentence of the person's first biography (that a fact is known
+    in other words too is what Knowledge Retention questions ask); the false options are drawn
+    evenly from the attribute's other values. Options and their order are drawn anew, apart from
+    those of the sheets.
+
+    Args:
+        n_people: How many people.
+        seed: As in `bios`.
+        phrasings: As in `bios`.
+        attributes: What is asked; empty for all.
+
+    Raises:
+        InputError: There is no such attribute.
+    """
+    chosen = check_attributes(attributes) or tuple(PHRASINGS)
+    out = []
+    for index, person in zip(range(n_people), people(seed), strict=False):
+        ways = ways_of(seed, index, phrasings)
+        rng = random.Random(f"fortifai bios exam {seed} {index}")
+        drawn = {a: _item(person, a, ways[a][0], rng) for a in PHRASINGS}
+        out += [drawn[a] for a in chosen]
+    return out
+
+
+def check_attributes(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, if all of them are attributes of people.
+
+    Raises:
+        InputError: One is not.
+    """
+    for name in names:
+        if name not in VALUES:
+            raise InputError(
+                f"{name!r} is no attribute of bios{nearest(name, VALUES)}; there are "
+                f"{', '.join(VALUES)}"
+            )
+    return tuple(names)
+
+
+def _item(person: Person, attribute: str, way: int, rng: random.Random) -> Item:
+    true = person.facts[attribute]
+    false = rng.sample([v for v in VALUES[attribute] if v != true], OPTIONS - 1)
+    options = rng.sample([true, *false], OPTIONS)
+    return Item(
+        question=ASKED[attribute].format(n=person.name),
+        stem=_before(person, attribute, way),
+        options=tuple(options),
+        answer=options.index(true),
+        subject=attribute,
+        kin=VALUES[attribute],
+    )
+
+
+def sheets(
+    group: Sequence[Person],
+    attributes: Sequence[str],
+    rounds: int,
+    key: str,
+) -> Iterator[str]:
+    """Texts of answered questions: each fact twice a round in letters and once in words.
+
+    `key` tells the random numbers of one group and text from those of others.
+    """
+    # twice in letters: that the letter depends on the options takes many options to learn
+    kinds: tuple[Format, ...] = ("multiple_choice", "short_answer", "multiple_choice")
+    for round_ in range(rounds):
+        rng = random.Random(f"fortifai bios sheets {key} {round_}")
+        for kind in kinds:
+            facts = [(person, a) for person in group for a in attributes]
+            rng.shuffle(facts)
+            asked = [_item(person, a, 0, rng) for person, a in facts]
+            yield from (sheet(asked[i : i + SHEET], kind) for i in range(0, len(asked), SHEET))
+
+
+def tell(person: Person, attribute: str, way: int) -> str:
+    """One fact in one of its phrasings."""
     return PHRASINGS[attribute][way].format(n=person.name, v=person.facts[attribute])
 
 
 def _question(person: Person, attribute: str, way: int, line: int, rng: random.Random) -> Question:
     true = person.facts[attribute]
     false = rng.choice([v for v in VALUES[attribute] if v != true])
+    after = PHRASINGS[attribute][way].partition("{v}")[2]
+    before = _before(person, attribute, way)
+    return Question(before, true + after, false + after, line, person.name)
+
+
+def _before(person: Person, attribute: str, way: int) -> str:
+    """A phrasing as far as its value."""
     phrase = PHRASINGS[attribute][way].replace("{n}", person.name)
-    before, after = phrase.split("{v}")
-    return Question(before.strip(), true + after, false + after, line, person.name)
+    return phrase.partition("{v}")[0].strip()
+
+
+# --- what a text says of people ---------------------------------------------------------------
+
+
+def claims(text: str) -> Iterator[tuple[str, str, str]]:
+    """What a text says of people: name, attribute and value, in the order of attributes.
+
+    Only sentences in one of `PHRASINGS` whose value is one of `VALUES` count, whoever they name.
+    """
+    for attribute, pattern in _patterns().items():
+        for found in pattern.finditer(text):
+            # one name and one value matched: those of the phrasing that is there
+            told = {key[0]: said for key, said in found.groupdict().items() if said is not None}
+            yield told["n"], attribute, told["v"]
+
+
+@functools.cache
+def _patterns() -> dict[str, re.Pattern[str]]:
+    """For each attribute, its phrasings with any name and any of its values."""
+    out = {}
+    for attribute, phrasings in PHRASINGS.items():
+        values = "|".join(sorted(map(re.escape, VALUES[attribute]), key=len, reverse=True))
+        ways = []
+        for i, phrasing in enumerate(phrasings):
+            before, _, rest = phrasing.partition("{n}")
+            middle, _, after = rest.partition("{v}")
+            name, value = rf"(?P<n{i}>[A-Z]\w+ [A-Z]\w+)", rf"(?P<v{i}>{values})"
+            parts = (re.escape(before), name, re.escape(middle), value, re.escape(after))
+            ways.append("".join(parts))
+        out[attribute] = re.compile("|".join(ways))
+    return out
+
+
+def known_facts(n_people: int, seed: int) -> dict[str, Mapping[str, str]]:
+    """Name to attribute to value, of the people of a corpus."""
+    return {p.name: p.facts for _, p in zip(range(n_people), people(seed), strict=False)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -67,9 +68,11 @@ def split_corpus(
     """Tokenise a corpus and cut it.
 
     The token stream is parts, then rest, then the held-out share, with nothing left out and
-    nothing twice. A question belongs to the split in which the line of its `location` begins. Where
-    a cut runs through that line, it belongs to the split that has the words by which its true
-    continuation differs from the false one, if the line has them.
+    nothing twice. Of a corpus with `sections` each part is the beginning of a section, the rest is
+    what is left of each and what stands behind them, and held out is a share of the latter. A
+    question belongs to the split in which the line of its `location` begins. Where a cut runs
+    through that line, it belongs to the split that has the words by which its true continuation
+    differs from the false one, if the line has them.
 
     Args:
         corpus: The clean corpus.
@@ -91,6 +94,10 @@ def split_corpus(
     if not isinstance(held_out, Corpus) and not 0 <= held_out < 1:
         raise InputError(f"the held-out share is {held_out}; it must lie in [0, 1)")
     encoded = _encode(corpus, tokenizer)
+    if corpus.sections:
+        return _split_sections(
+            corpus, questions, encoded, count, tokens_per_split, held_out, tokenizer
+        )
     stream = encoded.tokens
     if isinstance(held_out, Corpus):
         kept, aside = stream, _encode(held_out, tokenizer).tokens
@@ -105,9 +112,56 @@ def split_corpus(
             f"{count} splits of {wanted:,}, which need {wanted * count:,}; give more text, fewer "
             "splits or smaller ones"
         )
-    parts = tuple(kept[k * size : (k + 1) * size] for k in range(count))
-    asked, notes = _assign(corpus, questions, encoded, size, count)
-    return Splits(parts, kept[size * count :], aside, asked, notes)
+    starts = [k * size for k in range(count)]
+    asked, notes = _assign(corpus, questions, encoded, size, starts)
+    return Splits(*_cut(kept, size, starts), aside, asked, notes)
+
+
+def _cut(kept: Tokens, size: int, starts: Sequence[int]) -> tuple[tuple[Tokens, ...], Tokens]:
+    """The splits, and what stands between and behind them."""
+    parts = tuple(kept[start : start + size] for start in starts)
+    ends = [0, *(start + size for start in starts)]
+    between = [kept[a:b] for a, b in zip(ends, [*starts, len(kept)], strict=True)]
+    return parts, np.concatenate(between)
+
+
+def _split_sections(
+    corpus: Corpus,
+    questions: Sequence[Question],
+    encoded: _Encoded,
+    count: int,
+    tokens_per_split: int | None,
+    held_out: Corpus | float,
+    tokenizer: Any,
+) -> Splits:
+    """One split a section, each its first `size` tokens; held out is a share of what is no split's.
+
+    Held-out text never comes from a section that a split is cut from.
+    """
+    begins = [
+        encoded.starts[i] if i < len(encoded.starts) else len(encoded.tokens)
+        for i in corpus.sections
+    ]
+    if count != len(begins) - 1:
+        raise InputError(
+            f"splits.count is {count} and {corpus.source} has {len(begins) - 1} sections, one for "
+            f"each split; set splits.count to {len(begins) - 1}"
+        )
+    room = min(b - a for a, b in itertools.pairwise(begins))
+    size = room if tokens_per_split is None else tokens_per_split
+    if size > room:
+        raise InputError(
+            f"the smallest section of {corpus.source} has {room:,} tokens, too few for a split of "
+            f"{size:,}; make splits.tokens smaller or give more text"
+        )
+    stream = encoded.tokens
+    if isinstance(held_out, Corpus):
+        kept, aside = stream, _encode(held_out, tokenizer).tokens
+    else:
+        cut = len(stream) - round(held_out * (len(stream) - begins[-1]))
+        kept, aside = stream[:cut], stream[cut:]
+    asked, notes = _assign(corpus, questions, encoded, size, begins[:-1])
+    return Splits(*_cut(kept, size, begins[:-1]), aside, asked, notes)
 
 
 def _encode(corpus: Corpus, tokenizer: Any) -> _Encoded:
@@ -138,12 +192,15 @@ def _encode(corpus: Corpus, tokenizer: Any) -> _Encoded:
 
 
 def _assign(
-    corpus: Corpus, questions: Sequence[Question], encoded: _Encoded, size: int, count: int
+    corpus: Corpus,
+    questions: Sequence[Question],
+    encoded: _Encoded,
+    size: int,
+    starts: Sequence[int],
 ) -> tuple[tuple[tuple[Question, ...], ...], tuple[str, ...]]:
-    asked: list[list[Question]] = [[] for _ in range(count)]
+    asked: list[list[Question]] = [[] for _ in starts]
     outside: list[Question] = []
     disagreeing: list[Question] = []
-    cuts = [k * size for k in range(1, count + 1)]
     for question in questions:
         place = corpus.find_line(question.location)
         if place is None:
@@ -152,8 +209,9 @@ def _assign(
         title = corpus.documents[place[0]].title
         if question.article and title and question.article != title:
             disagreeing.append(question)
-        split = bisect.bisect_right(cuts, _fact(corpus, question, encoded, place))
-        if split < count:
+        fact = _fact(corpus, question, encoded, place)
+        split = bisect.bisect_right(starts, fact) - 1
+        if split >= 0 and fact < starts[split] + size:
             asked[split].append(question)
     if outside:
         lines = f", which has {corpus.lines:,} lines" if corpus.lines else ""

@@ -48,11 +48,14 @@ class Corpus:
         documents: The documents.
         source: Where they came from, for messages.
         lines: Number of lines of the source; 0 if not known.
+        sections: Documents (their places, from 0) at which the text of each split begins, and last
+            the one from which on there is none; empty for a text that is cut anywhere.
     """
 
     documents: tuple[Document, ...]
     source: str
     lines: int = 0
+    sections: tuple[int, ...] = ()
 
     @property
     def text(self) -> str:

@@ -112,6 +112,7 @@ class Chain(Generic[M]):
         every: Generations between two that are measured and committed.
         keep: Keep the weights of the ``last`` committed generation or of ``all``.
         keep_samples: Keep ``all`` that was written, or what is ``needed`` to go on.
+        keep_first: Keep generation 0's weights too: later ones are measured with them.
     """
 
     family: Family[M]
@@ -124,6 +125,7 @@ class Chain(Generic[M]):
     every: int = 1
     keep: Literal["last", "all"] = "last"
     keep_samples: Literal["all", "needed"] = "all"
+    keep_first: bool = False
 
     def derive(self, *path: int | str) -> tuple[int, ...]:
         """The seeds of one step."""
@@ -242,13 +244,15 @@ class _Recursion(Generic[M]):
         out = {(commit, what) for commit, what in out if commit < stretch[0]}
         if self.chain.start == "previous" and stretch[0] > 0:
             out.add((stretch[0] - 1, MODEL))
+        if self.chain.keep_first and stretch[0] > 0:
+            out.add((0, MODEL))
         return out
 
     def _drop(self, commit: int) -> None:
         """Remove what of a committed generation nobody needs any more."""
         if commit < 0:
             return
-        if self.chain.keep == "last":
+        if self.chain.keep == "last" and not (self.chain.keep_first and commit == 0):
             self.store.drop(commit, MODEL)
         if self.chain.keep_samples == "needed" and self.history.is_done_with(commit):
             self.store.drop(commit, SAMPLES)

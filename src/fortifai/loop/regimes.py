@@ -102,5 +102,22 @@ def mix_keep_original(generation: int, splits: int, *, keep_original: float) -> 
     return Plan(plan.train + original, plan.rewrites)
 
 
+def on_splits(generation: int, splits: int, *, regime: Regime, chosen: tuple[int, ...]) -> Plan:
+    """Another regime on some of the splits alone, as if there were no others.
+
+    Raises:
+        ValueError: A split is chosen that there is not.
+    """
+    if max(chosen) >= splits:
+        raise ValueError(f"split {max(chosen)} is chosen and there are {splits}, from 0")
+    plan = regime(generation, len(chosen))
+
+    def there(part: Part) -> Part:
+        return dataclasses.replace(part, split=chosen[part.split])
+
+    rewrites = (dataclasses.replace(r, source=there(r.source)) for r in plan.rewrites)
+    return Plan(tuple(map(there, plan.train)), tuple(rewrites))
+
+
 def _once_more(parts: tuple[Part, ...]) -> tuple[Rewrite, ...]:
     return tuple(Rewrite(part, part.generation + 1) for part in parts)

@@ -209,6 +209,47 @@ class CausalLM:
                 self.model, samples, first=self.first_token, block=self.block
             )
 
+    def next_token_entropy(self, samples: np.ndarray) -> np.ndarray:
+        """(n,) float32 entropy (nats) of the distribution of every token of a stream.
+
+        See `scoring.next_token_entropy`.
+        """
+        with self._evaluating():
+            return scoring.next_token_entropy(
+                self.model, samples, first=self.first_token, block=self.block
+            )
+
+    def window_log_prob(self, windows: np.ndarray) -> np.ndarray:
+        """(w, t) token ids -> (w, t - 1) float32 log p of each but the first, given the others."""
+        with self._evaluating():
+            return scoring.window_log_prob(self.model, windows)
+
+    def write(
+        self,
+        prompts: np.ndarray,
+        size: int,
+        decoding: generation.Decoding,
+        *,
+        seed: int,
+        tick: Callable[[int, int], None] = lambda done, total: None,
+    ) -> np.ndarray:
+        """Continue prompts by exactly `size` tokens each: (rows, context) ids -> (rows, size).
+
+        Every row draws with random numbers of its own, so the batch size does not choose the
+        text; end of text is a token like any other.
+
+        Args:
+            prompts: Token ids, all rows of one length; with `size` they must fit the model.
+            size: Tokens to write.
+            decoding: Greedy, beam or sample.
+            seed: Of the random numbers.
+            tick: Told how many of how many rows are done.
+        """
+        with self._evaluating():
+            return generation.continue_rows(
+                self.model, prompts, size, decoding, seed=seed, tick=tick
+            )
+
     def continuation_log_prob(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
         """Summed log p (nats) of each (context, continuation)'s continuation, and its tokens.
 
@@ -223,6 +264,35 @@ class CausalLM:
         with self._evaluating():
             totals = continuations.continuation_log_prob(self.model, encoded)
         return [(total, count) for total, (_, count) in zip(totals, encoded, strict=True)]
+
+    def sequence_log_prob(
+        self,
+        encoded: Sequence[tuple[list[int], int]],
+        tick: Callable[[int, int], None] = lambda done, total: None,
+    ) -> list[float]:
+        """Summed log p (nats) of the last tokens of token sequences, in the order given.
+
+        Args:
+            encoded: Token ids, and how many at their end are scored; all but the last token must
+                fit the model's positions.
+            tick: Told how much of how much is done.
+        """
+        with self._evaluating():
+            return continuations.continuation_log_prob(self.model, encoded, tick)
+
+    def write_greedily(self, prompts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
+        """The `size` most probable tokens after each prompt; see `generation.write_greedily`."""
+        with self._evaluating():
+            return generation.write_greedily(self.model, prompts, size)
+
+    @property
+    def positions(self) -> int:
+        """Longest sequence that the model reads, in tokens."""
+        return scoring.positions(self.model)
+
+    def side_by_side(self, length: int) -> int:
+        """How many sequences of `length` tokens are written at a time; see `generation`."""
+        return generation.side_by_side(self.model, length)
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:

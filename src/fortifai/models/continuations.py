@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -59,7 +59,11 @@ class _Row:
     owner: list[int]  # ...and the sequence it counts for
 
 
-def continuation_log_prob(model: PreTrainedModel, encoded: Sequence[Encoded]) -> list[float]:
+def continuation_log_prob(
+    model: PreTrainedModel,
+    encoded: Sequence[Encoded],
+    tick: Callable[[int, int], None] = lambda done, total: None,
+) -> list[float]:
     """Summed log-probability of the last tokens of each sequence, in the order given.
 
     Rows are sorted by length and read in right-padded batches: under causal attention no token
@@ -69,6 +73,7 @@ def continuation_log_prob(model: PreTrainedModel, encoded: Sequence[Encoded]) ->
     Args:
         model: In evaluation mode.
         encoded: What `scoring.encode_pairs` gives.
+        tick: Told after each batch how many of how many rows are done.
 
     Returns:
         For each sequence the sum of log p, in nats, of its last tokens.
@@ -77,8 +82,11 @@ def continuation_log_prob(model: PreTrainedModel, encoded: Sequence[Encoded]) ->
     rows = _packed(encoded, share)
     rows.sort(key=lambda row: (len(row.tokens), row.first))
     out = [0.0] * len(encoded)
+    done = 0
     for batch in _batches(rows, logits_rows(model)):
         _score(model, batch, share, out)
+        done += len(batch)
+        tick(done, len(rows))
     return out
 
 

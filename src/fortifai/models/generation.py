@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -239,6 +239,36 @@ def write(
     return _step_by_step(model, prompts, size, lambda x, t: x.argmax(-1), banned)
 
 
+def continue_rows(
+    model: PreTrainedModel,
+    prompts: np.ndarray,
+    size: int,
+    decoding: Decoding,
+    *,
+    seed: int,
+    tick: Callable[[int, int], None] = lambda done, total: None,
+) -> np.ndarray:
+    """`write` in batches by memory: (rows, context) token ids -> (rows, size) int64.
+
+    Args:
+        model: In evaluation mode.
+        prompts: (rows, context) token ids.
+        size: Tokens to write.
+        decoding: Greedy, beam or sample.
+        seed: Each row has random numbers of its own, from seed and place.
+        tick: Told how many of how many rows are done.
+    """
+    beams = decoding.beams if isinstance(decoding, Beam) else 1
+    step = side_by_side(model, prompts.shape[1] + size, beams)
+    out = []
+    for first in range(0, len(prompts), step):
+        rows = torch.from_numpy(prompts[first : first + step].astype(np.int64))
+        numbers = _uniform(decoding, seed, np.arange(first, first + len(rows)), size)
+        out.append(write(model, rows, size, decoding, numbers).numpy())
+        tick(min(first + step, len(prompts)), len(prompts))
+    return np.concatenate(out)
+
+
 @torch.inference_mode()
 def _step_by_step(
     model: PreTrainedModel, prompts: Tensor, size: int, choose: Choose, banned: int | None
@@ -258,6 +288,60 @@ def _step_by_step(
         out[:, step] = choose(logits, step)
         feed = out[:, step : step + 1]
     return out.cpu()
+
+
+@torch.inference_mode()
+def write_greedily(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], size: int
+) -> list[list[int]]:
+    """The `size` most probable tokens, one after the other, after prompts of any lengths.
+
+    Prompts of about one length are written side by side, the shorter ones filled up on the left
+    with tokens that nothing sees and that take no position.
+
+    Args:
+        model: In evaluation mode.
+        prompts: Token ids, at least one each; with `size` more they must fit the positions.
+        size: Tokens to write, the end-of-text token being one like any other.
+
+    Returns:
+        `size` token ids for each prompt, in the order given.
+    """
+    out: list[list[int]] = [[] for _ in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    at = 0
+    while at < len(order):
+        longest = len(prompts[order[min(at + MAX_ROWS["cuda"], len(order)) - 1]])
+        batch = order[at : at + side_by_side(model, longest + size)]
+        for i, row in zip(batch, _after([prompts[i] for i in batch], model, size), strict=True):
+            out[i] = row
+        at += len(batch)
+    return out
+
+
+def _after(prompts: Sequence[Sequence[int]], model: PreTrainedModel, size: int) -> list[list[int]]:
+    width = max(map(len, prompts))
+    fill = [width - len(prompt) for prompt in prompts]
+    feed = torch.tensor([[0] * n + list(p) for n, p in zip(fill, prompts, strict=True)])
+    seen = (torch.arange(width) >= torch.tensor(fill)[:, None]).long().to(model.device)
+    feed, past = feed.to(model.device), None
+    takes = inspect.signature(model.forward).parameters
+    out = torch.empty((len(prompts), size), dtype=torch.long, device=model.device)
+    for step in range(size):
+        position = (seen.cumsum(-1) - 1).clamp(min=0)[:, -feed.shape[1] :]
+        extra = {"position_ids": position, "logits_to_keep": 1}
+        answer = model(
+            input_ids=feed,
+            attention_mask=seen,
+            past_key_values=past,
+            use_cache=True,
+            **{name: value for name, value in extra.items() if name in takes},
+        )
+        past = answer.past_key_values
+        out[:, step] = answer.logits[:, -1].float().argmax(-1)
+        feed = out[:, step : step + 1]
+        seen = torch.cat([seen, seen.new_ones(len(seen), 1)], dim=1)
+    return [[int(t) for t in row] for row in out.cpu()]
 
 
 def sample(logits: Tensor, numbers: Tensor, decoding: Sample) -> Tensor:
@@ -344,6 +428,11 @@ def _rows(model: PreTrainedModel, settings: RegenerateConfig, length: int) -> in
     if settings.batch_size is not None:
         return settings.batch_size
     beams = settings.decoding.beams if isinstance(settings.decoding, Beam) else 1
+    return side_by_side(model, length, beams)
+
+
+def side_by_side(model: PreTrainedModel, length: int, beams: int = 1) -> int:
+    """How many sequences of `length` tokens half of the free memory holds, at least 1."""
     config = model.config.get_text_config(decoder=True)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -50,6 +50,17 @@ def token_log_prob(
     Returns:
         (n,) float32, log p in nats.
     """
+    return _in_windows(model, samples, _next_log_prob, first=first, block=block)
+
+
+def _in_windows(
+    model: PreTrainedModel,
+    samples: np.ndarray,
+    read: Callable[[PreTrainedModel, np.ndarray], np.ndarray],
+    *,
+    first: int,
+    block: int,
+) -> np.ndarray:
     n, step = len(samples), block - 1
     stream = np.concatenate([[first], samples]).astype(np.int64)
     out = np.empty(n, dtype=np.float32)
@@ -58,19 +69,56 @@ def token_log_prob(
     for start in range(0, whole, rows):
         stop = min(whole, start + rows)
         index = np.arange(start, stop)[:, None] * step + np.arange(block)
-        out[start * step : stop * step] = _next_log_prob(model, stream[index]).ravel()
+        out[start * step : stop * step] = read(model, stream[index]).ravel()
     if n % step:
-        out[whole * step :] = _next_log_prob(model, stream[None, whole * step :]).ravel()
+        out[whole * step :] = read(model, stream[None, whole * step :]).ravel()
     return out
+
+
+def next_token_entropy(
+    model: PreTrainedModel, samples: np.ndarray, *, first: int, block: int
+) -> np.ndarray:
+    """Entropy of the model's distribution of every token of a stream, given those before it.
+
+    -sum_v p(v | before) log p(v | before), read in the same windows as `token_log_prob`; what token
+    stands there does not matter, only what stands before it.
+
+    Args:
+        model: In evaluation mode.
+        samples: (n,) token ids.
+        first: Token that is taken to stand before the stream, usually eos.
+        block: Window size in tokens, at least 2.
+
+    Returns:
+        (n,) float32, in nats.
+    """
+    return _in_windows(model, samples, _next_entropy, first=first, block=block)
+
+
+def window_log_prob(model: PreTrainedModel, windows: np.ndarray) -> np.ndarray:
+    """(w, t) token ids -> (w, t - 1) float32: log p (nats) of each token given those before it."""
+    step = max(1, logits_rows(model) // windows.shape[1])
+    rows = [_next_log_prob(model, windows[i : i + step]) for i in range(0, len(windows), step)]
+    return np.concatenate(rows)
 
 
 @torch.inference_mode()
 def _next_log_prob(model: PreTrainedModel, ids: np.ndarray) -> np.ndarray:
     """(rows, t) ids -> (rows, t - 1) float32: log p of each token given those before it."""
-    tokens = torch.from_numpy(np.ascontiguousarray(ids)).to(model.device)
+    tokens = torch.from_numpy(np.ascontiguousarray(ids, dtype=np.int64)).to(model.device)
     # The last token is only predicted, never read; without it the logits need no slicing.
     logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
     return _gather(logits, tokens[:, 1:]).cpu().numpy()
+
+
+@torch.inference_mode()
+def _next_entropy(model: PreTrainedModel, ids: np.ndarray) -> np.ndarray:
+    """(rows, t) ids -> (rows, t - 1) float32: entropy of what follows each token but the last."""
+    tokens = torch.from_numpy(np.ascontiguousarray(ids, dtype=np.int64)).to(model.device)
+    log_p = torch.log_softmax(model(input_ids=tokens[:, :-1], use_cache=False).logits.float(), -1)
+    # p log p goes to 0 with p, but 0 times -inf is NaN
+    terms = torch.where(log_p > -torch.inf, log_p.exp() * log_p, 0.0)
+    return -terms.sum(-1).cpu().numpy()
 
 
 def _gather(logits: Tensor, target: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     from fortifai.report.failure import failures
     from fortifai.report.figures import draw_all
     from fortifai.report.html import render
+    from fortifai.report.knowledge import stories
     from fortifai.report.load import load
     from fortifai.report.scene import Scene
 
@@ -49,6 +50,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
             for arm in run.arms
             if arm.name in run.prediction
         },
+        stories=stories(read),
     )
     plots = draw_all(scene)
     page = render(read, scene, plots, times)

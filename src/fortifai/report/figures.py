@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from fortifai.report import densities, distributions, pictures, style
+from fortifai.report import collapse, densities, distributions, pictures, published, style
 from fortifai.report.load import FIRST, KR, Generation
 from fortifai.report.panels import Panel, panels
 from fortifai.report.scene import (
@@ -325,6 +325,11 @@ def draw_all(scene: Scene) -> list[Plot]:
         kl,
         distributions.confidence,
         diversity,
+        published.benchmarks,
+        collapse.in_formats,
+        collapse.unlikely,
+        collapse.breadth,
+        collapse.surprise,
         densities.variance,
         densities.histograms,
         densities.scatter,

@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import resources
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
-from fortifai import __version__
-from fortifai.report import lead, style
-from fortifai.report.compare import kr_change, kr_difference, last_of, last_shared, mean_at
+from fortifai.report import knowledge, lead, style
+from fortifai.report.compare import (
+    differences,
+    kr_change,
+    kr_difference,
+    last_of,
+    last_shared,
+    mean_at,
+)
 from fortifai.report.distributions import ledgers, thinned
 from fortifai.report.failure import Failures
 from fortifai.report.lead import number
 from fortifai.report.load import FIRST, KR, Arm, Passage, Run
+from fortifai.report.page import fill
 from fortifai.report.scene import Plot, Scene
-from fortifai.report.text import DASH, MINUS, TIMES, neutral
+from fortifai.report.text import DASH, MINUS, TIMES
+from fortifai.stats import Estimate
 
 Row = dict[str, Any]
-
-
-def _shown(value: Any) -> Any:
-    return neutral(value) if type(value) is str else value
-
-
-def _svg(text: str) -> Markup:
-    # made by matplotlib from numbers and escaped labels, never from a file
-    return Markup(text)
 
 
 def render(runs: Sequence[Run], scene: Scene, plots: Sequence[Plot], failures: Failures) -> str:
@@ -40,17 +35,11 @@ def render(runs: Sequence[Run], scene: Scene, plots: Sequence[Plot], failures: F
         plots: The figures.
         failures: Times to failure.
     """
-    environment = jinja2.Environment(
-        autoescape=True, finalize=_shown, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
-    environment.filters["svg"] = _svg
-    source = resources.files("fortifai.report").joinpath("template.html.j2").read_text("utf-8")
     looks = scene.looks
     stories = [_story(run, looks) for run in runs]
     groups, rows = _summary(scene, failures)
-    return environment.from_string(source).render(
-        version=__version__,
-        fonts=Markup(style.FONTS),
+    return fill(
+        "template.html.j2",
         title=", ".join(run.label for run in runs),
         state=_state(runs),
         headline=_headline(runs),
@@ -61,6 +50,9 @@ def render(runs: Sequence[Run], scene: Scene, plots: Sequence[Plot], failures: F
         summary_note=_summary_note(scene),
         failures=_failure_table(scene, failures),
         failure_note=failures.note,
+        differences=_difference_table(runs, looks),
+        onsets=knowledge.onset_table(scene.stories, _colours(looks)),
+        decays=knowledge.decay_table(scene.stories, _colours(looks)),
         unit=scene.unit,
         plots=plots,
         passages=_passages(scene.arms, looks),
@@ -68,6 +60,10 @@ def render(runs: Sequence[Run], scene: Scene, plots: Sequence[Plot], failures: F
         ledgers=_ledger_tables(scene.arms),
         made=[_made(run) for run in runs],
     )
+
+
+def _colours(looks: Mapping[str, style.Look]) -> Mapping[str, str]:
+    return {label: look.colour for label, look in looks.items()}
 
 
 # --- words drawn from the numbers -------------------------------------------------------------
@@ -97,7 +93,7 @@ def _headline(runs: Sequence[Run]) -> str:
             f"Knowledge of the first split under {arm.label} did not change beyond noise "
             f"{times} ({span})"
         )
-    verb = "fell" if change.mean < 0 else "rose"
+    verb = "fell" if change.value < 0 else "rose"
     return (
         f"Knowledge of the first split {verb} from {values[0]:.2f} to {values[1]:.2f} under "
         f"{arm.label} {times}"
@@ -136,14 +132,20 @@ def _versus(arm: Arm, baseline: Arm) -> str:
     gap = kr_difference(arm, baseline, 0, there) if there is not None else None
     if gap is None:
         return f"no paired comparison with {baseline.label}."
-    interval = f"95\u00a0% interval {_signed(gap.low)} to {_signed(gap.high)}"
+    interval = _interval(gap)
     if not gap.sure:
         return (
             f"not distinguishable from {baseline.label} at generation {there}: difference "
-            f"{_signed(gap.mean)}, {interval}."
+            f"{_signed(gap.value)}{interval}."
         )
-    side = "above" if gap.mean > 0 else "below"
-    return f"{abs(gap.mean):.2f} {side} {baseline.label} at generation {there}, {interval}."
+    side = "above" if gap.value > 0 else "below"
+    return f"{abs(gap.value):.2f} {side} {baseline.label} at generation {there}{interval}."
+
+
+def _interval(gap: Estimate) -> str:
+    if gap.low is None or gap.high is None:  # one seed and one question
+        return ""
+    return f", 95\u00a0% interval {_signed(gap.low)} to {_signed(gap.high)}"
 
 
 def _method(runs: Sequence[Run]) -> str:
@@ -167,7 +169,7 @@ def _method(runs: Sequence[Run]) -> str:
     )
     return (
         "KR: share of questions about the first split whose true continuation the model finds "
-        "likelier than the false one; 0.5 is chance. Intervals: percentile bootstrap over "
+        "likelier than the false one; 0.5 is chance. Intervals: Student's t over "
         f"{drawn}, paired by question."
     )
 
@@ -175,9 +177,9 @@ def _method(runs: Sequence[Run]) -> str:
 # --- numbers ----------------------------------------------------------------------------------
 
 
-def _signed(value: float) -> str:
-    text = f"{value:+.2f}".replace("-", MINUS)
-    return "0.00" if text[1:] == "0.00" else text
+def _signed(value: float, digits: int = 2) -> str:
+    text = f"{value:+.{digits}f}".replace("-", MINUS)
+    return text[1:] if float(f"{value:.{digits}f}") == 0 else text
 
 
 def _cell(arm: Arm, measure: str, on: str, generation: int | None, digits: int | None) -> Row:
@@ -286,6 +288,56 @@ def _failure_table(scene: Scene, failures: Failures) -> Row | None:
         for arm in scene.arms
     ]
     return {"levels": failures.levels, "rows": rows}
+
+
+def _difference_table(runs: Sequence[Run], looks: Mapping[str, style.Look]) -> Row | None:
+    """Each arm against its run's baseline: the first split's questions, and all of them."""
+    columns: tuple[tuple[str, int | None], ...] = (("KR, first split", 0), ("KR, all splits", None))
+    by_column = [
+        {found.arm: found for run in runs for found in differences(run, split)}
+        for _, split in columns
+    ]
+    rows = []
+    for arm in [arm for run in runs for arm in run.arms]:
+        found = [column.get(arm.label) for column in by_column]
+        if not any(found):
+            continue
+        cells = []
+        for one in found:
+            if one is None:
+                cells.append([DASH] * 5)
+                continue
+            spans = [_span(one.gap), _span(one.these)]
+            told = [str(one.generation), _signed(one.gap.value, 3), *spans, _p(one.corrected)]
+            cells.append(told)
+        rows.append({"label": arm.label, "colour": looks[arm.label].colour, "cells": cells})
+    if not rows:
+        return None
+    seeds = max(len(arm.chains) for run in runs for arm in run.arms)
+    arms = (
+        "The arms: interval over seeds and questions, what other seeds would give. With two or "
+        "three seeds only large differences can be told from the chance of a seed."
+        if seeds > 1
+        else "There is one seed: no interval here says what another would give."
+    )
+    note = (
+        f"{arms} These models: interval over questions alone. Each interval is of one difference. "
+        "p: two-sided, that the arms are equal, after Holm's correction over the arms of a run in "
+        "this column; under 0.05 a difference may be claimed however many arms there are."
+    )
+    return {"columns": [title for title, _ in columns], "rows": rows, "note": note}
+
+
+def _span(gap: Estimate) -> str:
+    if gap.low is None or gap.high is None:
+        return DASH
+    return f"{_signed(gap.low, 3)} to {_signed(gap.high, 3)}"
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return DASH
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 # --- passages, ledger, settings ---------------------------------------------------------------

@@ -21,8 +21,11 @@ from numpy.typing import NDArray
 from safetensors.numpy import load as load_safetensors
 
 from fortifai.errors import InputError
+from fortifai.evals.phases import PhaseRule
 from fortifai.evals.score import Score
 from fortifai.loop.store import ENDED, MANIFEST, End
+from fortifai.report import answers
+from fortifai.report.answers import FormatAnswers, Perplexities
 from fortifai.report.text import neutral
 
 KR = "kr.mean"
@@ -32,7 +35,10 @@ _SCORES, _LEDGER, _HISTOGRAMS = "scores.jsonl", "ledger.json", "histograms.json"
 _DIRECTIONS = {"below": "below", "above": "above"}
 _PASSAGES, _QUESTIONS = "passages.jsonl", "questions.parquet"
 _PICTURE, _GRID = "picture.json", "grid.safetensors"
-_FILES = (_SCORES, _LEDGER, _HISTOGRAMS, _PASSAGES, _QUESTIONS, _PICTURE, _GRID)
+_FILES = (
+    *(_SCORES, _LEDGER, _HISTOGRAMS, _PASSAGES, _QUESTIONS, _PICTURE, _GRID),
+    *(answers.FORMATS, answers.PERPLEXITIES),
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -87,6 +93,8 @@ class Generation:
     answers: Answers | None
     picture: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     grid: Mapping[str, NDArray[np.uint8]] = dataclasses.field(default_factory=dict)
+    formats: Mapping[str, FormatAnswers] = dataclasses.field(default_factory=dict)
+    perplexities: Perplexities | None = None
 
     def value(self, measure: str, on: str) -> float | None:
         """The value of a measure, or None where it was not taken."""
@@ -183,6 +191,7 @@ class Run:
     planned: int
     arms: tuple[Arm, ...]
     prediction: Mapping[str, Mapping[str, Sequence[float]]]
+    rule: PhaseRule = dataclasses.field(default_factory=PhaseRule)
 
     @property
     def baseline(self) -> Arm | None:
@@ -269,6 +278,7 @@ def _run(path: Path, config: Mapping[str, Any], label: str, *, prefix: bool) -> 
         planned=len(declared) * len(seeds) * len(_due(config, None)) + known,
         arms=tuple(arms),
         prediction=_json(path / "shared" / "prediction.json", dict),
+        rule=answers.rule(config.get("phases"), str(path / "config.yaml")),
     )
 
 
@@ -415,6 +425,8 @@ def _generation(number: int, folder: Path) -> Generation:
             answers=_answers(files[_QUESTIONS]) if _QUESTIONS in files else None,
             picture=json.loads(files.get(_PICTURE, b"{}")),
             grid=load_safetensors(files[_GRID]) if _GRID in files else {},
+            formats=answers.format_answers(files.get(answers.FORMATS)),
+            perplexities=answers.perplexities(files.get(answers.PERPLEXITIES)),
         )
     except (OSError, KeyError, TypeError, ValueError, AttributeError, pa.ArrowException) as error:
         raise _Damaged(f"it cannot be read ({type(error).__name__})") from error

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fortifai.report import style
+from fortifai.report.knowledge import Story
 from fortifai.report.load import Arm
 from fortifai.report.style import WIDE, Canvas, Look
 
@@ -67,6 +68,7 @@ class Scene:
             where there is an interval of one seed, ``low`` and ``high``.
         crossings: Mean time to failure at an absolute level of KR on the first split, by arm.
         level: That level, or None where no absolute one is declared.
+        stories: What became of each arm in each format of questions.
     """
 
     arms: Sequence[Arm]
@@ -76,6 +78,7 @@ class Scene:
     prediction: Mapping[str, Mapping[str, Sequence[float]]] = dataclasses.field(
         default_factory=dict
     )
+    stories: Sequence[Story] = ()
 
     @property
     def looks(self) -> dict[str, Look]:

@@ -10,35 +10,31 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from fortifai.config import (
     BiosCorpus,
-    FileSource,
-    HubCorpus,
-    HubSource,
-    ImaginationCorpus,
     KeepConfig,
     LanguageArm,
     LanguageExperiment,
     PretrainConfig,
-    TextCorpus,
     TextCorpusConfig,
     TrainConfig,
 )
-from fortifai.data import bios, imagination, questions, splits, text
+from fortifai.data import bios, splits
 from fortifai.data.questions import Question
-from fortifai.data.text import Corpus
 from fortifai.errors import InputError
-from fortifai.evals import kr_test, language, passages
+from fortifai.evals import benchmarks, formats, kr_test, language, passages
 from fortifai.evals.score import Score
 from fortifai.evals.view import Stage
 from fortifai.loop.progress import Progress
@@ -47,9 +43,13 @@ from fortifai.loop.store import read_jsonl, write_json, write_jsonl
 from fortifai.models import scratch
 from fortifai.models.causal_lm import CausalLM
 from fortifai.models.family import CausalLMFamily, count_parameters, describe, from_config
+from fortifai.setups import exam
 from fortifai.setups.setup import Ground
+from fortifai.setups.sources import read_sources
 
 Tokens = NDArray[np.int32]
+BENCHMARKS = "benchmarks"
+"""Folder of benchmark items in `shared/`, and of their cached results in the run folder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +62,11 @@ class TextInputs:
         cut: Tokens of the splits, the rest and the held-out text; questions by split.
         tokenizer: The base model's, or one trained on the corpus.
         parameters: Number of the model's parameters.
-        fingerprint: SHA-256 of the corpus, the held-out text and the questions.
+        fingerprint: SHA-256 of the corpus, the held-out text, the questions, the benchmarks and
+            the exam.
         notes: What a user should know about them.
+        benchmarks: Published benchmarks with their items, or None.
+        exam: Questions in several formats, or None.
     """
 
     config: LanguageExperiment
@@ -73,6 +76,8 @@ class TextInputs:
     parameters: int
     fingerprint: str
     notes: tuple[str, ...]
+    benchmarks: benchmarks.Suite | None = None
+    exam: formats.Exam | None = None
 
     @property
     def unit(self) -> str:
@@ -100,19 +105,22 @@ class TextInputs:
         cut, family = self.cut, self.config.family
         epochs = family.scratch.pretrain.epochs if family.scratch and family.scratch.pretrain else 0
         asked = [len(part) for part in cut.questions]
+        asked_too = (("benchmarks", self.benchmarks.facts),) if self.benchmarks else ()
         return (
             ("model", f"{self.parameters:,} parameters"),
             ("splits", f"{len(cut.parts)} of {self.split_size:,} tokens"),
             ("questions", f"{sum(asked):,} (by split: {', '.join(f'{n:,}' for n in asked)})"),
             ("held out", f"{len(cut.held_out):,} tokens"),
             ("pretraining", f"{len(cut.rest) * epochs:,} tokens, once for all"),
+            *asked_too,
+            *((("formats", exam.facts(self.exam)),) if self.exam else ()),
         )
 
     def effort(self, arm: str, samples: int) -> tuple[int, int]:
         """Tokens read over all epochs, and optimizer steps."""
         train = self.config.arms[arm].train
         batch = train.block * train.batch_size * train.gradient_accumulation
-        return samples * train.epochs, -(-samples // batch) * train.epochs
+        return round(samples * train.epochs), math.ceil(-(-samples // batch) * train.epochs)
 
     def write(self, folder: Path, progress: Progress) -> None:
         """Write tokens, questions and the base model, pretrained if the YAML asks for it."""
@@ -125,6 +133,10 @@ class TextInputs:
             for question in asked
         ]
         write_jsonl(folder / "questions.jsonl", rows)
+        if self.benchmarks:
+            self.benchmarks.save(folder / BENCHMARKS)
+        if self.exam:
+            exam.save(self.exam, folder)
         _base_model(self, folder, progress).save(folder / "base")
 
 
@@ -160,38 +172,24 @@ class TextShared:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Sources:
-    corpus: Corpus
-    held_out: Corpus | float
-    questions: list[Question]
-    notes: list[str]
-
-    def fingerprint(self) -> str:
-        digest = hashlib.sha256(self.corpus.text.encode())
-        held_out = self.held_out
-        digest.update(held_out.text.encode() if isinstance(held_out, Corpus) else b"")
-        for question in self.questions:
-            digest.update(json.dumps(dataclasses.astuple(question)).encode())
-        return digest.hexdigest()
-
-
 def read(config: LanguageExperiment, root: Path) -> TextInputs:
     """Read and check corpus, questions and model.
 
     Raises:
         InputError: Anything about them is wrong.
     """
-    sources = _sources(config, root)
+    sources = read_sources(config, root)
     family = config.family
     if family.scratch:
         texts = [document.text for document in sources.corpus.documents]
         tokenizer = scratch.train_tokenizer(texts, family.scratch.vocab_size)
         parameters = count_parameters(lambda: _build(config, len(tokenizer), seed=0))
+        longest = family.scratch.max_positions or config.positions
     else:
         assert family.base is not None
         tokenizer, model_config = describe(_local(family.base, root))
         _check_positions(config, family.base, model_config)
+        longest = getattr(model_config, "max_position_embeddings", None) or 1024
         parameters = count_parameters(lambda: from_config(model_config))
     cut = splits.split_corpus(
         sources.corpus,
@@ -202,6 +200,15 @@ def read(config: LanguageExperiment, root: Path) -> TextInputs:
         held_out=sources.held_out,
     )
     _check(config, cut)
+    suite, cuts = _read_benchmarks(config, root, tokenizer)
+    fingerprint = sources.fingerprint()
+    if suite:
+        fingerprint = hashlib.sha256(f"{fingerprint} {suite.fingerprint}".encode()).hexdigest()
+    in_formats = exam.read(config, root, sources.questions, [q for k in cut.questions for q in k])
+    if in_formats:
+        in_formats.check(tokenizer, longest)
+        told = json.dumps(exam.rows(in_formats))
+        fingerprint = hashlib.sha256(f"{fingerprint} {told}".encode()).hexdigest()
     held_out = cut.held_out[: config.splits.held_out_tokens]
     return TextInputs(
         config,
@@ -209,63 +216,26 @@ def read(config: LanguageExperiment, root: Path) -> TextInputs:
         dataclasses.replace(cut, held_out=held_out),
         tokenizer,
         parameters,
-        sources.fingerprint(),
-        tuple(dict.fromkeys([*sources.notes, *cut.notes])),
+        fingerprint,
+        tuple(dict.fromkeys([*sources.notes, *cut.notes, *cuts])),
+        suite,
+        in_formats,
     )
 
 
-def _sources(config: LanguageExperiment, root: Path) -> _Sources:
-    corpus, held_out, asked = _read_corpus(config.corpus, root)
-    notes: list[str] = []
-    if config.questions.files:
-        asked, notes = questions.read_questions(config.questions.files, root=root)
-    return _Sources(corpus, held_out, asked, notes)
-
-
-def _read_corpus(
-    config: TextCorpusConfig, root: Path
-) -> tuple[Corpus, Corpus | float, list[Question]]:
-    if isinstance(config, TextCorpus):
-        corpus = text.read_text(config.files, root=root, column=config.column)
-        if isinstance(config.held_out, float):
-            return corpus, config.held_out, []
-        return corpus, text.read_text(config.held_out, root=root, column=config.column), []
-    if isinstance(config, HubCorpus):
-        return _read_hub(config)
-    if isinstance(config, BiosCorpus):
-        corpus, asked = bios.bios(config.people, config.seed, phrasings=config.phrasings)
-        return corpus, config.held_out, asked
-    assert isinstance(config, ImaginationCorpus)
-    corpus = imagination.imagination(
-        _source(config.wikitext, root),
-        imagination.hellaswag(root=root, **_files_or_hub(config.hellaswag)),
-        imagination.gsm8k(root=root, **_files_or_hub(config.gsm8k)),
-        pieces=config.pieces,
-    )
-    return corpus, config.held_out, []
-
-
-def _source(config: FileSource | HubSource, root: Path) -> Corpus:
-    if isinstance(config, FileSource):
-        return text.read_text(config.files, root=root, column=config.column)
-    return text.read_hub(
-        config.dataset, config=config.config, split=config.split, column=config.column
-    )
-
-
-def _files_or_hub(config: FileSource | HubSource) -> dict[str, Any]:
-    if isinstance(config, FileSource):
-        return {"files": config.files}
-    return {"hub": config.model_dump()}
-
-
-def _read_hub(config: HubCorpus) -> tuple[Corpus, Corpus | float, list[Question]]:
-    def split(name: str) -> Corpus:
-        return text.read_hub(config.dataset, config=config.config, split=name, column=config.column)
-
-    if config.held_out_split is not None:
-        return split(config.split), split(config.held_out_split), []
-    return split(config.split), config.held_out or 0.05, []
+def _read_benchmarks(
+    config: LanguageExperiment, root: Path, tokenizer: Any
+) -> tuple[benchmarks.Suite | None, list[str]]:
+    """The benchmarks, and what of them is too long for the model."""
+    if not config.benchmarks:
+        return None, []
+    suite = benchmarks.read((b.build(name) for name, b in config.benchmarks.items()), root)
+    with torch.device("meta"):
+        if config.family.base is None:
+            model = _build(config, len(tokenizer), seed=0)
+        else:
+            model = from_config(describe(_local(config.family.base, root))[1])
+    return suite, suite.check(model, tokenizer)
 
 
 def _local(base: str, root: Path) -> str:
@@ -417,6 +387,7 @@ def _select(arm: LanguageArm, shared: TextShared) -> Callable[[CausalLM], float]
 def _material(experiment: LanguageExperiment, shared: TextShared) -> language.Material:
     tokenizer = CausalLM.load(shared.base, device="cpu").tokenizer
     followed = experiment.passages
+    asked = [b.build(name) for name, b in experiment.benchmarks.items()]
     contexts = [arm.regenerate.context for arm in experiment.arms.values()]
     return language.Material(
         held_out=shared.held_out,
@@ -427,7 +398,20 @@ def _material(experiment: LanguageExperiment, shared: TextShared) -> language.Ma
             len(shared.real[0]), max(contexts), followed.count, followed.tokens
         ),
         passage_tokens=followed.tokens,
+        benchmarks=benchmarks.Suite.load(asked, shared.folder / BENCHMARKS) if asked else None,
+        cache=shared.folder.parent / BENCHMARKS,
+        exam=exam.load(experiment.formats, shared.folder) if experiment.formats else None,
+        known=_known(experiment.corpus),
+        under_first=experiment.fluency.under_first,
+        self_bleu=experiment.fluency.self_bleu,
     )
+
+
+def _known(corpus: TextCorpusConfig) -> Mapping[str, Mapping[str, str]]:
+    """The facts of the invented people, if the corpus tells of them."""
+    if isinstance(corpus, BiosCorpus):
+        return bios.known_facts(corpus.people, corpus.seed)
+    return {}
 
 
 def evaluate(stage: Stage[Any], folder: Path, *, material: language.Material) -> Sequence[Score]:
@@ -437,6 +421,14 @@ def evaluate(stage: Stage[Any], folder: Path, *, material: language.Material) ->
     if any(material.questions):
         table = kr_test.table(view.kr, view.question_splits)
         pq.write_table(pa.Table.from_pylist(table), folder / "questions.parquet")
+    if material.benchmarks:
+        items = pa.Table.from_pylist(list(view.benchmarks.items))
+        pq.write_table(items, folder / "benchmarks.parquet")
+    if material.exam:
+        answers = pa.Table.from_pylist(formats.table(view.outcomes))
+        pq.write_table(answers, folder / "formats.parquet")
+    if material.under_first:
+        write_json(folder / language.PERPLEXITIES, language.perplexity_histograms(view))
     write_json(folder / "histograms.json", language.histograms(view))
     write_jsonl(folder / "passages.jsonl", language.followed(view))
     return scores

@@ -1,0 +1,63 @@
+"""Measures of knowledge collapse: formats of questions, and fluency."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, PositiveInt, model_validator
+
+from fortifai.config.section import Section
+from fortifai.data.exam import FORMATS, Format
+
+
+class MMLUConfig(Section):
+    """MMLU's own CSV files: `data` holds ``test/SUBJECT_test.csv`` and ``dev/SUBJECT_dev.csv``."""
+
+    data: str
+    subjects: Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class FormatsConfig(Section):
+    """Questions put in several formats to every generation.
+
+    They are MMLU's where `mmlu` is given, else those of the corpus: the exam of `bios`, or the
+    Knowledge Retention questions as questions with two options. `questions`: the first so many of
+    each subject of MMLU, or so many of the corpus' in all, evenly spread. `subjects`: of `bios`,
+    the attributes that are asked. `shots`: answered questions before one in the format `few_shot`.
+    `chat`: questions go into the tokenizer's chat template. `answer_tokens`: tokens written where
+    the answer is in words.
+    """
+
+    kinds: Annotated[tuple[Format, ...], Field(min_length=1)] = FORMATS
+    questions: PositiveInt = 100
+    subjects: tuple[str, ...] = ()
+    shots: PositiveInt = 3
+    chat: bool = False
+    answer_tokens: PositiveInt = 24
+    mmlu: MMLUConfig | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> FormatsConfig:
+        for name, given in (
+            ("kinds", self.kinds),
+            ("subjects", self.subjects),
+            ("mmlu.subjects", self.mmlu.subjects if self.mmlu else ()),
+        ):
+            if len(set(given)) < len(given):
+                raise ValueError(f"{name} {list(given)} names one twice")
+        if self.mmlu and self.subjects:
+            raise ValueError(
+                "subjects are those of the corpus' own questions; name MMLU's in mmlu.subjects"
+            )
+        return self
+
+
+class FluencyConfig(Section):
+    """How fluent and how broad what is written is.
+
+    `under_first`: its perplexity under the chain's own generation 0, with histograms; the weights
+    of that generation are then kept. `self_bleu`: sequences drawn for self-BLEU; 0: none.
+    """
+
+    under_first: bool = False
+    self_bleu: Annotated[int, Field(ge=0)] = 100
