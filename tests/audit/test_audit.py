@@ -17,6 +17,7 @@ from fortifai.config import TrainConfig
 from fortifai.data import bios
 from fortifai.errors import InputError
 from fortifai.evals.breadth import Estimate
+from fortifai.evals.score import Score
 from fortifai.models import scratch
 from fortifai.models.causal_lm import CausalLM
 from fortifai.report.audit import write_audit
@@ -109,6 +110,18 @@ def test_knowledge_is_compared_question_by_question(model, text):
     lost = finding(broken, "knowledge.base")
     # questions turned round: right becomes wrong, and a tie stays one
     assert lost.value == pytest.approx(1 - lost.reference, abs=0.1)
+
+
+def test_benchmarks_are_shown_whole(model, text):
+    scores = [
+        Score("blimp.acc", 0.6, "blimp", 670, 0.02, "share"),
+        Score("blimp.acc", 0.3, "blimp_causative", 10, 0.1, "share"),
+    ]
+    audit = audit_model(model, text, benchmarks=scores, windows=32)
+    shown = [found for found in audit.findings if found.name == "blimp.acc"]
+    assert [found.value for found in shown] == [0.6]
+    assert (shown[0].difference.low, shown[0].difference.high) == pytest.approx((0.5608, 0.6392))
+    assert not any("benchmarks" in line for line in audit.not_measured)
 
 
 def test_equal_seeds_give_equal_audits(model, text, sound):

@@ -161,7 +161,7 @@ def audit_model(
         base: The model that it came from, with the same tokenizer.
         base_name: What to call that one.
         questions: Knowledge Retention questions.
-        benchmarks: Scores of published benchmarks, shown as they are.
+        benchmarks: Scores of published benchmarks; those of whole benchmarks are shown.
         windows: At most so many prompts.
         size: Tokens of a prompt and of what follows; None: 64, or what the model has room for.
         seed: Of the sampling and the resampling.
@@ -197,7 +197,9 @@ def audit_model(
         findings += _knowledge(lm, base, base_name, questions, levels, tick)
     else:
         not_measured.append("what it knows (--questions)")
-    findings += [_benchmark(score) for score in benchmarks]
+    # of a group (67 paradigms, 57 subjects) its own score, not those of all its parts
+    whole = [score for score in benchmarks if score.on == score.measure.partition(".")[0]]
+    findings += [_benchmark(score) for score in whole]
     if not benchmarks:
         not_measured.append("published benchmarks (--benchmarks)")
     count, length = human.shape
