@@ -88,6 +88,7 @@ def elementwise(function: _F) -> _F:
     function once with all log p, and compute the logits of what it keeps a second time. The
     function must hold no parameters that are trained with the loss.
     """
+    # mypy knows no attributes of functions
     function.elementwise = True  # type: ignore[attr-defined]
     return function
 
@@ -101,6 +102,7 @@ def with_entropy(top_k: int | None = None) -> Callable[[_F], _F]:
     _check_top_k(top_k)
 
     def declare(function: _F) -> _F:
+        # as above
         function.entropy_top_k = top_k  # type: ignore[attr-defined]
         return function
 
@@ -118,8 +120,9 @@ def uses_entropy(weight: AnyWeight) -> bool:
 
 
 def _check_top_k(top_k: object) -> None:
-    whole = isinstance(top_k, int) and not isinstance(top_k, bool)
-    if top_k is not None and not (whole and top_k >= 2):  # type: ignore[operator]
+    if top_k is None:
+        return
+    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 2:
         raise InputError(
             f"top_k is {top_k!r}; the entropy is of that many likeliest classes: give a whole "
             "number, 2 or more, or None for all"

@@ -36,6 +36,7 @@ LogProb = Callable[[Sequence[Encoded], Tick], list[float]]
 """Token ids, and how many at their end are scored, to the sum of their log p, in nats."""
 
 
+# the harness has no types, so its class is Any
 class InMemory(HFLM):  # type: ignore[misc]
     """The harness's own model class on a model in memory, read in our order.
 

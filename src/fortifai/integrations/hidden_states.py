@@ -279,7 +279,8 @@ class _Head:
         self.head, self.instead = head, instead
         self.calls = 0
 
-    # How many rows are kept decides shapes here: in a compiled model this part runs uncompiled
+    # How many rows are kept decides shapes here: in a compiled model this part runs uncompiled.
+    # PyTorch has no types for `disable`
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _forward(self, hidden: Tensor) -> Tensor:
         self.calls += 1

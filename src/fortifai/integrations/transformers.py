@@ -203,6 +203,7 @@ class ConfidenceMixin:
                 has no labels.
         """
         if not torch.is_grad_enabled():
+            # of a mixin mypy does not know what it is mixed into: Trainer, here and below
             return super().compute_loss(  # type: ignore[misc]
                 model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
             )

@@ -110,8 +110,10 @@ def loss_of(
         divisor: Literal["kept"] | int = 1
         if reduction == "mean":
             divisor = "kept" if by_kept else max(call.count, 1)
+        # PyTorch has no types for `apply`
         loss, kept = _AtOnce.apply(input, weight, bias, call, divisor)  # type: ignore[no-untyped-call]
         return loss, LossStats(kept, n_valid)
+    # as above
     log_p, entropies = _LogProbabilities.apply(input, weight, bias, call)  # type: ignore[no-untyped-call]
     if call.count == 0:  # a weight need not know what to do with nothing
         losses = weights = -log_p
@@ -224,6 +226,7 @@ class _LogProbabilities(torch.autograd.Function):
         def judge(part: slice, log_p: Tensor, entropy: Entropy) -> None:
             found[part] = log_p
             if needed:
+                # `needed` says that the weight has it, which mypy cannot see
                 entropies[part] = entropy(call.weight.entropy_top_k)  # type: ignore[union-attr]
 
         with torch.autocast(input.device.type, enabled=False):

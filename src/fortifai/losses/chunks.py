@@ -186,6 +186,7 @@ def sweep(
         block = buffer[full : full + stop - start]
         slope, log_p = _softmax(head, rows.to(head.weight.dtype), goals, block)
         p = block[:, : head.classes]
+        # mypy cannot infer a lambda with a default, which binds this turn's p
         factors = judge(part, log_p, lambda top_k, p=p: _entropy(p, top_k))  # type: ignore[misc]
         if factors is not None and gradients is not None:
             kept = factors.nonzero().squeeze(1)  # waits for the device

@@ -28,6 +28,7 @@ def _outside_graphs(function: Callable[_P, _R]) -> Callable[_P, _R]:
     @functools.wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         if torch.compiler.is_compiling():
+            # PyTorch has no types for `disable`
             disabled: Callable[_P, _R] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
             return disabled(*args, **kwargs)
         return function(*args, **kwargs)
