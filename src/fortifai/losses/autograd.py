@@ -16,7 +16,7 @@ from fortifai.losses.chunks import Gradients, Head, sweep
 from fortifai.losses.weighing import LossStats, reduce_losses, weigh, weighted
 
 # Memory of the logits that exist at once, where the caller does not say
-_CHUNK_BYTES = 32 * 2**20
+_CHUNK_BYTES = 40 * 2**20
 _CHUNK_BYTES_OF_ACCELERATORS = 512 * 2**20
 # With fewer rows than these the products wait for memory, whatever the vocabulary
 _FEWEST_ROWS = 128

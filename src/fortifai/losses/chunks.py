@@ -24,7 +24,7 @@ from fortifai.losses.weighing import normalized_entropy
 
 # Below these log p is taken from logits computed anew, since p itself has lost its digits
 _TINY = {torch.float32: 1e-30, torch.float64: 1e-290}
-# Rows whose logits are computed anew at once, and whose entropy is taken at once
+# Rows copied, computed anew or asked for their entropy at once: what stands beside the buffer
 _FEW = 16
 
 
@@ -263,6 +263,7 @@ def _move_to_front(block: Tensor, kept: Tensor) -> Tensor:
     hole = torch.ones(count, dtype=torch.bool, device=block.device)
     hole[kept[stays]] = False
     holes, moves = hole.nonzero().squeeze(1), kept[~stays]
-    block.index_copy_(0, holes, block.index_select(0, moves))
+    for to, of in zip(torch.split(holes, _FEW), torch.split(moves, _FEW), strict=True):
+        block.index_copy_(0, to, block.index_select(0, of))
     order[holes] = moves
     return order
