@@ -2,7 +2,7 @@ import pytest
 import yaml
 
 from fortifai import config
-from fortifai.confidence import Focal, Keep, Truncate
+from fortifai.confidence import DFT, EAFT, Focal, Keep, Truncate
 from fortifai.errors import InputError
 
 TEXT = """
@@ -201,3 +201,15 @@ def test_difference_names_keys():
     old = {"a": 1, "b": {"c": [1], "d": 2}, "x": 0}
     new = {"a": 1, "b": {"c": [2], "d": 2}, "y": 0}
     assert config.difference(old, new) == ["b.c", "x", "y"]
+
+
+def test_weights_of_tokens_and_of_pixels(raw):
+    for weight, built in [
+        ("{kind: dft}", DFT()),
+        ("{kind: eaft, alpha: 0.5, top_k: null}", EAFT(0.5, None)),
+        ("{kind: eaft}", EAFT(1.0, 20)),
+    ]:
+        changed = config.apply_set(raw, [f"arms.ce.weight={weight}"])
+        assert config.resolve(changed).arms["ce"].weight.build() == built
+    images = config.read_raw("fortifai-vae")[0]
+    assert "'eaft'" in fault(images, "arms.ce.weight={kind: eaft}")

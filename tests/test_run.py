@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from fortifai import cli, config, experiment, setups
 from fortifai.errors import InputError, RunFailed
@@ -100,6 +101,33 @@ def test_one_command_makes_the_whole_run(tiny):
     assert found["kr.mean", "split-0"]["stderr"] > 0
     assert found["train.truncated_share", "train"]["value"] == 0
     assert scores(run, "tce-0.01", 2)["train.truncated_share", "train"]["value"] > 0
+
+
+def test_a_weight_of_the_entropy_trains(tmp_path):
+    """At alpha 0 every token counts fully, so the weights are those of cross entropy, to a bit."""
+    raw = yaml.safe_load(TINY) | {"generations": 1}
+    raw["arms"] = {
+        "ce": {},
+        "all": {"weight": {"kind": "eaft", "alpha": 0.0}},
+        "eaft": {"weight": {"kind": "eaft"}},
+        "dft": {"weight": {"kind": "dft"}},
+    }
+    experiment.run(config.resolve(raw), tmp_path, tmp_path / "run", workers=1)
+    models = {
+        arm: (
+            tmp_path / f"run/arms/{arm}/seed-0/generation-00/model/model.safetensors"
+        ).read_bytes()
+        for arm in raw["arms"]
+    }
+    assert models["all"] == models["ce"]
+    assert len(set(models.values())) == 3
+    shares = {
+        arm: scores(tmp_path / "run", arm, 0)["train.truncated_share", "train"]["value"]
+        for arm in raw["arms"]
+    }
+    # a small model spreads p over hundreds of tokens: p is small, and the entropy is not
+    assert shares["all"] == shares["ce"] == 0
+    assert 0 < shares["eaft"] < 0.5 < shares["dft"] < 1
 
 
 def test_the_ledger_of_a_real_run(tiny):

@@ -29,10 +29,11 @@ from fortifai.config.section import Section
 from fortifai.config.weights import (
     DensityWeightConfig,
     KeepConfig,
+    PixelWeightConfig,
+    TokenWeightConfig,
     TruncateConfig,
     TruncateQuantileConfig,
     TruncateTailsConfig,
-    WeightConfig,
 )
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -65,7 +66,7 @@ class FailureLevel(Section):
 class LanguageArm(Section):
     """One arm of a language model, whole: everything that may differ between arms."""
 
-    weight: WeightConfig = KeepConfig()
+    weight: TokenWeightConfig = KeepConfig()
     regime: RegimeConfig = FortifaiRegime()
     start: Literal["previous", "base", "scratch"] = "previous"
     family: CausalLMConfig
@@ -89,7 +90,7 @@ class PointsArm(Section):
 class ImagesArm(Section):
     """One arm of an image model, whole."""
 
-    weight: WeightConfig = KeepConfig()
+    weight: PixelWeightConfig = KeepConfig()
     regime: RegimeConfig = ReplaceRegime(kind="replace")
     start: Literal["previous", "scratch"] = "scratch"
     family: VAEConfig

@@ -7,7 +7,17 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt
 
 from fortifai import theory
-from fortifai.confidence import Dynamic, Focal, Keep, Truncate, TruncateQuantile, Weight
+from fortifai.confidence import (
+    DFT,
+    EAFT,
+    AnyWeight,
+    Dynamic,
+    Focal,
+    Keep,
+    Truncate,
+    TruncateQuantile,
+    Weight,
+)
 from fortifai.config.section import Section, Share
 
 
@@ -55,6 +65,28 @@ class DynamicConfig(Section):
         return Dynamic(self.rows)
 
 
+class DFTConfig(Section):
+    """Dynamic fine-tuning: weight p, without gradient."""
+
+    kind: Literal["dft"]
+
+    def build(self) -> Weight:
+        """The weight object."""
+        return DFT()
+
+
+class EAFTConfig(Section):
+    """Entropy-adaptive fine-tuning: weight (H / log k)^alpha, H of the `top_k` likeliest tokens."""
+
+    kind: Literal["eaft"]
+    alpha: Annotated[float, Field(ge=0)] = 1.0
+    top_k: Annotated[int, Field(ge=2)] | None = 20
+
+    def build(self) -> AnyWeight:
+        """The weight object."""
+        return EAFT(self.alpha, self.top_k)
+
+
 class TruncateQuantileConfig(Section):
     """Points above the `quantile`-th quantile of density count nothing: Algorithm 2 of ForTIFAI."""
 
@@ -77,10 +109,16 @@ class TruncateTailsConfig(Section):
         return Truncate(theory.tail_confidence(self.a))
 
 
-WeightConfig = Annotated[
+PixelWeightConfig = Annotated[
     KeepConfig | TruncateConfig | FocalConfig | DynamicConfig, Field(discriminator="kind")
 ]
-"""Of tokens and pixels, whose p is a probability."""
+"""Of pixels, whose p is a probability."""
+
+TokenWeightConfig = Annotated[
+    KeepConfig | TruncateConfig | FocalConfig | DynamicConfig | DFTConfig | EAFTConfig,
+    Field(discriminator="kind"),
+]
+"""Of tokens, of which there are more than two."""
 
 DensityWeightConfig = Annotated[
     KeepConfig | TruncateQuantileConfig | TruncateTailsConfig, Field(discriminator="kind")

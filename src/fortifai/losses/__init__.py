@@ -6,6 +6,7 @@ from fortifai.losses.functional import (
     truncated_cross_entropy,
     weighted_cross_entropy,
 )
+from fortifai.losses.kernels import triton_kernels
 from fortifai.losses.linear import (
     linear_cross_entropy,
     linear_focal_cross_entropy,
@@ -34,6 +35,7 @@ __all__ = [
     "linear_focal_cross_entropy",
     "linear_truncated_cross_entropy",
     "linear_weighted_cross_entropy",
+    "triton_kernels",
     "truncated_cross_entropy",
     "weighted_cross_entropy",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor
 from fortifai.confidence import AnyWeight, is_elementwise, uses_entropy
 from fortifai.errors import InputError
 from fortifai.losses.checks import Normalize, Reduction
-from fortifai.losses.chunks import Gradients, Head, sweep
+from fortifai.losses.chunks import Gradients, Head, Judge, Softmax, sweep
 from fortifai.losses.weighing import LossStats, reduce_losses, weigh, weighted
 
 # Memory of the logits that exist at once, where the caller does not say
@@ -35,6 +35,7 @@ class Call:
         softcap: Cap of the logits, or None.
         product_dtype: Of the operands of matrix products.
         chunk_size: Rows of logits that exist at once.
+        softmax: What computes p and log p.
         wanted: Whether hidden states, head and bias need gradients.
     """
 
@@ -44,12 +45,24 @@ class Call:
     softcap: float | None
     product_dtype: torch.dtype
     chunk_size: int
+    softmax: Softmax
     wanted: tuple[bool, bool, bool]
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the logits, statistics, losses and sums of gradients."""
         return torch.float64 if self.product_dtype == torch.float64 else torch.float32
+
+    def sweep(
+        self,
+        head: Head,
+        input: Tensor,
+        which: Tensor | None,
+        judge: Judge,
+        gradients: Gradients | None,
+    ) -> None:
+        """`chunks.sweep` over rows of `which`."""
+        sweep(head, input, self.target, which, judge, gradients, self.chunk_size, self.softmax)
 
     @property
     def count(self) -> int:
@@ -200,7 +213,7 @@ def _compute(
 
     with torch.autocast(input.device.type, enabled=False):
         gradients = Gradients.zeros(head, len(input), call.wanted)
-        sweep(head, input, call.target, call.which, judge, gradients, call.chunk_size)
+        call.sweep(head, input, call.which, judge, gradients)
     kept = weights.sum()
     over = torch.where(kept > 0, kept, 1.0) if divisor == "kept" else losses.new_tensor(divisor)
     return losses.sum() / over, kept, gradients, None if early == divisor else 1 / over
@@ -231,7 +244,7 @@ class _LogProbabilities(torch.autograd.Function):
 
         with torch.autocast(input.device.type, enabled=False):
             head = call.head(weight, bias)
-            sweep(head, input, call.target, call.which, judge, None, call.chunk_size)
+            call.sweep(head, input, call.which, judge, None)
         ctx.mark_non_differentiable(entropies)
         return found, entropies
 
@@ -252,7 +265,7 @@ class _LogProbabilities(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             head = call.head(weight, bias)
             gradients = Gradients.zeros(head, len(hidden), call.wanted)
-            sweep(head, hidden, call.target, rows, judge, gradients, call.chunk_size)
+            call.sweep(head, hidden, rows, judge, gradients)
         dtypes = [None if t is None else t.dtype for t in (hidden, weight, bias)]
         return *gradients.to(dtypes), None
 

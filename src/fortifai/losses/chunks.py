@@ -143,6 +143,25 @@ class Gradients:
             self.bias.addmv_(gaps.t(), factors)
 
 
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """What some rows predict, while their p stand in a block (m, C).
+
+    Attributes:
+        log_p: Of the goals, (m,).
+        entropy: Gives the normalized entropies (m,) for an ``entropy_top_k``, while p are there.
+        to_gaps: Turns the p in the block into p - y, with the slope of the soft-cap.
+    """
+
+    log_p: Tensor
+    entropy: Callable[[int | None], Tensor]
+    to_gaps: Callable[[], None]
+
+
+Softmax = Callable[[Head, Tensor, Tensor, Tensor], Predictions]
+"""Gets the head, hidden states (m, d) in the dtype of the products, goals (m,) and rows of the
+buffer (m, C or more) with room for p, in the order of the classes."""
+
 Judge = Callable[[slice, Tensor, Callable[[int | None], Tensor]], Tensor | None]
 """Gets the place of some rows among all, their log p (m,), and what gives their normalized entropy
 for an ``entropy_top_k``; returns their factors c (m,), or None where no gradient is wanted."""
@@ -156,6 +175,7 @@ def sweep(
     judge: Judge,
     gradients: Gradients | None,
     chunk_size: int,
+    softmax: Softmax,
 ) -> None:
     """Passes rows through head and softmax, and adds the gradients of those that `judge` keeps.
 
@@ -170,6 +190,7 @@ def sweep(
         judge: Called once for each chunk, in order.
         gradients: Where gradients are added; None for none.
         chunk_size: Rows of logits that exist at once.
+        softmax: `softmax`, or another one that does the same.
     """
     n = len(input) if which is None else len(which)
     buffer = input.new_empty((min(chunk_size, n), _stride(head)), dtype=head.dtype)
@@ -184,15 +205,11 @@ def sweep(
         rows = input[part] if which is None else input.index_select(0, where)
         goals = target[part] if which is None else target.index_select(0, where)
         block = buffer[full : full + stop - start]
-        slope, log_p = _softmax(head, rows.to(head.weight.dtype), goals, block)
-        p = block[:, : head.classes]
-        # mypy cannot infer a lambda with a default, which binds this turn's p
-        factors = judge(part, log_p, lambda top_k, p=p: _entropy(p, top_k))  # type: ignore[misc]
+        found = softmax(head, rows.to(head.weight.dtype), goals, block)
+        factors = judge(part, found.log_p, found.entropy)
         if factors is not None and gradients is not None:
             kept = factors.nonzero().squeeze(1)  # waits for the device
-            p.scatter_add_(1, goals.unsqueeze(1), p.new_full((len(goals), 1), -1.0))
-            if slope is not None:
-                p.mul_(slope)
+            found.to_gaps()
             kept = _move_to_front(block, kept)
             held.append((where[kept], factors[kept]))
             full += len(kept)
@@ -224,29 +241,46 @@ def _fused(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-def _softmax(head: Head, rows: Tensor, goals: Tensor, out: Tensor) -> tuple[Tensor | None, Tensor]:
-    """Writes p to `out`; returns the slope of the soft-cap and log p of the goals."""
-    logits = out[:, : head.classes]
-    slope = head.logits(rows, logits)
+def softmax(head: Head, rows: Tensor, goals: Tensor, block: Tensor) -> Predictions:
+    """The softmax in plain PyTorch; see `Softmax`."""
+    p = block[:, : head.classes]
+    slope = head.logits(rows, p)
+    log_p = (_softmax_in_cache if _fused(p.device) else _softmax_of)(head, rows, goals, block)
+
+    def to_gaps() -> None:
+        p.scatter_add_(1, goals.unsqueeze(1), p.new_full((len(goals), 1), -1.0))
+        if slope is not None:
+            p.mul_(slope)
+
+    return Predictions(log_p, lambda top_k: entropy_of(p, top_k), to_gaps)
+
+
+def _softmax_of(head: Head, _: Tensor, goals: Tensor, block: Tensor) -> Tensor:
+    """Turns the logits in the block into p; returns log p of the goals."""
+    logits = block[:, : head.classes]
+    chosen = logits.gather(1, goals.unsqueeze(1))
+    total = logits.logsumexp(1, keepdim=True)
+    logits.sub_(total).exp_()
+    return (chosen - total).squeeze(1)
+
+
+def _softmax_in_cache(head: Head, rows: Tensor, goals: Tensor, block: Tensor) -> Tensor:
+    """The same on the CPU."""
     at = goals.unsqueeze(1)
-    if not _fused(out.device):
-        chosen = logits.gather(1, at)
-        total = logits.logsumexp(1, keepdim=True)
-        logits.sub_(total).exp_()
-        return slope, (chosen - total).squeeze(1)
-    out[:, head.classes :] = -math.inf
-    torch.softmax(out, dim=1, out=out)
-    p = out.gather(1, at).squeeze(1)
+    block[:, head.classes :] = -math.inf
+    torch.softmax(block, dim=1, out=block)
+    p = block.gather(1, at).squeeze(1)
     log_p = p.log()
-    lost = (p < _TINY[out.dtype]).nonzero().squeeze(1)
+    lost = (p < _TINY[block.dtype]).nonzero().squeeze(1)
     for few in torch.split(lost, _FEW):
-        again = out.new_empty((len(few), head.classes))
+        again = block.new_empty((len(few), head.classes))
         head.logits(rows.index_select(0, few), again)
         log_p[few] = torch.log_softmax(again, dim=1).gather(1, at[few]).squeeze(1)
-    return slope, log_p
+    return log_p
 
 
-def _entropy(p: Tensor, top_k: int | None) -> Tensor:
+def entropy_of(p: Tensor, top_k: int | None) -> Tensor:
+    """Normalized entropies of p (m, C), (m,), some rows at a time."""
     return torch.cat([normalized_entropy(few, top_k) for few in torch.split(p, _FEW)])
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from fortifai.confidence import AnyWeight, Focal, Keep, Truncate
 from fortifai.losses.autograd import Call, loss_of, product_dtype, rows_at_once
 from fortifai.losses.checks import Normalize, Reduction, check_linear, check_options, check_weight
+from fortifai.losses.kernels import softmax_in_use
 from fortifai.losses.weighing import LossStats
 
 _P = ParamSpec("_P")
@@ -431,6 +432,7 @@ def _linear_loss(
         softcap=logit_softcap,
         product_dtype=product_dtype(input),
         chunk_size=chunk_size or rows_at_once(classes, input.device.type),
+        softmax=softmax_in_use(),
         wanted=(
             training and input.requires_grad,
             training and linear_weight.requires_grad,

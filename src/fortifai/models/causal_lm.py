@@ -29,7 +29,7 @@ from fortifai.models.hub import local_files_only
 from fortifai.models.training import FitReport
 
 if TYPE_CHECKING:
-    from fortifai.confidence import Weight
+    from fortifai.confidence import AnyWeight
     from fortifai.config import RegenerateConfig, TrainConfig
     from fortifai.loop.progress import Progress
 
@@ -155,7 +155,7 @@ class CausalLM:
     def fit(
         self,
         samples: np.ndarray,
-        weight: Weight,
+        weight: AnyWeight,
         train: TrainConfig,
         *,
         seed: int,

@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from fortifai.confidence import Dynamic, Truncate, Weight
+from fortifai.confidence import AnyWeight, Dynamic, Truncate
 from fortifai.config import RegenerateConfig, TrainConfig
 from fortifai.errors import InputError
 from fortifai.loop.progress import Progress
@@ -46,7 +46,7 @@ class CausalLMFamily:
 
     base: Path
     scratch: Callable[[int], CausalLM]
-    weight: Weight | Dynamic
+    weight: AnyWeight | Dynamic
     train: TrainConfig
     regenerate: RegenerateConfig
     select: Select | None
@@ -94,7 +94,7 @@ class BoundLM:
             out["threshold"] = cast(Truncate, weight).threshold
         return out
 
-    def _settled(self, samples: Tokens) -> Weight:
+    def _settled(self, samples: Tokens) -> AnyWeight:
         """The weight; a dynamic one by the confidences that the model starts this fit with."""
         weight = self.family.weight
         if not isinstance(weight, Dynamic):

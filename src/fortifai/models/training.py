@@ -22,7 +22,7 @@ from fortifai.integrations.transformers import ConfidenceTrainer
 from fortifai.models.scoring import positions
 
 if TYPE_CHECKING:
-    from fortifai.confidence import Weight
+    from fortifai.confidence import AnyWeight
     from fortifai.config import TrainConfig
     from fortifai.loop.progress import Progress
 
@@ -88,7 +88,7 @@ def _collate(rows: Tensor | list[Tensor]) -> dict[str, Tensor]:
 def fit(
     model: PreTrainedModel,
     samples: np.ndarray,
-    weight: Weight,
+    weight: AnyWeight,
     train: TrainConfig,
     *,
     seed: int,
