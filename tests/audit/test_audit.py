@@ -226,6 +226,22 @@ def test_exit_codes_and_reports(saved, tmp_path):
     assert json.loads(shown.output)["tokens"] > 0
 
 
+def test_benchmarks_from_a_file_and_what_was_cut(saved, text, tmp_path):
+    """Of passages longer than the model's 64 positions the beginning is lost, and that is told."""
+    rows = [{"text": text[200 * i : 200 * i + length]} for i, length in enumerate([60, 60, 900])]
+    (tmp_path / "words.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "b.yaml").write_text("lambada_openai: {data: words.jsonl}\n")
+    args = ["--text", saved / "human.txt", "--prompts", 48, "--benchmarks", tmp_path / "b.yaml"]
+    found = run("audit", saved / "sound", *args, "--out", tmp_path / "out")
+    assert found.exit_code == 0, found.output
+    cut = "1 of 3 prompts with their answers are longer than the model's 64 positions"
+    assert cut in found.output
+    assert cut in (tmp_path / "out" / "index.html").read_text().replace("&#39;", "'")
+    record = json.loads((tmp_path / "out" / "audit.json").read_text())
+    assert any(cut in line for line in record["remarks"])
+    assert [f["name"] for f in record["findings"] if f["name"].startswith("lambada")]
+
+
 def test_what_a_model_wrote_is_escaped(sound, tmp_path):
     import dataclasses
 

@@ -121,6 +121,7 @@ class Audit:
         findings: All numbers, those that are judged first.
         sampled: What was drawn and how, in words.
         not_measured: What this audit did not look at, in words.
+        remarks: What to know of how something was measured, in words.
         histograms: Counts of confidences in the 20 equal bins of [0, 1], by text.
         examples: Some of what the model wrote: (prompt, what it wrote, what stood there).
     """
@@ -130,6 +131,7 @@ class Audit:
     findings: tuple[Finding, ...]
     sampled: str
     not_measured: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
     histograms: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     examples: tuple[tuple[str, str, str], ...] = ()
 
@@ -163,5 +165,6 @@ class Audit:
             "findings": rows,
             "sampled": self.sampled,
             "not_measured": list(self.not_measured),
+            "remarks": list(self.remarks),
             "histograms": {name: list(counts) for name, counts in self.histograms.items()},
         }

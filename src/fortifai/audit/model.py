@@ -137,6 +137,7 @@ def audit_model(
     base_name: str = "the base model",
     questions: Sequence[Question] = (),
     benchmarks: Sequence[Score] = (),
+    remarks: Sequence[str] = (),
     windows: int = 256,
     size: int | None = None,
     seed: int = 0,
@@ -162,6 +163,7 @@ def audit_model(
         base_name: What to call that one.
         questions: Knowledge Retention questions.
         benchmarks: Scores of published benchmarks; those of whole benchmarks are shown.
+        remarks: What to say of how those were measured.
         windows: At most so many prompts.
         size: Tokens of a prompt and of what follows; None: 64, or what the model has room for.
         seed: Of the sampling and the resampling.
@@ -210,6 +212,7 @@ def audit_model(
         f"{count:,} prompts of {length} tokens, evenly spread over the text, each continued by "
         f"{length} tokens at temperature 1",
         tuple(not_measured),
+        tuple(remarks),
         {
             "its own text": tuple(confidence_.histogram(wrote.own.ravel()).tolist()),
             HUMAN: tuple(confidence_.histogram(wrote.human.ravel()).tolist()),

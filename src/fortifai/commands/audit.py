@@ -22,6 +22,8 @@ from fortifai.commands.common import (
 from fortifai.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from fortifai.audit import Audit, Suggestion
     from fortifai.config import BenchmarkConfig
     from fortifai.evals.score import Score
@@ -142,7 +144,7 @@ def _model(
     lm = load_model(model, device)
     first = None if base is None else load_model(base, device)
     with bars() as tick:
-        scores = _scores(lm, wanted, benchmarks) if benchmarks else []
+        scores, remarks = _scores(lm, wanted, benchmarks, tick) if benchmarks else ((), ())
         return audit_model(
             lm,
             human,
@@ -151,6 +153,7 @@ def _model(
             base_name="the base model" if base is None else _name(base),
             questions=asked,
             benchmarks=scores,
+            remarks=remarks,
             windows=prompts or 256,
             size=tokens,
             seed=seed,
@@ -170,11 +173,19 @@ def _benchmarks(path: Path) -> dict[str, BenchmarkConfig]:
     return read_benchmarks(path)
 
 
-def _scores(lm: CausalLM, wanted: dict[str, BenchmarkConfig], path: Path) -> list[Score]:
-    from fortifai.evals.benchmarks import run_benchmarks
+def _scores(
+    lm: CausalLM,
+    wanted: dict[str, BenchmarkConfig],
+    path: Path,
+    tick: Callable[[str, int, int], None],
+) -> tuple[Sequence[Score], Sequence[str]]:
+    """Scores, and what was cut."""
+    from fortifai.evals.benchmarks import read
 
-    asked = [config.build(name) for name, config in wanted.items()]
-    return list(run_benchmarks(lm, asked, root=path.parent).scores)
+    suite = read([config.build(name) for name, config in wanted.items()], path.parent)
+    remarks = suite.check(lm.model, lm.tokenizer)
+    found = suite.run(lm, tick=lambda done, total: tick("benchmarks", done, total))
+    return found.scores, remarks
 
 
 def _show(found: Audit) -> None:
@@ -202,6 +213,8 @@ def _show(found: Audit) -> None:
             )
     out_console.print(table)
     say(found.verdict)
+    for remark in found.remarks:
+        out_console.print(Text(remark, style="dim"), soft_wrap=True)
     for missing in found.not_measured:
         out_console.print(Text(f"not measured: {missing}", style="dim"), soft_wrap=True)
 

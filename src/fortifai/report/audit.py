@@ -54,6 +54,7 @@ def write_audit(audit: Audit, folder: Path) -> Path:
         plots=plots,
         examples=audit.examples,
         not_measured=audit.not_measured,
+        remarks=audit.remarks,
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
