@@ -131,9 +131,9 @@ def test_the_papers_settings():
         ("family.scratch.max_positions=100", ["longer than the model's max_positions 100"]),
         ("family.scratch.vocab_size=10", ["vocab_size is 10"]),
         ("corpus.held_out=2.0", ["held_out"]),
-        ("corpus.files=[]", ["corpus", "files"]),
+        ("corpus.files=[]", ["corpus.files is []; it needs at least 1"]),
         ("corpus={kind: txt}", ["'txt'", "did you mean 'text'"]),
-        ("corpus={files: [a]}", ["'corpus' needs a kind"]),
+        ("corpus={files: [a]}", ["'corpus' needs a kind, one of text, hub, bios, imagination"]),
         ("name=../up", ["name is '../up'"]),
         ("arms={}", ["arms"]),
         ("arms.ce=3", ["arms"]),
@@ -201,6 +201,12 @@ def test_difference_names_keys():
     old = {"a": 1, "b": {"c": [1], "d": 2}, "x": 0}
     new = {"a": 1, "b": {"c": [2], "d": 2}, "y": 0}
     assert config.difference(old, new) == ["b.c", "x", "y"]
+
+
+def test_a_kind_with_the_name_of_a_field_is_not_part_of_the_key():
+    raw = config.read_raw("curse-gmm")[0]
+    source = "corpus={kind: points, source: {kind: files, files: []}}"
+    assert fault(raw, source) == "corpus.source.files is []; it needs at least 1"
 
 
 def test_weights_of_tokens_and_of_pixels(raw):

@@ -266,11 +266,14 @@ def _sentence(fault: Any, where: list[str], schema: type[AnyExperiment]) -> str:
     if kind == "missing":
         return f"missing key {key!r}"
     if kind == "union_tag_not_found":
-        return f"{key!r} needs a kind, one of {fault['ctx'].get('discriminator', 'kind')!s}"
+        kinds = [tag for tag in map(_tag, _walk(where, schema)[0]) if tag]
+        return f"{key!r} needs a kind, one of {', '.join(kinds)}"
     if kind == "union_tag_invalid":
         tags = [t.strip(" '") for t in fault["ctx"]["expected_tags"].split(",")]
         tag = fault["ctx"]["tag"]
         return f"{key}.kind is {tag!r}; allowed are {', '.join(tags)}{nearest(str(tag), tags)}"
+    if kind == "too_short":
+        return f"{key} is {given!r}; it needs at least {fault['ctx']['min_length']}"
     message = fault["msg"].removeprefix("Value error, ")
     if kind == "value_error":
         return message if key == "the configuration" else f"{key}: {message}"
@@ -294,16 +297,14 @@ def _walk(
     models: list[type[BaseModel]] = [schema]
     arm, spelt = _arm(schema), []
     for step in where:
-        found: list[type[BaseModel]] = []
-        tagged = False
-        for model in models:
+        # where a section is one of several, its kind comes first: it may be a field's name, too
+        found = [model for model in models if len(models) > 1 and _tag(model) == step]
+        tagged = bool(found)
+        for model in () if tagged else models:
             if step in model.model_fields:
                 found += list(_models(model.model_fields[step].annotation))
             elif model is schema and step in arm.model_fields:
                 found += list(_models(arm.model_fields[step].annotation))
-            elif _tag(model) == step:
-                found.append(model)
-                tagged = True
         models = found or models  # an arm's name, a list index or a tag: stay
         if not tagged:
             spelt.append(step)
