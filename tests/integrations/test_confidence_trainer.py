@@ -10,7 +10,14 @@ from typing import Any
 import peft
 import pytest
 import torch
-from transformers import DataCollatorForLanguageModeling, Trainer, TrainerCallback
+import torch.nn.functional as F
+from transformers import (
+    BatchEncoding,
+    DataCollatorForLanguageModeling,
+    Trainer,
+    TrainerCallback,
+    default_data_collator,
+)
 
 from fortifai.confidence import Focal, Keep, Truncate
 from fortifai.errors import InputError
@@ -89,11 +96,59 @@ class CountsAll(ConfidenceTrainer):
 
 def test_first_labels_are_not_counted_by_any_version(tmp_path: Path) -> None:
     data = [{**row, "labels": row["input_ids"].clone()} for row in DATA]
+    collators = (default_data_collator, lambda rows: BatchEncoding(default_data_collator(rows)))
     results = [
-        trained(cls, tmp_path, build(), data, more={"threshold": 0.05})[0]
+        trained(cls, tmp_path, build(), data, more={"threshold": 0.05, "data_collator": collator})[
+            0
+        ]
         for cls in (ConfidenceTrainer, CountsAll)
+        for collator in collators  # those of transformers give no dict
     ]
-    assert furthest(*results) == 0
+    assert all(furthest(results[0], other) == 0 for other in results[1:])
+
+
+@pytest.mark.parametrize("labels", ["shift_labels alone", "both"])
+def test_labels_that_stand_in_place_are_counted_too(tmp_path: Path, labels: str) -> None:
+    def shifted(rows: Any) -> Any:
+        batch = default_data_collator(rows)
+        batch["shift_labels"] = F.pad(batch["labels"][:, 1:], (0, 1), value=-100)
+        if labels != "both":
+            del batch["labels"]
+        return batch
+
+    more = {"gamma": 2.0}
+    expected, _ = trained(
+        ConfidenceTrainer, tmp_path, build(), DATA, more=more, per_device_train_batch_size=8
+    )
+    found, _ = trained(
+        ConfidenceTrainer, tmp_path, build(), DATA, more={**more, "data_collator": shifted},
+        per_device_train_batch_size=2, gradient_accumulation_steps=4,
+    )  # fmt: skip
+    assert furthest(found, expected) < ROUNDING
+
+
+def test_divided_by_the_weights_and_steps_where_nothing_counts(tmp_path: Path) -> None:
+    """One step by the sum of weights, by hand; and one of labels that are all ignored."""
+    rows, threshold = DATA[:8], 1 / VOCABULARY
+    batch = batch_of(rows)
+    model = build().double()
+    nll = F.cross_entropy(
+        model(input_ids=batch["input_ids"]).logits[:, :-1].transpose(1, 2),
+        batch["labels"][:, 1:],
+        reduction="none",
+    )
+    kept = (torch.exp(-nll) <= threshold) & (batch["labels"][:, 1:] != -100)
+    expected = (nll[kept].sum() / kept.sum()).item()
+    _, logs = trained(
+        ConfidenceTrainer, tmp_path, build(), rows,
+        more={"threshold": threshold, "normalize": "kept"}, per_device_train_batch_size=8,
+    )  # fmt: skip
+    assert logs[0]["loss"] == pytest.approx(expected, rel=1e-5)  # fp32
+    nothing = [{**row, "labels": torch.full_like(row["labels"], -100)} for row in rows]
+    weights, logs = trained(ConfidenceTrainer, tmp_path, build(), nothing, more={"gamma": 1.0})
+    assert furthest(weights, weights_of(build())) == 0
+    assert logs[0]["loss"] == 0
+    assert math.isnan(logs[0]["kept_share"])
 
 
 def test_a_model_that_takes_no_number_of_labels(tmp_path: Path) -> None:

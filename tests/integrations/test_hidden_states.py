@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import io
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import peft
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import nn
 from transformers import AutoModelForSeq2SeqLM, LlamaForCausalLM, T5Config
 
@@ -305,7 +307,7 @@ def test_its_own_forward_otherwise_and_again_after_detach() -> None:
 
 
 def test_trying_the_model_draws_no_random_numbers_and_leaves_its_modes() -> None:
-    model = build("gpt2").train()
+    model = build("gpt2", resid_pdrop=0.1, embd_pdrop=0.1).train()
     model.transformer.h[0].eval()
     modes = [m.training for m in model.modules()]
     state = torch.get_rng_state()
@@ -344,8 +346,8 @@ def test_a_forward_that_others_replaced() -> None:
 
     model.forward = other
     assert compute(model, BATCH).item() == before
-    assert len(calls) == 2  # tried on two tokens, then used
-    assert "labels" not in calls[1]
+    assert len(calls) == 3  # tried on two tokens, without and with labels, then used
+    assert "labels" not in calls[2]
 
 
 def test_an_exception_leaves_the_model_as_it_was() -> None:
@@ -405,6 +407,79 @@ def test_scales_and_caps_of_any_name_are_found() -> None:
     assert furthest(gradients(model), by_logits) < 2e-6
 
 
+class Doubled(nn.Linear):
+    """Computes something else than its weight says."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("kind", ["Bert", "Roberta", "ModernBert", "Electra"])
+def test_masked_language_models_are_refused(kind: str) -> None:
+    """Their labels stand beside the tokens that they are of."""
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 16,
+        "embedding_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "pad_token_id": 0,
+    }
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**sizes)
+    model = getattr(transformers, f"{kind}ForMaskedLM")(config)
+    with pytest.raises(InputError, match="does not predict next tokens"):
+        HiddenStateLoss(model, threshold=0.9)
+
+
+def test_what_others_add_to_the_loss_keeps_its_size() -> None:
+    """AdaLoRA's regularizer, in PEFT's forward around ours; divided by a larger batch's labels."""
+    found = []
+    for weight in (None, Keep()):
+        torch.manual_seed(0)
+        config = peft.AdaLoraConfig(
+            target_modules=["q_proj"], init_r=4, total_step=9, orth_reg_weight=3.0,
+            task_type="CAUSAL_LM",
+        )  # fmt: skip
+        model = peft.get_peft_model(build(), config).eval()
+        if weight is None:
+            value = model(**BATCH, num_items_in_batch=50).loss
+        else:
+            value = HiddenStateLoss(model, weight)(model, BATCH, 50)
+        plain = of_logits(model.get_base_model(), BATCH, Keep())
+        valid = int((BATCH["labels"][:, 1:] != -100).sum())
+        regularizer = value.item() - plain.item() * valid / 50
+        assert regularizer > 0.1
+        found.append(regularizer)
+    assert found[0] == pytest.approx(found[1], rel=1e-4)  # a difference of fp32 numbers
+
+
+def test_a_first_batch_of_one_token(monkeypatch: Any) -> None:
+    """A model in shards is tried in its first forward, on two tokens, whatever the batch has."""
+    from fortifai.integrations import hidden_states
+
+    monkeypatch.setattr(hidden_states, "_is_here", lambda _: False)
+    model = build("granite").eval()
+    compute = HiddenStateLoss(model, Keep())
+    one = torch.tensor([[5]])
+    assert compute(model, {"input_ids": one, "labels": one}).item() == 0
+    expected = of_logits(model, BATCH, Keep()).item()
+    assert compute(model, BATCH).item() == pytest.approx(expected, rel=2e-6)  # fp32
+
+
+def test_a_scaled_model_in_bf16_is_as_exact_as_cross_entropy() -> None:
+    """The scale is of the logits, in fp32: hidden states times 1 / 0.3 would be rounded."""
+    model = build("granite").eval().bfloat16()
+    hidden = model.model(input_ids=BATCH["input_ids"]).last_hidden_state
+    with torch.no_grad():
+        exact = hidden.double() @ model.lm_head.weight.double().T / model.config.logits_scaling
+        labels = BATCH["labels"][:, 1:]
+        expected = F.cross_entropy(exact[:, :-1].transpose(1, 2), labels).item()
+        found = HiddenStateLoss(model, Keep())(model, BATCH).item()
+    assert found == pytest.approx(expected, rel=2e-6)  # fp32; rounded to bf16 it is 1e-4 off
+
+
 def test_models_that_cannot_be_served() -> None:
     def refuses(model: nn.Module, sentence: str) -> None:
         with pytest.raises(InputError, match=sentence):
@@ -416,10 +491,22 @@ def test_models_that_cannot_be_served() -> None:
     refuses(nn.Linear(2, 2), "Linear has no output layer")
     refuses(nn.DataParallel(build()), "DataParallel")
     head = peft.LoraConfig(target_modules=["lm_head"], **LORA)
-    refuses(peft.get_peft_model(build(), head), "lora.*not a torch.nn.Linear.*target_modules")
+    refuses(peft.get_peft_model(build(), head), "lora.*not a plain torch.nn.Linear.*target_modules")
+    derived, doubled = build(), build()
+    derived.lm_head.__class__ = Doubled
+    refuses(derived, "Doubled, not a plain torch.nn.Linear")
+    doubled.lm_head.forward = lambda x: 2 * F.linear(x, doubled.lm_head.weight)
+    refuses(doubled, "with a forward of its own, not a plain torch.nn.Linear")
+    split = build()
+    split._tp_size = 2
+    refuses(split, "tensor parallelism")
     router = build()
     router.config.output_router_logits = True
     refuses(router, "router loss")
+    nested = build()
+    text = SimpleNamespace(output_router_logits=True)
+    nested.config.get_text_config = lambda *_, **__: text
+    refuses(nested, "router loss")
     twice = odd(lambda x: x)
     twice.odd = lambda x: twice.lm_head(torch.zeros(1, 2, 16)) + x
     refuses(twice, "called its output layer 2 times")
@@ -441,8 +528,26 @@ def test_bad_settings_and_batches() -> None:
         HiddenStateLoss(model, threshold=1.5)
     with pytest.raises(InputError, match="did you mean 'kept'"):
         HiddenStateLoss(model, threshold=0.9, normalize="keept")  # type: ignore[arg-type]
+    compute = HiddenStateLoss(model, threshold=0.9)
     with pytest.raises(InputError, match="no labels"):
-        HiddenStateLoss(model, threshold=0.9)(model, {"input_ids": BATCH["input_ids"]})
+        compute(model, {"input_ids": BATCH["input_ids"]})
+    wrong = BATCH["labels"].clone()
+    wrong[1, 4] = 99
+    with pytest.raises(InputError, match=r"labels\[1, 4\] is 99; class indices lie in \[0, 37\)"):
+        compute(model, {**BATCH, "labels": wrong})
+    wrong = BATCH["labels"].clone()
+    wrong[:, 0] = 99  # of no token that is predicted
+    assert compute(model, {**BATCH, "labels": wrong}) == compute(model, BATCH)
+    with pytest.raises(InputError, match="labels is of type list"):
+        compute(model, {**BATCH, "labels": wrong.tolist()})
+    with pytest.raises(InputError, match="batch is of type Tensor; it must be a mapping"):
+        compute(model, BATCH["input_ids"])  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="asks for output_router_logits"):
+        compute(model, {**BATCH, "output_router_logits": True})
+    with pytest.raises(InputError, match="model is of type str; give the model itself"):
+        HiddenStateLoss("gpt2", threshold=0.9)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="weight is the class Truncate"):
+        HiddenStateLoss(model, Truncate)
     assert causal_model(model) is model
 
 

@@ -51,7 +51,7 @@ def test_torchrun(tmp_path: Path) -> None:
     assert furthest(results["trainer"], weights) < ROUNDING
     assert results["shares"] == pytest.approx(shares, abs=1e-12)  # of both processes
     expected = alone()
-    for name in ("DDP", "FSDP2", "FSDP2, head apart"):
+    for name in ("DDP", "FSDP2", "FSDP2, head apart", "FSDP2, from one"):
         assert furthest(results[name], expected) < ROUNDING, name
     assert furthest(expected, weights_of(build())) > 1e-2
 

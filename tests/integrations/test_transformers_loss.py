@@ -241,6 +241,17 @@ def test_batches_that_it_cannot_serve() -> None:
     compute = loss(threshold=0.9)
     with pytest.raises(InputError, match="no labels"):
         compute(outputs, None)
+    for logits in (None, (outputs.logits,)):
+        with pytest.raises(InputError, match=r"logits are of type (NoneType|tuple); they must be"):
+            compute({"logits": logits}, labels)
+    with pytest.raises(InputError, match="logits are of type tuple"):
+        compute((), labels)
+    with pytest.raises(InputError, match=r"logits are \(6, 13\) and labels \(6,\)"):
+        compute({"logits": outputs.logits[0]}, labels[0])  # classes of whole rows
+    wrong = labels.clone()
+    wrong[1, 4] = 99
+    with pytest.raises(InputError, match=r"labels\[1, 4\] is 99"):
+        compute(outputs, wrong)
     with pytest.raises(InputError, match=r"\(2, 6, 13\) and labels \(2, 5\)"):
         compute(outputs, labels[:, 1:])
     with pytest.raises(InputError, match="encoder-decoder"):

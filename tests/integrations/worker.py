@@ -54,10 +54,15 @@ def of_all(log_p: torch.Tensor) -> torch.Tensor:
 
 
 def with_a_plain_loop(
-    model: Any, wrapped: Any, rank: int, processes: int, weight: Any = WEIGHT
+    model: Any,
+    wrapped: Any,
+    rank: int,
+    processes: int,
+    weight: Any = WEIGHT,
+    compute: HiddenStateLoss | None = None,
 ) -> None:
     """Four steps of SGD, by `HiddenStateLoss`."""
-    compute = HiddenStateLoss(model, weight)
+    compute = compute or HiddenStateLoss(model, weight)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for batch, valid in shards(rank, processes):
         compute(wrapped, batch, valid / processes).backward()
@@ -77,6 +82,31 @@ def sharded(*, own_head: bool, rank: int, processes: int) -> dict[str, torch.Ten
     fully_shard(model)
     weight = of_all if own_head else WEIGHT
     with_a_plain_loop(model, model, rank, processes, weight)
+    return {k: v.full_tensor() for k, v in model.state_dict().items()}
+
+
+def sharded_from_one(rank: int, processes: int) -> dict[str, torch.Tensor]:
+    """The same where the weights are on the first process alone and the others get them from it."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+    from torch.distributed.fsdp import fully_shard
+
+    real = build()
+    model = real
+    if rank:
+        with torch.device("meta"):
+            model = type(real)(real.config)
+    compute = HiddenStateLoss(model, WEIGHT)  # which can try the model on the first process only
+    for layer in model.model.layers:
+        fully_shard(layer)
+    fully_shard(model)
+    state = {} if rank else build().state_dict()
+    if rank:
+        model.to_empty(device="cpu")
+        for name, buffer in real.named_buffers():
+            model.get_buffer(name).copy_(buffer)
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(model, state, options=options)
+    with_a_plain_loop(model, model, rank, processes, compute=compute)
     return {k: v.full_tensor() for k, v in model.state_dict().items()}
 
 
@@ -112,6 +142,7 @@ def main() -> None:
         for own_head in (False, True):
             name = "FSDP2, head apart" if own_head else "FSDP2"
             results[name] = sharded(own_head=own_head, rank=rank, processes=processes)
+        results["FSDP2, from one"] = sharded_from_one(rank, processes)
     results["processes"] = distributed.get_world_size()
     if distributed.get_rank() == 0:
         torch.save(results, file)

@@ -161,6 +161,7 @@ def check(
         leaf.grad.double().numpy(), grad, rtol=rtol + rounding, atol=atol + least
     )
     np.testing.assert_allclose(float(stats.kept_share), share, rtol=rtol, atol=atol)
+    assert not stats.kept.requires_grad  # or whoever keeps it keeps the graph
 
 
 def check_linear(

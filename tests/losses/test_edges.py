@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from fortifai import focal_cross_entropy, truncated_cross_entropy, weighted_cross_entropy
-from fortifai.confidence import Focal, Keep, Truncate
+from fortifai.confidence import Focal, Keep, Truncate, TruncateQuantile
 from fortifai.errors import InputError
 
 INF = math.inf
@@ -159,6 +159,17 @@ def test_a_weight_of_ones_own() -> None:
     assert ours.dtype == torch.float64
 
 
+def test_a_weight_of_all_data_where_there_are_none() -> None:
+    for logits, target in (
+        (torch.zeros(2, 4), torch.tensor([-100, -100])),
+        (torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)),
+        (torch.zeros(4), torch.tensor(-100)),
+    ):
+        loss, grad = grad_of(logits, target, weight=TruncateQuantile(0.5))
+        assert loss == 0
+        assert grad.abs().sum() == 0
+
+
 X, T = torch.zeros(3, 4), torch.tensor([0, 1, 2])
 BAD = {
     "classes": (X, torch.tensor([0, 4, 7]), {}, r"target\[1\] is 4.*\[0, 4\).*-100"),
@@ -170,12 +181,19 @@ BAD = {
     "no classes": (torch.tensor(0.0), torch.tensor(0), {}, r"\(\) and target \(\)"),
     "probabilities": (X, torch.full((3, 4), 0.25), {}, "class probabilities.*class indices"),
     "int32": (X, T.int(), {}, r"int32.*\.long\(\)"),
-    "whole logits": (X.long(), T, {}, "int64; logits must be floating point"),
+    "whole logits": (X.long(), T, {}, "int64; allowed are float16"),
     "array": (np.zeros((3, 4)), T, {}, "input is of type ndarray"),
     "list": (X, [0, 1, 2], {}, "target is of type list"),
     "reduction": (X, T, {"reduction": "men"}, "'men'.*did you mean 'mean'"),
     "normalize": (X, T, {"normalize": "keep"}, "'keep'.*did you mean 'kept'"),
     "softcap": (X, T, {"logit_softcap": 0.0}, "logit_softcap is 0.0"),
+    "softcap text": (X, T, {"logit_softcap": "30"}, "logit_softcap is '30'"),
+    "softcap true": (X, T, {"logit_softcap": True}, "logit_softcap is True"),
+    "ignored": (X, T, {"ignore_index": None}, "ignore_index is None; it must be a whole number"),
+    "ignored text": (X, T, {"ignore_index": "x"}, "ignore_index is 'x'"),
+    "ignored half": (X, T, {"ignore_index": -100.0}, "ignore_index is -100.0"),
+    "smoothing": (X, T, {"label_smoothing": torch.ones(2)}, "label_smoothing is tensor"),
+    "fp8": (X.to(torch.float8_e5m2), T, {}, "input is torch.float8_e5m2; allowed are"),
     "softcap nan": (X, T, {"logit_softcap": math.nan}, "logit_softcap is nan"),
     "softcap inf": (X, T, {"logit_softcap": INF}, "logit_softcap is inf"),
     "threshold": (X, T, {"threshold": 1.5}, r"threshold is 1.5.*\[0, 1\]"),

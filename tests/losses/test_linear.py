@@ -218,9 +218,16 @@ def test_a_weight_of_all_data() -> None:
     def centred(log_p: torch.Tensor) -> torch.Tensor:
         return torch.sigmoid(log_p.mean() - log_p)  # its gradient mixes the data
 
-    (h, w, b), target = batch(30, 4, 9, seed=3, ignored=0.0)
+    (h, w, b), target = batch(30, 4, 9, seed=3, ignored=0.5)
     leaves = [t.requires_grad_() for t in (h, w, b) if t is not None]
+    log_p = torch.log_softmax(F.linear(h, w, b), 1)[target != -100]
+    log_p = log_p.gather(1, target[target != -100].unsqueeze(1)).squeeze(1)
     for weight in (TruncateQuantile(0.4), centred):
+        # by hand: what is ignored is not there
+        by_hand = -(weight(log_p) * log_p).mean()
+        assert linear_weighted_cross_entropy(
+            h, w, target, weight=weight, linear_bias=b
+        ).item() == pytest.approx(by_hand.item(), rel=1e-11)
         for reduction in ("mean", "none"):
             ours = linear_weighted_cross_entropy(
                 h, w, target, weight=weight, linear_bias=b, chunk_size=4, reduction=reduction

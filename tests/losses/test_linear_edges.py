@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from fortifai import (
+    FocalCrossEntropyLoss,
     LinearCrossEntropyLoss,
     LinearFocalCrossEntropyLoss,
     LinearTruncatedCrossEntropyLoss,
     LinearWeightedCrossEntropyLoss,
+    TruncatedCrossEntropyLoss,
     focal_cross_entropy,
     linear_cross_entropy,
     linear_focal_cross_entropy,
@@ -25,7 +28,16 @@ from fortifai import (
     truncated_cross_entropy,
     weighted_cross_entropy,
 )
-from fortifai.confidence import DFT, EAFT, Dynamic, Focal, Keep, Truncate, TruncateQuantile
+from fortifai.confidence import (
+    DFT,
+    EAFT,
+    Dynamic,
+    Focal,
+    Keep,
+    Truncate,
+    TruncateQuantile,
+    elementwise,
+)
 from fortifai.errors import InputError
 
 INF = math.inf
@@ -303,6 +315,10 @@ BAD = {
     "reduction": ((H, W, T), {"reduction": "men"}, "'men'.*did you mean 'mean'"),
     "normalize": ((H, W, T), {"normalize": "keep"}, "'keep'.*did you mean 'kept'"),
     "softcap": ((H, W, T), {"logit_softcap": -1.0}, "logit_softcap is -1.0"),
+    "softcap text": ((H, W, T), {"logit_softcap": "30"}, "logit_softcap is '30'"),
+    "ignored": ((H, W, T), {"ignore_index": None}, "ignore_index is None; it must be a"),
+    "ignored nan": ((H, W, T), {"ignore_index": math.nan}, "ignore_index is nan"),
+    "no width": ((H[:, :0], W[:, :0], T), {}, r"linear_weight is \(4, 0\)"),
     "smoothing": ((H, W, T), {"label_smoothing": 0.1}, "label_smoothing is 0.1.*must be 0"),
     "chunk": ((H, W, T), {"chunk_size": 0}, "chunk_size is 0.*1 or more"),
     "chunk half": ((H, W, T), {"chunk_size": 2.5}, "chunk_size is 2.5"),
@@ -334,6 +350,39 @@ def test_bad_input_is_told_before_work_starts(name) -> None:
         linear_truncated_cross_entropy(*arguments, **options)
 
 
+def with_entropy_of(top_k: Any) -> Any:
+    def weight(log_p: torch.Tensor, entropy: torch.Tensor) -> torch.Tensor:
+        return entropy
+
+    weight.entropy_top_k = top_k  # type: ignore[attr-defined]
+    return weight
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_weight_that_works_in_place(training: bool, reduction: str) -> None:
+    """What it is given is its own: the loss needs log p afterwards."""
+    in_place, apart = (
+        elementwise(lambda log_p: log_p.exp_()),
+        elementwise(lambda log_p: log_p.exp()),
+    )
+    h, w, target = sure(20, 10)
+    with torch.set_grad_enabled(training):
+        for weight in (in_place, lambda log_p: in_place(log_p)):
+            found, expected = (
+                linear_weighted_cross_entropy(
+                    h.clone().requires_grad_(), w, target, weight=each, reduction=reduction
+                )
+                for each in (weight, apart)
+            )
+            assert torch.equal(found, expected)
+        logits = F.linear(h, w)
+        assert torch.equal(
+            weighted_cross_entropy(logits, target, weight=in_place, reduction=reduction),
+            weighted_cross_entropy(logits, target, weight=apart, reduction=reduction),
+        )
+
+
 def test_bad_weights() -> None:
     for weight, message in (
         (Dynamic(), r"Dynamic\(rows=2048\); give a function of log p"),
@@ -341,6 +390,9 @@ def test_bad_weights() -> None:
         (0.5, "weight is 0.5"),
         (lambda log_p: log_p.exp().sum(), r"gave \(\) for log-probabilities \(3,\)"),
         (lambda log_p: 1.0, "gave float"),
+        (Truncate, "weight is the class Truncate; give one of it"),
+        (with_entropy_of(0), "is 0; it must be None, for all classes, or a whole number of 2"),
+        (with_entropy_of("a"), "is 'a'; it must be None"),
     ):
         with pytest.raises(InputError, match=message):
             linear_weighted_cross_entropy(H, W, T, weight=weight)
@@ -360,6 +412,12 @@ def test_label_smoothing_is_refused_everywhere() -> None:
         lambda s: linear_weighted_cross_entropy(H, W, T, weight=Keep(), label_smoothing=s),
         lambda s: linear_focal_cross_entropy(H, W, T, label_smoothing=s),
         lambda s: linear_cross_entropy(H, W, T, label_smoothing=s),
+        lambda s: TruncatedCrossEntropyLoss(label_smoothing=s)(logits, T),
+        lambda s: FocalCrossEntropyLoss(label_smoothing=s)(logits, T),
+        lambda s: LinearTruncatedCrossEntropyLoss(label_smoothing=s)(H, W, T),
+        lambda s: LinearFocalCrossEntropyLoss(label_smoothing=s)(H, W, T),
+        lambda s: LinearCrossEntropyLoss(label_smoothing=s)(H, W, T),
+        lambda s: LinearWeightedCrossEntropyLoss(Keep(), label_smoothing=s)(H, W, T),
     ):
         assert call(0.0).item() == pytest.approx(call(0).item())
         for smoothing in (0.1, -1, math.nan):
@@ -393,6 +451,11 @@ def test_modules_are_their_functions() -> None:
         assert torch.equal(module.kept_share, stats.kept_share)
         assert not list(module.parameters())
         assert "reduction=" in repr(module)
+    whole = target.clamp(min=0)
+    module = LinearWeightedCrossEntropyLoss(DFT(), ignore_index=0)
+    expected = linear_weighted_cross_entropy(h, w, whole, weight=DFT(), ignore_index=0)
+    assert torch.equal(module(h, w, whole), expected)
+    assert not torch.equal(linear_weighted_cross_entropy(h, w, whole, weight=DFT()), expected)
     with pytest.raises(InputError, match="chunk_size is -1"):
         LinearCrossEntropyLoss(chunk_size=-1)
     with pytest.raises(InputError, match="give a function"):

@@ -110,7 +110,7 @@ def test_the_entropy_of_a_sure_prediction_keeps_its_digits() -> None:
         seen.append(entropy(None).item())
 
     with kernels.triton_kernels():
-        head = chunks.Head(w, None, None, torch.float32)
+        head = chunks.Head(w, None, 1.0, None, torch.float32)
         goals = torch.tensor([0])
         chunks.sweep(head, h, goals, None, judge, None, 4, kernels.softmax_in_use())
     p = torch.softmax(w.double().T, dim=1)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fortifai.confidence import AnyWeight, Focal, Truncate
 from fortifai.errors import InputError
-from fortifai.losses.checks import Normalize, Reduction, check_choice
+from fortifai.losses.checks import Normalize, Reduction, check_choice, check_range, check_weight
 from fortifai.losses.weighing import LossStats
 
 
@@ -31,12 +32,17 @@ def chosen_weight(
             f"{len(given)} of weight, threshold and gamma are given; give exactly one, such as "
             "threshold=0.9"
         )
-    if not callable(given[0]):
-        raise InputError(
-            f"weight is {given[0]!r}; give a weight such as fortifai.confidence.Truncate(0.9), or "
-            "threshold=0.9"
-        )
+    check_weight(given[0])
     return given[0]
+
+
+def check_labels(labels: Tensor, classes: int, ignore_index: int) -> None:
+    """Raise `InputError` that names the first label that is no class, as the batch has it.
+
+    The first of each row is no target, and may be anything.
+    """
+    targets = F.pad(labels[..., 1:], (1, 0), value=ignore_index)
+    check_range(targets, classes, ignore_index, "labels")
 
 
 class KeptShare:
@@ -84,8 +90,14 @@ class Counted:
         """What `divided` wants."""
         return "sum" if self.normalize == "valid" else "mean"
 
+    def count(self, stats: LossStats) -> None:
+        """Tells `shares` of a micro-batch; not in evaluation, which trains on nothing."""
+        if torch.is_grad_enabled():
+            for share in self.shares:
+                share.add(stats)
+
     def divided(self, loss: Tensor, stats: LossStats, items: Tensor | int | None) -> Tensor:
-        """The share of a micro-batch in the loss of the whole batch; counts it.
+        """The share of a micro-batch in the loss of the whole batch.
 
         Args:
             loss: Of the micro-batch, by `reduction`.
@@ -93,9 +105,6 @@ class Counted:
             items: Valid labels of the whole batch, micro-batches and processes together; None:
                 those of this micro-batch.
         """
-        if torch.is_grad_enabled():  # evaluation passes through here, too, but trains on nothing
-            for share in self.shares:
-                share.add(stats)
         items = stats.valid if items is None else items
         items = items.to(loss.device).clamp(min=1) if isinstance(items, Tensor) else max(items, 1)
         return loss / items if self.normalize == "valid" else loss * stats.valid / items

@@ -14,20 +14,23 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from fortifai.confidence import AnyWeight
 from fortifai.errors import InputError
-from fortifai.integrations.counting import Counted, chosen_weight
-from fortifai.losses.checks import Normalize, Reduction
-from fortifai.losses.linear import linear_weighted_cross_entropy
+from fortifai.integrations.counting import Counted, check_labels, chosen_weight
+from fortifai.integrations.output_layer import Squeeze, StandIn, measured, output_layer
+from fortifai.losses.checks import Normalize
+from fortifai.losses.linear import linear_loss
 from fortifai.losses.weighing import LossStats
 
 IGNORED = -100
 _ORIGINAL = "_fortifai_forward"  # where a model keeps the forward that was its own
 _SQUEEZE = "_fortifai_squeeze"
+_SETTLED = "_fortifai_settled"  # that all processes have the squeeze
 _MARK = "_fortifai_loss"
 
 
@@ -36,7 +39,8 @@ class WeightedOutput(ModelOutput):
     """What a model gives instead of logits.
 
     Attributes:
-        loss: Scalar, float32 (float64 for such models).
+        loss: Scalar, float32 (float64 for such models), divided as the caller wants it: what others
+            add to it (the regularizer of AdaLoRA) keeps its size.
         kept: Sum of weights, a detached scalar.
         valid: Number of labels that count, a detached scalar.
     """
@@ -47,28 +51,9 @@ class WeightedOutput(ModelOutput):
 
 
 @dataclasses.dataclass(frozen=True)
-class Squeeze:
-    """What a model does to the logits of its output layer: cap * tanh(scale * x / cap).
-
-    Attributes:
-        scale: As Granite and Cohere have; 1 for most.
-        cap: As Gemma 2 has; None for no cap, scale * x.
-    """
-
-    scale: float
-    cap: float | None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """The model's logits from those of its output layer, any shape."""
-        x = self.scale * x
-        return x if self.cap is None else self.cap * torch.tanh(x / self.cap)
-
-
-@dataclasses.dataclass(frozen=True)
 class _Ask:
-    weight: AnyWeight
-    reduction: Reduction
-    normalize: Normalize
+    compute: HiddenStateLoss
+    items: Tensor | int | None
 
 
 class HiddenStateLoss(Counted):
@@ -110,7 +95,11 @@ class HiddenStateLoss(Counted):
         normalize: Normalize = "valid",
     ) -> None:
         super().__init__(chosen_weight(weight, threshold, gamma), normalize)
-        self._ask = _Ask(self.weight, self.reduction, normalize)
+        if not isinstance(model, nn.Module):
+            raise InputError(
+                f"model is of type {type(model).__name__}; give the model itself, such as "
+                "AutoModelForCausalLM.from_pretrained(...) gives"
+            )
         attach(causal_model(model))
 
     def __call__(
@@ -134,14 +123,20 @@ class HiddenStateLoss(Counted):
             InputError: No labels, or labels that do not stand beside the hidden states.
         """
         attach(causal_model(model))  # what others did to the forward since goes under ours
+        if not isinstance(inputs, Mapping):
+            raise InputError(
+                f"the batch is of type {type(inputs).__name__}; it must be a mapping with "
+                "input_ids and labels"
+            )
         if inputs.get("labels") is None and inputs.get("shift_labels") is None:
             raise InputError(
                 "the batch has no labels; have the data collator add them, such as "
                 "DataCollatorForLanguageModeling(tokenizer, mlm=False)"
             )
-        outputs = model(**inputs, confidence=self._ask)
-        loss, stats = outputs["loss"], LossStats(outputs["kept"], outputs["valid"])
-        return self.divided(loss, stats, num_items_in_batch)
+        outputs = model(**inputs, confidence=_Ask(self, num_items_in_batch))
+        self.count(LossStats(outputs["kept"], outputs["valid"]))
+        loss: Tensor = outputs["loss"]
+        return loss
 
 
 def causal_model(model: nn.Module) -> nn.Module:
@@ -175,8 +170,9 @@ def attach(model: nn.Module) -> None:
     if _attached(model):
         return
     output_layer(model)
+    model.__dict__.pop(_SETTLED, None)
     if all(map(_is_here, model.parameters())):
-        _measure_on_two_tokens(model)
+        setattr(model, _SQUEEZE, measured(model, model.forward))
     setattr(model, _ORIGINAL, model.forward)
 
     # Trainer and generate read the signature of a model's forward
@@ -200,7 +196,7 @@ def detach(model: nn.Module) -> None:
             model.__dict__.pop("forward", None)
         else:
             cast(Any, model).forward = original
-    for name in (_ORIGINAL, _SQUEEZE):
+    for name in (_ORIGINAL, _SQUEEZE, _SETTLED):
         model.__dict__.pop(name, None)
 
 
@@ -224,80 +220,6 @@ def _is_here(parameter: Tensor) -> bool:
     return not (parameter.is_meta or sharded)
 
 
-def output_layer(model: nn.Module) -> nn.Linear:
-    """The layer that turns hidden states into logits, of (classes, width).
-
-    Raises:
-        InputError: There is none, it is no plain linear layer, or the model's loss is more than
-            that of its logits and labels.
-    """
-    name = type(model).__name__
-    config: Any = getattr(model, "config", None)
-    find = getattr(model, "get_output_embeddings", None)
-    head = find() if find is not None else None
-    if head is None:
-        raise InputError(
-            f"{name} has no output layer, as get_output_embeddings() says; give a causal language "
-            "model of transformers, or use a loss of fortifai.losses on your own logits"
-        )
-    if getattr(config, "is_encoder_decoder", False):
-        raise InputError(
-            f"{name} is an encoder-decoder, whose labels stand in place already; this loss shifts "
-            "them and is for causal language models: use fortifai.losses there"
-        )
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    if getattr(text, "output_router_logits", False) is True:
-        raise InputError(
-            f"{name} adds a router loss to its own, which this loss would leave out; set "
-            "config.output_router_logits = False (in TRL router_aux_loss_coef=0.0) to train "
-            "without it"
-        )
-    if hasattr(head, "modules_to_save"):  # PEFT trains a copy of the layer
-        active = cast(Any, head).active_adapters
-        if len(active) == 1 and active[0] in head.modules_to_save:
-            head = head.modules_to_save[active[0]]
-    # A subclass may compute something else: quantized, adapted by LoRA
-    if not isinstance(head, nn.Linear) or type(head).forward is not nn.Linear.forward:
-        raise InputError(
-            f"the output layer of {name} is {type(head).__module__}.{type(head).__name__}, not a "
-            "torch.nn.Linear, so its weight alone does not give the logits; take adapters and "
-            "quantization off it (with LoRA leave it out of target_modules), or use "
-            "fortifai.integrations.transformers.loss on logits"
-        )
-    if (getattr(model, "tp_size", None) or 1) > 1:
-        raise InputError(
-            f"{name} is split by tensor parallelism, and so is its output layer; train with data "
-            "parallelism (DDP, FSDP2), or use fortifai.integrations.transformers.loss on logits"
-        )
-    return head
-
-
-class _Head:
-    """Stands in for an output layer's forward while a model's forward runs."""
-
-    def __init__(self, head: nn.Linear, instead: Callable[[nn.Linear, Tensor], Tensor]) -> None:
-        self.head, self.instead = head, instead
-        self.calls = 0
-
-    # How many rows are kept decides shapes here: in a compiled model this part runs uncompiled.
-    # PyTorch has no types for `disable`
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _forward(self, hidden: Tensor) -> Tensor:
-        self.calls += 1
-        return self.instead(self.head, hidden)
-
-    def __enter__(self) -> _Head:
-        self.before = self.head.__dict__.get("forward")
-        cast(Any, self.head).forward = self._forward
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.before is None:
-            del self.head.forward
-        else:
-            cast(Any, self.head).forward = self.before
-
-
 def _forward(
     model: nn.Module,
     original: Callable[..., Any],
@@ -306,11 +228,21 @@ def _forward(
     kwargs: dict[str, Any],
 ) -> WeightedOutput:
     labels, shifted = kwargs.pop("labels", None), kwargs.pop("shift_labels", None)
-    if _SQUEEZE not in model.__dict__:
-        _measure(model, original, args, kwargs)
+    for key, value in (("labels", labels), ("shift_labels", shifted)):
+        if value is not None and not isinstance(value, Tensor):
+            raise InputError(f"{key} is of type {type(value).__name__}; give a torch.Tensor")
+    if kwargs.get("output_router_logits"):
+        raise InputError(
+            "the batch asks for output_router_logits, whose loss would be left out; leave it "
+            "out of the batch"
+        )
+    if not _settled(model):
+        setattr(model, _SQUEEZE, measured(model, original))
+    setattr(model, _SETTLED, True)
     squeeze: Squeeze = getattr(model, _SQUEEZE)
     # labels move instead of hidden states: a slice of those would copy them
     target = shifted if shifted is not None else F.pad(labels, (0, 1), value=IGNORED)[..., 1:]
+    compute = ask.compute
     results: list[tuple[Tensor, LossStats]] = []
 
     def instead(head: nn.Linear, hidden: Tensor) -> Tensor:
@@ -320,21 +252,21 @@ def _forward(
                 "must be one label, not shifted, for each position"
             )
         hidden = hidden.to(head.weight.device)
-        bias: Tensor | None = head.bias
-        if squeeze.scale != 1:
-            hidden = hidden * squeeze.scale
-            bias = None if bias is None else bias * squeeze.scale
-        loss, stats = linear_weighted_cross_entropy(
+        if shifted is None:
+            check_labels(labels, head.out_features, IGNORED)
+        loss, stats = linear_loss(
             hidden,
             head.weight,
             target.to(hidden.device),
-            linear_bias=bias,
-            weight=ask.weight,
+            linear_bias=head.bias,
+            weight=compute.weight,
             ignore_index=IGNORED,
-            reduction=ask.reduction,
-            normalize=ask.normalize,
+            reduction=compute.reduction,
+            normalize=compute.normalize,
+            logit_scale=squeeze.scale,
             logit_softcap=squeeze.cap,
-            return_stats=True,
+            label_smoothing=0.0,
+            chunk_size=None,
         )
         # The layer's output must be what the backward comes from: FSDP2 hangs its hooks on it.
         # Three dimensions, for what the model does to logits
@@ -342,7 +274,7 @@ def _forward(
         results.append((loss, stats))
         return loss
 
-    with _Head(output_layer(model), instead):
+    with StandIn(output_layer(model), instead):
         original(*args, **kwargs)
     if len(results) != 1:
         raise InputError(
@@ -350,77 +282,20 @@ def _forward(
             "the loss needs exactly one call, with the hidden states of all positions"
         )
     loss, stats = results[0]
-    return WeightedOutput(loss=loss.reshape(()), kept=stats.kept, valid=stats.valid)
+    loss = compute.divided(loss.reshape(()), stats, ask.items)
+    return WeightedOutput(loss=loss, kept=stats.kept, valid=stats.valid)
 
 
-def _measure_on_two_tokens(model: nn.Module) -> None:
-    ids = torch.zeros((1, 2), dtype=torch.int64, device=output_layer(model).weight.device)
-    try:
-        _measure(model, model.forward, (), {"input_ids": ids})
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"{type(model).__name__} cannot be tried on two tokens: {error}; give a causal "
-            "language model that runs on input_ids alone"
-        ) from error
-
-
-def _measure(
-    model: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> None:
-    """Find out what the model does to its logits, and keep it in the model.
-
-    Known numbers stand in for the logits, and the model's forward says what becomes of them: tiny
-    ones show the scale, a huge one the cap, and those in between whether that is all.
-
-    Raises:
-        InputError: The output layer is not called once, or something else is done.
-    """
-    name = type(model).__name__
-    probes: list[Tensor] = []
-
-    def instead(head: nn.Linear, hidden: Tensor) -> Tensor:
-        shape = (*hidden.shape[:-1], head.out_features)
-        # double, so that the model's arithmetic on them shows digits that its dtype has not
-        row = torch.linspace(-1000, 1000, shape[-1], dtype=torch.float64, device=hidden.device)
-        probe = row.expand(shape).clone()
-        probe[..., 0, :] *= 1e-6
-        probe[..., -1, -1] = 1e6
-        probes.append(probe)
-        return probe
-
-    training = {module: module.training for module in model.modules()}
-    model.eval()  # dropout would draw random numbers, and shift those of the training
-    try:
-        with torch.no_grad(), _Head(output_layer(model), instead) as head:
-            outputs = forward(*args, **kwargs)
-    finally:
-        for module, was in training.items():
-            module.training = was
-    given = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
-    if head.calls != 1:
-        raise InputError(
-            f"{name} called its output layer {head.calls} times in one forward; the loss needs "
-            "exactly one call, with the hidden states of all positions"
-        )
-    (probe,) = probes
-    assert isinstance(given, Tensor)
-    found = None
-    if given.shape == probe.shape and probe.shape[-2] >= 2:
-        given = given.to(probe)
-        tiny, out = probe[..., 0, :], given[..., 0, :]
-        scale = (tiny * out).sum().item() / tiny.square().sum().item()
-        largest = given[..., -1, -1].abs().max().item()
-        found = Squeeze(
-            scale=1.0 if abs(scale - 1) < 1e-6 else scale,
-            cap=largest if largest < 5e5 * abs(scale) else None,
-        )
-    # 1e-6: a model may compute in float32
-    if found is None or not torch.allclose(given, found(probe), rtol=1e-6, atol=1e-12):
-        raise InputError(
-            f"{name} does more to the logits of its output layer than to scale them and to cap "
-            "them by tanh, so the loss on hidden states would not be that of its logits; use "
-            "fortifai.integrations.transformers.loss on logits"
-        )
-    setattr(model, _SQUEEZE, found)
+def _settled(model: nn.Module) -> bool:
+    """Whether this process knows the squeeze, and all others with shards of the model do."""
+    known = _SQUEEZE in model.__dict__
+    if known and model.__dict__.get(_SETTLED):
+        return True
+    sharded = not all(map(_is_here, model.parameters()))
+    if sharded and dist.is_available() and dist.is_initialized():
+        # one that had the model whole has tried it already; where another had not, all of them do,
+        # for each forward is a collective
+        everywhere = torch.tensor(int(known), device=output_layer(model).weight.device)
+        dist.all_reduce(everywhere, op=dist.ReduceOp.MIN)
+        return bool(everywhere.item())
+    return known

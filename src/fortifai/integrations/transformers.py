@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +16,10 @@ from transformers import Trainer, TrainerCallback
 
 from fortifai.confidence import AnyWeight, Keep
 from fortifai.errors import InputError
-from fortifai.integrations.counting import Counted, KeptShare, chosen_weight
+from fortifai.integrations.counting import Counted, KeptShare, check_labels, chosen_weight
 from fortifai.integrations.hidden_states import HiddenStateLoss
 from fortifai.losses.checks import Normalize
 from fortifai.losses.functional import weighted_cross_entropy
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 
 class ConfidenceLoss(Counted):
@@ -65,11 +63,14 @@ class ConfidenceLoss(Counted):
                 "the batch has no labels; have the data collator add them, such as "
                 "DataCollatorForLanguageModeling(tokenizer, mlm=False)"
             )
-        if labels.shape != logits.shape[:-1]:
+        if logits.dim() != 3 or labels.shape != logits.shape[:-1]:
             raise InputError(
-                f"logits are {tuple(logits.shape)} and labels {tuple(labels.shape)}; there must be "
-                "one label, not shifted, for each position of the logits"
+                f"logits are {tuple(logits.shape)} and labels {tuple(labels.shape)}; for logits "
+                "(batch, length, vocabulary) there must be one label, not shifted, for each "
+                "position"
             )
+        if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+            check_labels(labels, logits.shape[-1], self.ignore_index)
         # labels move instead of logits: a slice of the logits would copy them
         shifted = F.pad(labels, (0, 1), value=self.ignore_index)[..., 1:].to(logits.device)
         loss, stats = weighted_cross_entropy(
@@ -81,10 +82,12 @@ class ConfidenceLoss(Counted):
             normalize=self.normalize,
             return_stats=True,
         )
+        self.count(stats)
         return self.divided(loss, stats, num_items_in_batch)
 
 
 def _logits(outputs: Any) -> Tensor:
+    logits: Any
     if isinstance(outputs, dict):
         if "encoder_last_hidden_state" in outputs:
             raise InputError(
@@ -98,8 +101,12 @@ def _logits(outputs: Any) -> Tensor:
             )
         logits = outputs["logits"]
     else:
-        logits = outputs[0]
-    assert isinstance(logits, Tensor)
+        logits = outputs[0] if isinstance(outputs, Sequence) and outputs else outputs
+    if not isinstance(logits, Tensor):
+        raise InputError(
+            f"the model's logits are of type {type(logits).__name__}; they must be a tensor "
+            "(batch, length, vocabulary): is something set that keeps the model from giving them?"
+        )
     return logits
 
 
@@ -314,8 +321,14 @@ def _check_arguments(name: str, args: Any, accelerator: Any) -> None:
 
 
 def _without_first_labels(batch: Any) -> Any:
-    if not isinstance(batch, dict) or not isinstance(batch.get("labels"), Tensor):
+    if not isinstance(batch, Mapping):
         return batch
-    labels = batch["labels"].clone()
-    labels[..., 0] = -100
+    labels, shifted = batch.get("labels"), batch.get("shift_labels")
+    if isinstance(shifted, Tensor):  # which the loss takes where both are there
+        labels = F.pad(shifted, (1, 0), value=-100)
+    elif isinstance(labels, Tensor):
+        labels = labels.clone()
+        labels[..., 0] = -100
+    else:
+        return batch
     return {**batch, "labels": labels}

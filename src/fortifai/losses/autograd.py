@@ -32,6 +32,7 @@ class Call:
         target: (N,) int64, checked.
         which: Rows that are not ignored, (n,); None for all.
         weight: What each row counts.
+        scale: Of the logits, before the cap.
         softcap: Cap of the logits, or None.
         product_dtype: Of the operands of matrix products.
         chunk_size: Rows of logits that exist at once.
@@ -42,6 +43,7 @@ class Call:
     target: Tensor
     which: Tensor | None
     weight: AnyWeight
+    scale: float
     softcap: float | None
     product_dtype: torch.dtype
     chunk_size: int
@@ -72,7 +74,8 @@ class Call:
     def head(self, weight: Tensor, bias: Tensor | None) -> Head:
         """The output layer in the dtypes it is computed with."""
         bias = None if bias is None else bias.detach().to(self.dtype)
-        return Head(weight.detach().to(self.product_dtype), bias, self.softcap, self.dtype)
+        weight = weight.detach().to(self.product_dtype)
+        return Head(weight, bias, self.scale, self.softcap, self.dtype)
 
     def new(self, *size: int) -> Tensor:
         """Zeros in the dtype of the statistics."""
@@ -131,7 +134,7 @@ def loss_of(
     if call.count == 0:  # a weight need not know what to do with nothing
         losses = weights = -log_p
     else:
-        weights = weigh(call.weight, log_p, lambda _: entropies)
+        weights = weigh(call.weight, log_p.clone(), lambda _: entropies)
         losses = weighted(weights, -log_p)
     stats = LossStats(weights.detach().sum(), n_valid)
     if reduction == "none" and call.which is not None:
@@ -203,7 +206,7 @@ def _compute(
     def judge(part: slice, log_p: Tensor, entropy: Entropy) -> Tensor | None:
         with torch.enable_grad():
             leaf = log_p.requires_grad_(any(call.wanted))
-            some = weigh(call.weight, leaf, entropy)
+            some = weigh(call.weight, leaf.clone(), entropy)  # which it may change in place
             nll = weighted(some, -leaf)
             weights[part], losses[part] = some.detach(), nll.detach()
             if not any(call.wanted):

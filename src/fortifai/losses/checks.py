@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping
 from typing import Literal, cast, get_args
 
@@ -24,14 +25,26 @@ def check_weight(weight: object) -> None:
             f"weight is a tensor {tuple(weight.shape)}; class weights are not supported: weight is "
             "a function of log p here, such as fortifai.confidence.Truncate(0.9)"
         )
+    if isinstance(weight, type):
+        raise InputError(
+            f"weight is the class {weight.__name__}; give one of it, such as "
+            "fortifai.confidence.Truncate(0.9)"
+        )
     if not callable(weight):
         raise InputError(
             f"weight is {weight!r}; give a function of log p, such as "
             "fortifai.confidence.Truncate(0.9)"
         )
+    top_k = getattr(weight, "entropy_top_k", None)
+    if top_k is not None and not (_whole(top_k) and top_k >= 2):
+        raise InputError(
+            f"entropy_top_k of {weight!r} is {top_k!r}; it must be None, for all classes, or a "
+            "whole number of 2 or more"
+        )
 
 
 def check_options(
+    ignore_index: int,
     reduction: str,
     normalize: str,
     logit_softcap: float | None,
@@ -40,9 +53,14 @@ def check_options(
     """Raise `InputError` unless the options of the losses are allowed."""
     check_choice("reduction", reduction, get_args(Reduction))
     check_choice("normalize", normalize, get_args(Normalize))
-    if logit_softcap is not None and not 0 < logit_softcap < math.inf:
-        raise InputError(f"logit_softcap is {logit_softcap}; it must be above 0, or None")
-    if label_smoothing != 0:
+    if not _whole(ignore_index):
+        raise InputError(
+            f"ignore_index is {ignore_index!r}; it must be a whole number, such as -100, which "
+            "ignores nothing where no target has it"
+        )
+    if logit_softcap is not None and not (_number(logit_softcap) and 0 < logit_softcap < math.inf):
+        raise InputError(f"logit_softcap is {logit_softcap!r}; it must be above 0, or None")
+    if not _number(label_smoothing) or label_smoothing != 0:
         raise InputError(
             f"label_smoothing is {label_smoothing}; it must be 0: a confidence weight is of one "
             "true class, and where truncation leaves that out, a smoothed target would still pull "
@@ -58,10 +76,17 @@ def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
         )
 
 
+def _whole(value: object) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 def check_chunk_size(chunk_size: int | None) -> None:
     """Raise `InputError` unless `chunk_size` is None or a number of rows."""
-    whole = isinstance(chunk_size, int) and not isinstance(chunk_size, bool)
-    if chunk_size is not None and not (whole and chunk_size >= 1):
+    if chunk_size is not None and not (_whole(chunk_size) and chunk_size >= 1):
         raise InputError(
             f"chunk_size is {chunk_size!r}; it must be a whole number of rows, 1 or more, or None"
         )
@@ -85,13 +110,13 @@ def check_indices(target: Tensor, others: Mapping[str, object]) -> None:
             raise InputError(f"{name} is on {device} and target on {target.device}; move one")
 
 
-def check_range(target: Tensor, classes: int, ignore_index: int) -> None:
+def check_range(target: Tensor, classes: int, ignore_index: int, name: str = "target") -> None:
     """Raise `InputError` that names the first target that is no class."""
     wrong = ((target < 0) | (target >= classes)) & (target != ignore_index)
     if wrong.any():
         where = tuple(int(i) for i in wrong.nonzero()[0])
         raise InputError(
-            f"target{list(where) if where else ''} is {int(target[where])}; class indices lie in "
+            f"{name}{list(where) if where else ''} is {int(target[where])}; class indices lie in "
             f"[0, {classes}), and ignore_index is {ignore_index}"
         )
 
@@ -111,14 +136,14 @@ def check_linear(
         tensors["linear_bias"] = linear_bias
     check_indices(target, tensors)
     for name, tensor in tensors.items():
-        _check_kind(name, tensor)
+        check_kind(name, tensor)
     mixed = {tensor.dtype for tensor in tensors.values()}
     if len(mixed) > 1 and not (
         torch.is_autocast_enabled(input.device.type) and torch.float64 not in mixed
     ):
         found = ", ".join(f"{name} {tensor.dtype}" for name, tensor in tensors.items())
         raise InputError(f"dtypes differ: {found}; convert to one, or call under torch.autocast")
-    if linear_weight.dim() != 2 or len(linear_weight) == 0:
+    if linear_weight.dim() != 2 or 0 in linear_weight.shape:
         raise InputError(
             f"linear_weight is {tuple(linear_weight.shape)}; it must be (classes, width), as that "
             "of torch.nn.Linear"
@@ -137,7 +162,8 @@ def check_linear(
     check_range(target, classes, ignore_index)
 
 
-def _check_kind(name: str, tensor: Tensor) -> None:
+def check_kind(name: str, tensor: Tensor) -> None:
+    """Raise `InputError` unless it is a whole tensor of a dtype that losses are computed from."""
     if tensor.dtype not in _DTYPES:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
         raise InputError(f"{name} is {tensor.dtype}; allowed are {allowed}")

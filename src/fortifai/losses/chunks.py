@@ -42,12 +42,14 @@ class Head:
     Attributes:
         weight: (C, d), in the dtype of the products.
         bias: (C,) in `dtype`, or None.
+        scale: Of the logits, before the cap.
         softcap: Cap of the logits, or None.
         dtype: Of logits, statistics and accumulated gradients: float32 or float64.
     """
 
     weight: Tensor
     bias: Tensor | None
+    scale: float
     softcap: float | None
     dtype: torch.dtype
 
@@ -71,6 +73,8 @@ class Head:
             torch.mm(rows, transposed, out=out)
         else:
             torch.addmm(self.bias, rows, transposed, out=out)
+        if self.scale != 1:
+            out.mul_(self.scale)
         if self.softcap is None:
             return None
         slope = out.div_(self.softcap).tanh_().square().neg_().add_(1)
@@ -124,6 +128,7 @@ class Gradients:
             rows: The hidden states (k, d), in the dtype of the products.
             factors: c, (k,).
         """
+        factors = factors * head.scale if head.scale != 1 else factors
         by_row = factors.unsqueeze(1)
         narrow = gaps.to(head.weight.dtype)
         mixed = narrow.dtype != head.dtype

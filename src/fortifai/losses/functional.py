@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fortifai.confidence import AnyWeight, Focal, Truncate, keeps_all
+from fortifai.confidence import AnyWeight, Focal, Truncate, is_elementwise, keeps_all
 from fortifai.errors import InputError
 from fortifai.losses.checks import (
     Normalize,
     Reduction,
-    check_choice,
     check_indices,
+    check_kind,
     check_options,
     check_range,
+    check_weight,
 )
 from fortifai.losses.weighing import (
     LossStats,
@@ -26,12 +27,13 @@ from fortifai.losses.weighing import (
     weighted,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 __all__ = [
     "LossStats",
     "Normalize",
     "Reduction",
-    "check_choice",
-    "check_options",
     "focal_cross_entropy",
     "truncated_cross_entropy",
     "weighted_cross_entropy",
@@ -126,7 +128,8 @@ def weighted_cross_entropy(
         InputError: Shapes, dtypes, an option, a weight of another shape, or a target out of range
             (looked for on the CPU only: a look at an accelerator's memory would wait for it).
     """
-    check_options(reduction, normalize, logit_softcap, label_smoothing)
+    check_weight(weight)
+    check_options(ignore_index, reduction, normalize, logit_softcap, label_smoothing)
     _check(input, target, ignore_index)
     logits = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
     if logit_softcap is not None:
@@ -145,12 +148,27 @@ def weighted_cross_entropy(
         at = 0 if input.dim() == 1 else 1
         return normalized_entropy(torch.softmax(logits.detach(), dim=at), top_k, dim=at)
 
-    weights = torch.where(valid, weigh(weight, -nll, entropy), 0.0)
+    if is_elementwise(weight):
+        # without asking the device which targets are ignored
+        weights = torch.where(valid, weigh(weight, -nll, entropy), 0.0)
+    else:
+        weights = _weights_of_valid(weight, nll, valid, entropy)
     losses = weighted(weights, nll)
     loss = reduce_losses(losses, weights, n_valid, reduction, normalize)
     if not return_stats:
         return loss
     return loss, LossStats(weights.detach().sum(), n_valid)
+
+
+def _weights_of_valid(
+    weight: AnyWeight, nll: Tensor, valid: Tensor, entropy: Callable[[int | None], Tensor]
+) -> Tensor:
+    """Weights that look at all data: ignored ones, with a loss of 0, are none of them."""
+    weights = torch.zeros_like(nll)
+    if not valid.any():  # a weight need not know what to do with nothing
+        return weights
+    some = weigh(weight, -nll[valid], lambda top_k: entropy(top_k)[valid])
+    return weights.masked_scatter(valid, some)
 
 
 @overload
@@ -305,8 +323,7 @@ def focal_cross_entropy(
 
 def _check(input: Tensor, target: Tensor, ignore_index: int) -> None:
     check_indices(target, {"input": input})
-    if not input.is_floating_point():
-        raise InputError(f"input is {input.dtype}; logits must be floating point")
+    check_kind("input", input)
     classes_at = 0 if input.dim() == 1 else 1
     expected = input.shape[:classes_at] + input.shape[classes_at + 1 :]
     if input.dim() == 0 or target.shape != expected:

@@ -129,20 +129,20 @@ def linear_weighted_cross_entropy(
         InputError: Shapes, dtypes, devices, an option, a weight of another shape, a target out of
             range, sharded tensors, or a second derivative (in the backward).
     """
-    return _linear_loss(
+    loss, stats = linear_loss(
         input,
         linear_weight,
         target,
-        weight,
-        linear_bias,
-        ignore_index,
-        reduction,
-        normalize,
-        logit_softcap,
-        label_smoothing,
-        chunk_size,
-        return_stats,
+        weight=weight,
+        linear_bias=linear_bias,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        normalize=normalize,
+        logit_softcap=logit_softcap,
+        label_smoothing=label_smoothing,
+        chunk_size=chunk_size,
     )
+    return (loss, stats) if return_stats else loss
 
 
 @overload
@@ -218,20 +218,20 @@ def linear_truncated_cross_entropy(
     Raises:
         InputError: As `linear_weighted_cross_entropy`, or a threshold outside [0, 1].
     """
-    return _linear_loss(
+    loss, stats = linear_loss(
         input,
         linear_weight,
         target,
-        Truncate(threshold),
-        linear_bias,
-        ignore_index,
-        reduction,
-        normalize,
-        logit_softcap,
-        label_smoothing,
-        chunk_size,
-        return_stats,
+        weight=Truncate(threshold),
+        linear_bias=linear_bias,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        normalize=normalize,
+        logit_softcap=logit_softcap,
+        label_smoothing=label_smoothing,
+        chunk_size=chunk_size,
     )
+    return (loss, stats) if return_stats else loss
 
 
 @overload
@@ -309,20 +309,20 @@ def linear_focal_cross_entropy(
         InputError: As `linear_weighted_cross_entropy`,
             or a gamma that is negative or not finite.
     """
-    return _linear_loss(
+    loss, stats = linear_loss(
         input,
         linear_weight,
         target,
-        Focal(gamma, detach_weight=detach_weight),
-        linear_bias,
-        ignore_index,
-        reduction,
-        normalize,
-        logit_softcap,
-        label_smoothing,
-        chunk_size,
-        return_stats,
+        weight=Focal(gamma, detach_weight=detach_weight),
+        linear_bias=linear_bias,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        normalize=normalize,
+        logit_softcap=logit_softcap,
+        label_smoothing=label_smoothing,
+        chunk_size=chunk_size,
     )
+    return (loss, stats) if return_stats else loss
 
 
 @overload
@@ -387,27 +387,28 @@ def linear_cross_entropy(
     Raises:
         InputError: As `linear_weighted_cross_entropy`.
     """
-    return _linear_loss(
+    loss, stats = linear_loss(
         input,
         linear_weight,
         target,
-        Keep(),
-        linear_bias,
-        ignore_index,
-        reduction,
-        "valid",
-        logit_softcap,
-        label_smoothing,
-        chunk_size,
-        return_stats,
+        weight=Keep(),
+        linear_bias=linear_bias,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        normalize="valid",
+        logit_softcap=logit_softcap,
+        label_smoothing=label_smoothing,
+        chunk_size=chunk_size,
     )
+    return (loss, stats) if return_stats else loss
 
 
 @_outside_graphs
-def _linear_loss(
+def linear_loss(
     input: Tensor,
     linear_weight: Tensor,
     target: Tensor,
+    *,
     weight: AnyWeight,
     linear_bias: Tensor | None,
     ignore_index: int,
@@ -416,10 +417,11 @@ def _linear_loss(
     logit_softcap: float | None,
     label_smoothing: float,
     chunk_size: int | None,
-    return_stats: bool,
-) -> Tensor | tuple[Tensor, LossStats]:
+    logit_scale: float = 1.0,
+) -> tuple[Tensor, LossStats]:
+    """`linear_weighted_cross_entropy`; `logit_scale` times logits and bias, before the cap."""
     check_weight(weight)
-    check_options(reduction, normalize, logit_softcap, label_smoothing)
+    check_options(ignore_index, reduction, normalize, logit_softcap, label_smoothing)
     check_linear(input, linear_weight, target, linear_bias, ignore_index, chunk_size)
     classes, width = linear_weight.shape
     flat = target.reshape(-1)
@@ -429,6 +431,7 @@ def _linear_loss(
         target=flat,
         which=(~ignored).nonzero().squeeze(1) if ignored.any() else None,
         weight=weight,
+        scale=logit_scale,
         softcap=logit_softcap,
         product_dtype=product_dtype(input),
         chunk_size=chunk_size or rows_at_once(classes, input.device.type),
@@ -444,4 +447,4 @@ def _linear_loss(
     )
     if reduction == "none":
         loss = loss.reshape(target.shape)
-    return (loss, stats) if return_stats else loss
+    return loss, stats

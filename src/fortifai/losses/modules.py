@@ -17,7 +17,7 @@ from fortifai.losses.linear import linear_weighted_cross_entropy
 
 
 class _Weighted(nn.Module):
-    """What the modules share.
+    """What the modules share; `label_smoothing` is 0 only, and there to say so.
 
     Attributes:
         kept_share: Of the last call: sum of weights over valid targets, a detached scalar tensor
@@ -33,10 +33,11 @@ class _Weighted(nn.Module):
         reduction: Reduction,
         normalize: Normalize,
         logit_softcap: float | None,
+        label_smoothing: float,
     ) -> None:
         super().__init__()
         check_weight(weight)
-        check_options(reduction, normalize, logit_softcap)
+        check_options(ignore_index, reduction, normalize, logit_softcap, label_smoothing)
         self.weight = weight
         self.ignore_index = ignore_index
         self.reduction: Reduction = reduction
@@ -84,8 +85,10 @@ class TruncatedCrossEntropyLoss(_OnLogits):
         reduction: Reduction = "mean",
         normalize: Normalize = "valid",
         logit_softcap: float | None = None,
+        label_smoothing: float = 0.0,
     ) -> None:
-        super().__init__(Truncate(threshold), ignore_index, reduction, normalize, logit_softcap)
+        weight = Truncate(threshold)
+        super().__init__(weight, ignore_index, reduction, normalize, logit_softcap, label_smoothing)
 
 
 class FocalCrossEntropyLoss(_OnLogits):
@@ -104,9 +107,10 @@ class FocalCrossEntropyLoss(_OnLogits):
         reduction: Reduction = "mean",
         normalize: Normalize = "valid",
         logit_softcap: float | None = None,
+        label_smoothing: float = 0.0,
     ) -> None:
         weight = Focal(gamma, detach_weight=detach_weight)
-        super().__init__(weight, ignore_index, reduction, normalize, logit_softcap)
+        super().__init__(weight, ignore_index, reduction, normalize, logit_softcap, label_smoothing)
 
 
 class LinearWeightedCrossEntropyLoss(_Weighted):
@@ -127,9 +131,10 @@ class LinearWeightedCrossEntropyLoss(_Weighted):
         reduction: Reduction = "mean",
         normalize: Normalize = "valid",
         logit_softcap: float | None = None,
+        label_smoothing: float = 0.0,
         chunk_size: int | None = None,
     ) -> None:
-        super().__init__(weight, ignore_index, reduction, normalize, logit_softcap)
+        super().__init__(weight, ignore_index, reduction, normalize, logit_softcap, label_smoothing)
         check_chunk_size(chunk_size)
         self.chunk_size = chunk_size
 
@@ -173,6 +178,7 @@ class LinearTruncatedCrossEntropyLoss(LinearWeightedCrossEntropyLoss):
         reduction: Reduction = "mean",
         normalize: Normalize = "valid",
         logit_softcap: float | None = None,
+        label_smoothing: float = 0.0,
         chunk_size: int | None = None,
     ) -> None:
         super().__init__(
@@ -181,6 +187,7 @@ class LinearTruncatedCrossEntropyLoss(LinearWeightedCrossEntropyLoss):
             reduction=reduction,
             normalize=normalize,
             logit_softcap=logit_softcap,
+            label_smoothing=label_smoothing,
             chunk_size=chunk_size,
         )
 
@@ -201,6 +208,7 @@ class LinearFocalCrossEntropyLoss(LinearWeightedCrossEntropyLoss):
         reduction: Reduction = "mean",
         normalize: Normalize = "valid",
         logit_softcap: float | None = None,
+        label_smoothing: float = 0.0,
         chunk_size: int | None = None,
     ) -> None:
         super().__init__(
@@ -209,6 +217,7 @@ class LinearFocalCrossEntropyLoss(LinearWeightedCrossEntropyLoss):
             reduction=reduction,
             normalize=normalize,
             logit_softcap=logit_softcap,
+            label_smoothing=label_smoothing,
             chunk_size=chunk_size,
         )
 
@@ -226,6 +235,7 @@ class LinearCrossEntropyLoss(LinearWeightedCrossEntropyLoss):
         ignore_index: int = -100,
         reduction: Reduction = "mean",
         logit_softcap: float | None = None,
+        label_smoothing: float = 0.0,
         chunk_size: int | None = None,
     ) -> None:
         super().__init__(
@@ -233,5 +243,6 @@ class LinearCrossEntropyLoss(LinearWeightedCrossEntropyLoss):
             ignore_index=ignore_index,
             reduction=reduction,
             logit_softcap=logit_softcap,
+            label_smoothing=label_smoothing,
             chunk_size=chunk_size,
         )
