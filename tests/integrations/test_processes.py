@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 import torch
 
+from fortifai import linear_truncated_cross_entropy
+
 from .tiny import build, furthest, weights_of
-from .worker import with_a_plain_loop, with_trainer
+from .worker import problem, with_a_plain_loop, with_trainer
 
 WORKER = Path(__file__).with_name("worker.py")
 ROUNDING = 1e-6  # fp32 gradients, summed in another order, over 4 steps
@@ -54,6 +56,19 @@ def test_torchrun(tmp_path: Path) -> None:
     for name in ("DDP", "FSDP2", "FSDP2, head apart", "FSDP2, from one"):
         assert furthest(results[name], expected) < ROUNDING, name
     assert furthest(expected, weights_of(build())) > 1e-2
+    h, w, b, target = problem()
+    leaves = [t.requires_grad_() for t in (h, w, b)]
+    value = linear_truncated_cross_entropy(
+        h, w, target, threshold=0.3, linear_bias=b, reduction="sum"
+    )
+    value.backward()
+    for name, right in zip(
+        ("loss", "h", "w", "b"), (value, *(t.grad for t in leaves)), strict=True
+    ):
+        for dim in (0, 1):  # fp64, summed in another order
+            torch.testing.assert_close(
+                results["head"][f"{name} {dim}"], right, rtol=1e-12, atol=1e-14
+            )
 
 
 def test_accelerate_launch(tmp_path: Path) -> None:

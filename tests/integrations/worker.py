@@ -12,6 +12,7 @@ from torch import distributed
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from fortifai import linear_truncated_cross_entropy
 from fortifai.confidence import Truncate
 from fortifai.integrations.hidden_states import HiddenStateLoss
 from fortifai.integrations.transformers import ConfidenceTrainer
@@ -110,6 +111,46 @@ def sharded_from_one(rank: int, processes: int) -> dict[str, torch.Tensor]:
     return {k: v.full_tensor() for k, v in model.state_dict().items()}
 
 
+def sharded_head(rank: int, processes: int) -> dict[str, torch.Tensor]:
+    """Loss and gradients where the head is sharded by rows or columns, and each has its rows."""
+    from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+
+    h, w, b, target = problem()
+    mesh = init_device_mesh("cpu", (processes,))
+    found = {}
+    for dim in (0, 1):
+        weight = torch.nn.Parameter(distribute_tensor(w, mesh, [Shard(dim)]))
+        bias = torch.nn.Parameter(distribute_tensor(b, mesh, [Shard(0)]))
+        mine = h[rank::processes].clone().requires_grad_()
+        value = linear_truncated_cross_entropy(
+            mine, weight, target[rank::processes], threshold=0.3, linear_bias=bias, reduction="sum"
+        )
+        value.backward()
+        assert weight.grad is not None
+        assert bias.grad is not None
+        assert weight.grad.placements == weight.placements  # type: ignore[attr-defined]
+        gathered = torch.zeros_like(h)
+        gathered[rank::processes] = mine.grad
+        total = value.detach().clone()
+        distributed.all_reduce(gathered)
+        distributed.all_reduce(total)
+        found |= {
+            f"loss {dim}": total,
+            f"h {dim}": gathered,
+            f"w {dim}": weight.grad.full_tensor(),  # type: ignore[attr-defined]
+            f"b {dim}": bias.grad.full_tensor(),  # type: ignore[attr-defined]
+        }
+    return found
+
+
+def problem() -> tuple[torch.Tensor, ...]:
+    """Hidden states, head, bias and targets, fp64."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((12, 6), (10, 6), (10,))
+    tensors = (torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes)
+    return *tensors, torch.randint(0, 10, (12,), generator=generator)
+
+
 def with_accelerate() -> dict[str, torch.Tensor]:
     """A plain loop over what Accelerator.prepare made."""
     from accelerate import Accelerator
@@ -143,6 +184,7 @@ def main() -> None:
             name = "FSDP2, head apart" if own_head else "FSDP2"
             results[name] = sharded(own_head=own_head, rank=rank, processes=processes)
         results["FSDP2, from one"] = sharded_from_one(rank, processes)
+        results["head"] = sharded_head(rank, processes)
     results["processes"] = distributed.get_world_size()
     if distributed.get_rank() == 0:
         torch.save(results, file)

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from fortifai import linear_weighted_cross_entropy, weighted_cross_entropy
 from fortifai.confidence import EAFT, Focal, Truncate
 from fortifai.errors import InputError
-from fortifai.losses import chunks, linear
+from fortifai.losses import chunks, hidden
 
 VOCABULARY, WIDTH = 50, 8
 # fp64: sums of a hundred products
@@ -228,7 +228,7 @@ def as_on_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(chunks, "_wide_product", product)
     monkeypatch.setattr(chunks, "_fused", lambda device: False)
-    monkeypatch.setattr(linear, "product_dtype", lambda hidden: hidden.dtype)
+    monkeypatch.setattr(hidden, "product_dtype", lambda hidden: hidden.dtype)
 
 
 @pytest.mark.usefixtures("as_on_an_accelerator")
@@ -323,13 +323,19 @@ def test_sharded_heads() -> None:
     model(*data(), False, weight=Truncate(0.03)).backward()
     found = {n: p.grad.full_tensor() for n, p in model.named_parameters()}
     torch.testing.assert_close(found, expected, **EXACT)
+    # elsewhere it is gathered for the call
     model.reshard()
-    with pytest.raises(InputError, match=r"linear_weight is sharded.*unshard"):
+    model.zero_grad()
+    h, target = torch.randn(3, WIDTH, dtype=torch.float64), torch.tensor([0, 1, 2])
+    sharded = model.head.weight
+    assert hasattr(sharded, "full_tensor")
+    linear_weighted_cross_entropy(h, sharded, target, weight=Truncate(0.9)).backward()
+    whole = sharded.full_tensor().detach().requires_grad_()
+    linear_weighted_cross_entropy(h, whole, target, weight=Truncate(0.9)).backward()
+    torch.testing.assert_close(sharded.grad.full_tensor(), whole.grad, **EXACT)
+    with pytest.raises(InputError, match=r"input is a DTensor; .*to_local"):
         linear_weighted_cross_entropy(
-            torch.zeros(3, WIDTH, dtype=torch.float64),
-            model.head.weight,
-            torch.zeros(3).long(),
-            weight=Truncate(0.9),
+            sharded, whole, torch.zeros(len(sharded)).long(), weight=Truncate(0.9)
         )
 
 

@@ -24,7 +24,7 @@ from fortifai.errors import InputError
 from fortifai.integrations.counting import Counted, check_labels, chosen_weight
 from fortifai.integrations.output_layer import Squeeze, StandIn, measured, output_layer
 from fortifai.losses.checks import Normalize
-from fortifai.losses.linear import linear_loss
+from fortifai.losses.hidden import linear_loss
 from fortifai.losses.weighing import LossStats
 
 IGNORED = -100

@@ -167,9 +167,9 @@ def check_kind(name: str, tensor: Tensor) -> None:
     if tensor.dtype not in _DTYPES:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
         raise InputError(f"{name} is {tensor.dtype}; allowed are {allowed}")
-    if hasattr(tensor, "full_tensor"):  # a DTensor, without importing what makes one
+    # a DTensor, without importing what makes one; a sharded head is gathered
+    if name == "input" and hasattr(tensor, "full_tensor"):
         raise InputError(
-            f"{name} is sharded (DTensor); gather it first: under FSDP2 call the loss while the "
-            "module that owns it is unsharded (in its forward, or after module.unshard()), "
-            "elsewhere pass linear_weight.full_tensor()"
+            "input is a DTensor; give the rows of this process, input.to_local(), or, where all "
+            "processes have the same rows, linear_weight.full_tensor() with them"
         )

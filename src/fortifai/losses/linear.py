@@ -6,35 +6,14 @@ of the output layer's backward.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Literal, ParamSpec, TypeVar, overload
+from typing import Literal, overload
 
-import torch
 from torch import Tensor
 
 from fortifai.confidence import AnyWeight, Focal, Keep, Truncate
-from fortifai.losses.autograd import Call, loss_of, product_dtype, rows_at_once
-from fortifai.losses.checks import Normalize, Reduction, check_linear, check_options, check_weight
-from fortifai.losses.kernels import softmax_in_use
+from fortifai.losses.checks import Normalize, Reduction
+from fortifai.losses.hidden import linear_loss
 from fortifai.losses.weighing import LossStats
-
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-
-
-def _outside_graphs(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Keeps torch.compile out of `function`: what it does depends on how many rows are kept."""
-
-    @functools.wraps(function)
-    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        if torch.compiler.is_compiling():
-            # PyTorch has no types for `disable`
-            disabled: Callable[_P, _R] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
-            return disabled(*args, **kwargs)
-        return function(*args, **kwargs)
-
-    return call
 
 
 @overload
@@ -106,7 +85,9 @@ def linear_weighted_cross_entropy(
     Args:
         input: Hidden states (*, d); float16, bfloat16, float32 or float64.
         linear_weight: Of the output layer, (C, d), of the same dtype unless autocast is on. If it
-            needs no gradient (frozen), that product is left out. It may be tied to the embedding.
+            needs no gradient (frozen), that product is left out. It may be tied to the embedding,
+            or sharded (DTensor): then it is gathered, and its gradient is the sum over processes,
+            of which each has rows of its own.
         target: Class indices (*), int64, in [0, C).
         weight: Maps log p_t (and, if it declares so, the entropy) to [0, 1]; see
             `fortifai.confidence`.
@@ -127,7 +108,7 @@ def linear_weighted_cross_entropy(
 
     Raises:
         InputError: Shapes, dtypes, devices, an option, a weight of another shape, a target out of
-            range, sharded tensors, or a second derivative (in the backward).
+            range, a sharded `input`, or a second derivative (in the backward).
     """
     loss, stats = linear_loss(
         input,
@@ -401,50 +382,3 @@ def linear_cross_entropy(
         chunk_size=chunk_size,
     )
     return (loss, stats) if return_stats else loss
-
-
-@_outside_graphs
-def linear_loss(
-    input: Tensor,
-    linear_weight: Tensor,
-    target: Tensor,
-    *,
-    weight: AnyWeight,
-    linear_bias: Tensor | None,
-    ignore_index: int,
-    reduction: Reduction,
-    normalize: Normalize,
-    logit_softcap: float | None,
-    label_smoothing: float,
-    chunk_size: int | None,
-    logit_scale: float = 1.0,
-) -> tuple[Tensor, LossStats]:
-    """`linear_weighted_cross_entropy`; `logit_scale` times logits and bias, before the cap."""
-    check_weight(weight)
-    check_options(ignore_index, reduction, normalize, logit_softcap, label_smoothing)
-    check_linear(input, linear_weight, target, linear_bias, ignore_index, chunk_size)
-    classes, width = linear_weight.shape
-    flat = target.reshape(-1)
-    ignored = flat == ignore_index
-    training = torch.is_grad_enabled()
-    call = Call(
-        target=flat,
-        which=(~ignored).nonzero().squeeze(1) if ignored.any() else None,
-        weight=weight,
-        scale=logit_scale,
-        softcap=logit_softcap,
-        product_dtype=product_dtype(input),
-        chunk_size=chunk_size or rows_at_once(classes, input.device.type),
-        softmax=softmax_in_use(),
-        wanted=(
-            training and input.requires_grad,
-            training and linear_weight.requires_grad,
-            training and linear_bias is not None and linear_bias.requires_grad,
-        ),
-    )
-    loss, stats = loss_of(
-        input.reshape(-1, width), linear_weight, linear_bias, call, reduction, normalize
-    )
-    if reduction == "none":
-        loss = loss.reshape(target.shape)
-    return loss, stats
