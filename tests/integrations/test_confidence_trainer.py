@@ -225,7 +225,8 @@ def test_the_callback_logs_the_same_for_a_loss_on_logits(tmp_path: Path) -> None
     assert [e["kept_share"] for e in logs] == [e["kept_share"] for e in expected]
 
 
-def test_evaluation_is_cross_entropy_whatever_the_weight(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_evaluation_is_cross_entropy_whatever_the_weight(tmp_path: Path, name: str) -> None:
     """With and without logits; it trains on nothing, and its tokens are not counted."""
     results = {}
     for what, cls, more in [
@@ -238,13 +239,15 @@ def test_evaluation_is_cross_entropy_whatever_the_weight(tmp_path: Path) -> None
             {"threshold": 0.05, "compute_metrics": lambda p: {"shape": p.predictions.shape[2]}},
         ),
     ]:
-        run = trainer(cls, tmp_path, build(), DATA, more={**more, "eval_dataset": DATA[:6]})
+        run = trainer(
+            cls, tmp_path, build(name), DATA, more={**more, "eval_dataset": COUNTED_ALIKE[:6]}
+        )
         results[what] = run.evaluate()
         if cls is ConfidenceTrainer:
             assert math.isnan(run.confidence.pop_kept_share())
-    for name, metrics in results.items():
+    for what, metrics in results.items():
         # fp32
-        assert metrics["eval_loss"] == pytest.approx(results["own"]["eval_loss"], rel=1e-6), name
+        assert metrics["eval_loss"] == pytest.approx(results["own"]["eval_loss"], rel=1e-6), what
     assert results["cut, with logits"]["eval_shape"] == VOCABULARY
 
 
