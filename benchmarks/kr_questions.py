@@ -119,6 +119,7 @@ def main() -> None:
         seconds: dict[str, list[float]] = {key: [] for key in commands}
         processor: dict[str, list[float]] = {key: [] for key in commands}
         for _ in range(args.turns):
+            swapped.unlink(missing_ok=True)
             for key, arguments in commands.items():
                 took, used = command(args.threads, *arguments)
                 seconds[key].append(took)

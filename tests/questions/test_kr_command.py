@@ -63,10 +63,14 @@ def test_from_text_to_score(run: Run, corpus: Path, tmp_path: Path) -> None:
     done = run("check", "q.jsonl", corpus)
     assert done.exit_code == 0, done.stdout
     first = (tmp_path / "q.jsonl").read_bytes()
-    run("build", corpus, "--out", "q.jsonl")
+    run("build", corpus, "--out", "again.jsonl")
+    assert (tmp_path / "again.jsonl").read_bytes() == first
+    other = ("--seed", "1", "--per-paragraph", "1")
+    with pytest.raises(InputError, match=r"'q\.jsonl', which is there already"):
+        run("build", corpus, "--out", "q.jsonl", *other)
     assert (tmp_path / "q.jsonl").read_bytes() == first
-    run("build", corpus, "--out", "q.jsonl", "--seed", "1", "--per-paragraph", "1")
-    assert (tmp_path / "q.jsonl").read_bytes() != first
+    run("build", corpus, "--out", "other.jsonl", *other)
+    assert (tmp_path / "other.jsonl").read_bytes() != first
 
     tokenizer = scratch.train_tokenizer([corpus.read_text()], 300)
     size = {"hidden_size": 16, "layers": 1, "heads": 2, "vocab_size": len(tokenizer)}
@@ -108,6 +112,16 @@ def test_check_reports_and_drops(run: Run, tmp_path: Path) -> None:
     assert kept == [x for n, x in enumerate(asked, start=1) if n not in faulty]
     assert run("check", "kept.jsonl").exit_code == 0
 
+    (tmp_path / "bad.jsonl").write_text(json.dumps(bad) + "\n")
+    done = run("check", "bad.jsonl", "--drop", "--out", "none.jsonl")
+    assert done.exit_code == 3
+    assert "none of 1 rows is sound; none.jsonl is not written" in done.stdout
+    assert not (tmp_path / "none.jsonl").exists()
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
 
 def test_a_model_writes(run: Run, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(text())
@@ -123,6 +137,73 @@ def test_a_model_writes(run: Run, tmp_path: Path) -> None:
     assert len(read_questions(["q.jsonl"], root=tmp_path)[0]) == len(TOWNS)
     # nothing listens any more
     assert "0 calls now, 8 in all" in run(*arguments).stdout
+
+
+def test_a_model_replaces_only_what_it_wrote(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(text())
+    out, other = tmp_path / "q.jsonl", bios(40, 0)[1]
+    arguments = ["build", "text.txt", "--out", "q.jsonl", "--writer", "llm", "--model", "m"]
+    with serving(good) as endpoint:
+        arguments += ["--base-url", endpoint.url, "--workers", "1"]
+        write_questions(out, other)
+        before = out.read_bytes()
+        with pytest.raises(InputError, match="which is there already"):
+            run(*arguments, "--max-calls", 0)
+        assert names(tmp_path) == {"text.txt", "q.jsonl"}, "no journal that would make it its own"
+        out.unlink()
+        with pytest.raises(RunFailed, match="--max-calls 0 is reached with 8 paragraphs left"):
+            run(*arguments, "--max-calls", 0)
+        assert not out.exists(), "no file without a question"
+        # a journal is there now, but the file is another's
+        write_questions(out, other)
+        for strange in (before, b"", b"notes\n"):
+            out.write_bytes(strange)
+            for more in (["--max-calls", 3], []):
+                with pytest.raises(InputError, match="does not come from the journal"):
+                    run(*arguments, *more)
+            assert out.read_bytes() == strange
+        assert not endpoint.requests, "refused before anything is paid for"
+        out.unlink()
+        for calls in (2, 5):
+            with pytest.raises(RunFailed, match=f"--max-calls {calls} is reached"):
+                run(*arguments, "--max-calls", calls)
+            assert len(out.read_text().splitlines()) == calls
+        # less than what was paid for already, which stays
+        with pytest.raises(RunFailed, match="--max-calls 1 is reached"):
+            run(*arguments, "--max-calls", 1)
+        assert len(out.read_text().splitlines()) == 5
+        run(*arguments)
+    whole = out.read_bytes()
+    assert len(whole.splitlines()) == len(TOWNS)
+    assert "0 calls now, 8 in all" in run(*arguments).stdout
+    assert out.read_bytes() == whole
+    assert names(tmp_path) == {"text.txt", "q.jsonl", "q.jsonl.journal.jsonl"}
+
+
+def test_a_journal_named_like_a_half_written_file(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(text())
+    arguments = ["build", "text.txt", "--out", "q", "--writer", "llm", "--model", "m"]
+    with serving(good) as endpoint:
+        run(*arguments, "--base-url", endpoint.url, "--journal", "q.part")
+    assert len((tmp_path / "q.part").read_bytes().splitlines()) == 1 + len(TOWNS)
+    assert len((tmp_path / "q").read_bytes().splitlines()) == len(TOWNS)
+
+
+@pytest.mark.parametrize("name", ["q", "./q", "link", "hard"])
+def test_two_files_under_one_name(name: str, run: Run, corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("q")
+    asked = bios(40, 0)[1]
+    write_questions(tmp_path / "read.jsonl", [*asked, asked[0]])
+    if name == "hard":
+        (tmp_path / "q").write_text("mine")
+        (tmp_path / "hard").hardlink_to(tmp_path / "q")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.exists()}
+    llm = ("--writer", "llm", "--model", "m", "--base-url", "http://127.0.0.1:1/v1")
+    with pytest.raises(InputError, match="--journal and --out are both 'q'; give two names"):
+        run("build", corpus, "--out", "q", *llm, "--journal", name)
+    with pytest.raises(InputError, match="--findings and --out are both 'q'; give two names"):
+        run("check", "read.jsonl", "--drop", "--out", "q", "--findings", name)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.exists()} == before
 
 
 @pytest.mark.parametrize(

@@ -217,6 +217,68 @@ def test_an_endpoint_that_refuses(status: int, corpus: Corpus, tmp_path: Path) -
     assert f"HTTP {status} (bad key *** see [31m the help)" in str(caught.value)
 
 
+def test_a_key_that_python_would_quote(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client's own errors show what it could not send as Python writes it."""
+    key = "sk-top\\secret"
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    said = f"{b'Bearer ' + key.encode()!r} or {key}"
+    refusal = Act(status=401, body=json.dumps({"error": {"message": said}}))
+    with serving(lambda n, b: refusal) as endpoint, pytest.raises(InputError) as caught:
+        write(corpus, endpoint.url, tmp_path / "j")
+    assert "(b'Bearer ***' or ***)" in str(caught.value)
+
+
+def test_a_key_from_a_file_with_crlf(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\r\n")
+    with serving(good) as endpoint:
+        assert towns(write(corpus, endpoint.url, tmp_path / "j")) == TOWNS
+    headers = {k.lower(): v for k, v in endpoint.requests[0][0].items()}
+    assert headers["authorization"] == f"Bearer {KEY}"
+
+
+@pytest.mark.parametrize("key", ["sk-top\rsecret", "sk-töpsecret", "sk-top\udcffsecret", " \r\n"])
+def test_a_key_that_no_header_can_carry(
+    key: str, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTHER_KEY", key)
+    with serving(good) as endpoint, pytest.raises(InputError) as caught:
+        llm.write(corpus, Settings("m", endpoint.url, "OTHER_KEY"), tmp_path / "j")
+    assert str(caught.value) == (
+        "the key in OTHER_KEY is blank or holds a character that no header can carry; set it anew"
+    )
+    assert not endpoint.requests
+    assert "sk-" not in (tmp_path / "j").read_text()
+
+
+def test_one_run_at_a_time_on_a_journal(corpus: Corpus, tmp_path: Path) -> None:
+    go = threading.Event()
+    first: list[LlmWritten] = []
+
+    def script(n: int, body: dict[str, Any]) -> Act:
+        act = good(n, body)
+        act.hold = go
+        return act
+
+    with serving(script) as endpoint:
+        job = threading.Thread(
+            target=lambda: first.append(write(corpus, endpoint.url, tmp_path / "j"))
+        )
+        job.start()
+        while job.is_alive() and not endpoint.requests:
+            time.sleep(0.01)
+        with pytest.raises(InputError, match="j is in use by another run of fortifai; wait for it"):
+            write(corpus, endpoint.url, tmp_path / "j")
+        go.set()
+        job.join()
+        assert towns(first[0]) == TOWNS
+        assert write(corpus, endpoint.url, tmp_path / "j").new_calls == 0, "free again"
+        assert len(endpoint.requests) == 8
+
+
 def test_no_more_money_is_no_reason_to_wait(corpus: Corpus, tmp_path: Path) -> None:
     body = '{"error": {"message": "pay first", "code": "insufficient_quota"}}'
     with (
@@ -409,8 +471,15 @@ def test_a_model_that_never_does_as_asked_is_not_paid_for_all(
 
 
 def test_wrong_settings(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="it must be an address such as"):
-        Settings("m", "localhost:8000")
+    for url in (
+        *("localhost:8000", "http://127.0.0.1:99999/v1", "http://[::1/v1", "http://h:0/v1"),
+        *("http://a..b/v1", "http:///v1", "ftp://h/v1"),
+    ):
+        with pytest.raises(InputError, match="it must be an address such as"):
+            Settings("m", url)
+    Settings("m", "http://[::1]:80/v1")
+    with pytest.raises(InputError, match=r"no client can be made for the endpoint 999\.1\.1\.1 "):
+        write(corpus, "http://999.1.1.1/v1", tmp_path / "j4")
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(InputError, match="OPENAI_API_KEY is not set"):
         llm.write(corpus, Settings("m"), tmp_path / "j")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -116,6 +117,7 @@ def build(
     _only_for(writer, given if writer is Writer.swap else _given({"seed": seed}))
     _check_out(out, "--out", text)
     if writer is Writer.swap:
+        _check_new(out)
         from fortifai.questions import swap
 
         made = swap.write(read_corpus(text, column), per_paragraph=per_paragraph, seed=seed or 0)
@@ -126,7 +128,8 @@ def build(
         raise InputError("--writer llm needs --model, the name of the model at the endpoint")
     with _bar("paragraphs") as listen:
         written = _ask(text, column, out, given, per_paragraph, listen)
-    _save(out, written.questions)
+    if written.questions:
+        _save(out, written.questions)
     _show_written(written, out)
 
 
@@ -180,6 +183,9 @@ def _ask(
     )
     journal = given.get("journal", out.with_name(out.name + ".journal.jsonl"))
     _check_out(journal, "--journal", text)
+    _check_apart(journal, "--journal", out)
+    if not journal.exists():
+        _check_new(out)  # with its journal, it may be this run's own
     return llm.write(
         read_corpus(text, column),
         settings,
@@ -187,6 +193,7 @@ def _ask(
         limits=limits,
         per_paragraph=per_paragraph,
         only=given.get("paragraphs"),
+        replaces=out,
         listen=listen,
     )
 
@@ -221,6 +228,8 @@ def check(
     for path, name in ((out, "--out"), (findings, "--findings")):
         if path is not None:
             _check_out(path, name, text, questions)
+    if out is not None and findings is not None:
+        _check_apart(findings, "--findings", out)
     rows = read_rows(questions)
     corpus = None if text is None else read_corpus(text, column)
     scorer = None if model is None else load_model(model, None)
@@ -234,8 +243,11 @@ def check(
     if out is not None:
         faulty = report.faulty()
         kept = [q for row, q in enumerate(rows, start=1) if row not in faulty]
-        _save(out, kept)
-        say(f"{len(kept):,} of {len(rows):,} rows written to {out}")
+        if kept:
+            _save(out, kept)
+            say(f"{len(kept):,} of {len(rows):,} rows written to {out}")
+        else:
+            say(f"none of {len(rows):,} rows is sound; {out} is not written")
     if not report.clean:
         raise typer.Exit(FOUND)
 
@@ -303,14 +315,29 @@ def _check_out(path: Path, option: str, *inputs: str | Path | None) -> None:
             raise InputError(f"{option} is {str(path)!r}, which is read; give another name")
 
 
+def _check_new(out: Path) -> None:
+    if out.exists():
+        raise InputError(
+            f"--out is {str(out)!r}, which is there already; give another name, or remove the file"
+        )
+
+
+def _check_apart(path: Path, option: str, out: Path) -> None:
+    same = path.resolve() == out.resolve()
+    if same or (path.exists() and out.exists() and path.samefile(out)):
+        raise InputError(f"{option} and --out are both {str(out)!r}; give two names")
+
+
 def _save(path: Path, questions: Sequence[Question]) -> None:
     from fortifai.data.questions import write_questions
 
-    part = path.with_name(path.name + ".part")
+    # a name of its own: a text or a journal may well be called OUT.part
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         write_questions(part, questions)
         part.replace(path)
     except OSError as error:
+        part.unlink(missing_ok=True)
         raise RunFailed(f"{path} could not be written ({error.strerror})") from error
 
 
@@ -358,9 +385,10 @@ def _show_written(made: LlmWritten, out: Path) -> None:
         f"{made.new_calls:,} calls now, {made.calls:,} in all; {made.tokens[0]:,} tokens in, "
         f"{made.tokens[1]:,} out{spent}"
     )
+    where = f" written to {out}" if made.questions else f"; {out} is not written"
     say(
-        f"{len(made.questions):,} questions on {made.done:,} of {made.paragraphs:,} paragraphs "
-        f"written to {out}"
+        f"{len(made.questions):,} questions on {made.done:,} of {made.paragraphs:,} paragraphs"
+        f"{where}"
     )
     if made.stopped:
         raise RunFailed(

@@ -69,13 +69,21 @@ class Settings:
     max_tokens: int = 4096
 
     def __post_init__(self) -> None:
-        if self.base_url is not None:
-            address = urllib.parse.urlsplit(self.base_url)
-            if address.scheme not in ("http", "https") or not address.hostname:
-                raise InputError(
-                    f"--base-url is {self.base_url!r}; it must be an address such as "
-                    "http://localhost:8000/v1"
-                )
+        if self.base_url is not None and not _is_address(self.base_url):
+            raise InputError(
+                f"--base-url is {self.base_url!r}; it must be an address such as "
+                "http://localhost:8000/v1"
+            )
+
+
+def _is_address(url: str) -> bool:
+    try:
+        address = urllib.parse.urlsplit(url)
+        # a port out of range shows only when it is asked for, a host's faults when it is encoded
+        sound = address.port != 0 and bool((address.hostname or "").encode("idna"))
+        return sound and address.scheme in ("http", "https")
+    except ValueError:
+        return False
 
 
 class Endpoint:
@@ -89,7 +97,8 @@ class Endpoint:
         """Make the client; nothing is sent yet.
 
         Raises:
-            InputError: openai is not installed, or OpenAI's own endpoint is asked without a key.
+            InputError: openai is not installed, key or address cannot be used, or OpenAI's own
+                endpoint is asked without a key.
         """
         try:
             import openai
@@ -98,19 +107,33 @@ class Endpoint:
                 "the writer llm needs the package openai; pip install 'fortifai[writer]'"
             ) from error
         self.settings = settings
-        self._key = os.environ.get(settings.key_env, "")
+        given = os.environ.get(settings.key_env, "")
+        self._key = given.strip()  # a .env file with CRLF leaves its CR
+        sound = self._key.isascii() and self._key.isprintable()
+        if given and not (self._key and sound):
+            # sent as it is, it would come back in the client's own error
+            raise InputError(
+                f"the key in {settings.key_env} is blank or holds a character that no header can "
+                "carry; set it anew"
+            )
         if not self._key and settings.base_url is None:
             raise InputError(
                 f"the environment variable {settings.key_env} is not set; set it to your key, name "
                 "another with --key-env, or give --base-url for an endpoint that needs none"
             )
-        # retries are the caller's, who counts and pays for each
-        self._client = openai.OpenAI(
-            api_key=self._key or "none",
-            base_url=settings.base_url or "https://api.openai.com/v1",
-            timeout=settings.timeout,
-            max_retries=0,
-        )
+        try:
+            # retries are the caller's, who counts and pays for each
+            self._client = openai.OpenAI(
+                api_key=self._key or "none",
+                base_url=settings.base_url or "https://api.openai.com/v1",
+                timeout=settings.timeout,
+                max_retries=0,
+            )
+        except Exception as error:  # what it says of addresses is its HTTP library's own
+            raise InputError(
+                f"no client can be made for the endpoint {self.name} ({self._safe(str(error))}); "
+                "check --base-url and the proxy in the environment"
+            ) from error
 
     @property
     def name(self) -> str:
@@ -173,8 +196,11 @@ class Endpoint:
 
     def _safe(self, text: str) -> str:
         """A message of the endpoint on one short line, without the key."""
-        shown = text.replace(self._key, "***") if self._key else text
-        shown = "".join(c if c.isprintable() else " " for c in shown)
+        if self._key:
+            # as it is, and as Python quotes it in its own errors
+            for form in (self._key, repr(self._key)[1:-1]):
+                text = text.replace(form, "***")
+        shown = "".join(c if c.isprintable() else " " for c in text)
         return " ".join(shown.split())[:200]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import threading
@@ -19,7 +20,7 @@ class Journal:
     """JSON lines: first what was asked for, then one line an attempt, on the disk before it counts.
 
     A line that a crash left unfinished is cut off when the journal is opened again. Several threads
-    may add lines.
+    may add lines; another process may not have it open.
 
     Attributes:
         path: Where it is.
@@ -34,30 +35,42 @@ class Journal:
             settings: All that the answers depend on; no keys or addresses, for it is written down.
 
         Raises:
-            InputError: It is no journal, is damaged, or was begun with other settings.
+            InputError: It is no journal, is damaged, is in use, or was begun with other settings.
         """
         self.path = path
         self.records: list[dict[str, Any]] = []
         self._lock = threading.Lock()
-        head = {"fortifai_journal": FORMAT, **settings}
         try:
-            whole = self._read()
-            if whole:
-                self._compare(whole[0], head)
-                self.records = whole[1:]
             # unbuffered: a line is in the file, or not, when write returns
             self._file = path.open("ab", buffering=0)
+            try:
+                self._begin({"fortifai_journal": FORMAT, **settings})
+            except BaseException:
+                self._file.close()
+                raise
         except OSError as error:
             raise InputError(
                 f"the journal {path} cannot be opened ({error.strerror}); give one with --journal "
                 "in a folder that can be written to"
             ) from error
-        if not whole:
+
+    def _begin(self, head: dict[str, Any]) -> None:
+        """Take the file, then read it: two runs on one journal would pay for everything twice."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"the journal {self.path} is in use by another run of fortifai; wait for it, or "
+                "give another file with --journal"
+            ) from None
+        whole = self._read()
+        if whole:
+            self._compare(whole[0], head)
+            self.records = whole[1:]
+        else:
             self._write(head)
 
     def _read(self) -> list[dict[str, Any]]:
-        if not self.path.exists():
-            return []
         data = self.path.read_bytes()
         end = data.rfind(b"\n") + 1
         rows = []

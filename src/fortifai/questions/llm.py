@@ -20,7 +20,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fortifai.data.questions import Question
+from fortifai.data.questions import Question, read_rows
 from fortifai.data.text import Corpus
 from fortifai.errors import InputError, RunFailed
 from fortifai.questions.check import faults, unsupported
@@ -106,6 +106,7 @@ def write(
     limits: Limits | None = None,
     per_paragraph: int = 5,
     only: int | None = None,
+    replaces: Path | None = None,
     listen: Listen | None = None,
 ) -> LlmWritten:
     """Ask a model for questions on each paragraph of a corpus.
@@ -117,10 +118,13 @@ def write(
         limits: What may be spent.
         per_paragraph: Most questions of one paragraph.
         only: Ask for this many paragraphs, evenly spread over the text; None for all.
+        replaces: File that the questions are going to replace; if it is there, each of its
+            questions must come from this journal, so that none is lost.
         listen: Told of the progress.
 
     Raises:
-        InputError: No paragraphs, no key, a journal of something else, or the endpoint refuses.
+        InputError: No paragraphs, no key, a journal or a file to replace of something else, or the
+            endpoint refuses.
         RunFailed: The endpoint did not answer, or answered nothing useful.
     """
     limits = limits or Limits()
@@ -142,8 +146,23 @@ def write(
     }
     with Journal(journal, asked) as book:
         run = _Run(book, settings, limits, prompts, listen)
+        if replaces is not None and replaces.exists():
+            _check_replaced(replaces, _collect(found, per_paragraph, run, ""), journal)
         stopped = run.all()
         return _collect(found, per_paragraph, run, stopped)
+
+
+def _check_replaced(path: Path, made: LlmWritten, journal: Path) -> None:
+    """Refuse to replace a file of other questions. More answers only add to those of a journal."""
+    try:
+        own = {q.id for q in read_rows(path)} <= {q.id for q in made.questions}
+    except InputError:
+        own = False
+    if not own:
+        raise InputError(
+            f"--out is {str(path)!r}, which holds what does not come from the journal {journal}; "
+            "give another name, or remove the file"
+        )
 
 
 # --- asking -----------------------------------------------------------------------------------
