@@ -17,6 +17,7 @@ from fortifai.losses import (
     linear_focal_cross_entropy,
     linear_truncated_cross_entropy,
     linear_weighted_cross_entropy,
+    triton_kernels,
     truncated_cross_entropy,
     weighted_cross_entropy,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "linear_focal_cross_entropy",
     "linear_truncated_cross_entropy",
     "linear_weighted_cross_entropy",
+    "triton_kernels",
     "truncated_cross_entropy",
     "weighted_cross_entropy",
 ]

@@ -1,26 +1,35 @@
 """Audits of models and texts whose state is known."""
 
 import copy
+import dataclasses
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 from fortifai import config, experiment
 from fortifai.audit import Levels, audit_model, audit_texts, suggest_threshold
-from fortifai.audit.findings import Finding
+from fortifai.audit.findings import Audit, Finding
+from fortifai.audit.model import cut, write
 from fortifai.cli import app
+from fortifai.commands import audit as command
 from fortifai.confidence import Dynamic, Keep
 from fortifai.config import TrainConfig
 from fortifai.data import bios
+from fortifai.data.questions import Question
 from fortifai.errors import InputError
 from fortifai.evals.breadth import Estimate
+from fortifai.evals.kr_test import kr_test
 from fortifai.evals.score import Score
 from fortifai.models import scratch
 from fortifai.models.causal_lm import CausalLM
 from fortifai.report.audit import write_audit
+from fortifai.report.text import DASH
 
 
 class Quiet:
@@ -69,6 +78,7 @@ def test_a_trained_model_is_sound(sound):
     assert "No sign" in sound.verdict
     # at temperature 1 a model is as sure of its own text as of what it has learned
     assert abs(finding(sound, "confidence").difference.value) < 0.1
+    assert not finding(sound, "human").sign
 
 
 def test_a_model_that_is_too_sure_is_found(model, text):
@@ -78,6 +88,61 @@ def test_a_model_that_is_too_sure_is_found(model, text):
     assert "confidence.base" in signs
     assert finding(audit, "confidence").difference.low > 0.1
     assert finding(audit, "human.base").difference.low > 0  # human text has become less likely
+
+
+def test_human_text_less_likely_than_by_blind_guessing_is_a_sign(model, text):
+    found = finding(audit_model(sharpened(model, 20.0), text, windows=32), "human")
+    assert found.reference == pytest.approx(np.log(len(model.tokenizer)))
+    assert found.sign
+
+
+def test_the_floor_against_the_base_model_is_that_of_the_human_text(model, text):
+    audit = audit_model(model, text, base=model, windows=32)
+    for name in ("entropy", "repetition", "confidence"):
+        floor = finding(audit, f"{name}.base").floor
+        assert floor is not None
+        assert floor == finding(audit, name).floor
+
+
+def broken(lm):
+    out = sharpened(lm, 1.0)
+    with torch.no_grad():
+        next(out.model.parameters()).fill_(float("nan"))
+    return out
+
+
+def test_weights_that_are_not_finite_are_told_of_every_model(model, text):
+    with pytest.raises(InputError, match=r"^S gives log-probabilities that are not finite"):
+        audit_model(broken(model), text, subject="S", base=model, base_name="B", windows=32)
+    with pytest.raises(InputError, match=r"^B gives log-probabilities that are not finite"):
+        audit_model(model, text, subject="S", base=broken(model), base_name="B", windows=32)
+    with pytest.raises(InputError, match=r"^S gives log-probabilities that are not finite"):
+        suggest_threshold(broken(model), text, subject="S", windows=32)
+
+
+@pytest.mark.parametrize("value", [float("nan"), -float("inf")])
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_each_of_the_texts_must_have_finite_probabilities(which, value, model, text, monkeypatch):
+    whole, asked, wrote = CausalLM.window_log_prob, [], []
+    own = CausalLM.write
+
+    def scored(self, windows):
+        asked.append(whole(self, windows))
+        if len(asked) == which + 1:
+            asked[-1][3, -1] = value
+        return asked[-1]
+
+    def written(*args, **more):
+        wrote.append(1)
+        return own(*args, **more)
+
+    monkeypatch.setattr(CausalLM, "window_log_prob", scored)
+    monkeypatch.setattr(CausalLM, "write", written)
+    passages = cut(model, text, windows=32, size=None)
+    with pytest.raises(InputError, match="not finite"):
+        write(model, passages, "it", seed=0, tick=lambda *_: None)
+    # the human texts are looked at before anything is written
+    assert len(wrote) == (which == 2)
 
 
 def test_a_model_that_says_the_same_everywhere_is_found(model, text):
@@ -112,6 +177,34 @@ def test_knowledge_is_compared_question_by_question(model, text):
     assert lost.value == pytest.approx(1 - lost.reference, abs=0.1)
 
 
+def test_lost_knowledge_is_a_sign_and_gained_knowledge_none(model, text):
+    # the false one is the true one backwards: even a small model knows which is which
+    asked = [Question(q.context, q.true, q.true[::-1], 1) for q in bios.bios(160, seed=0)[1][:40]]
+    worse = sharpened(model, -1.0)
+    lost = audit_model(worse, text, base=model, questions=asked, windows=32)
+    assert finding(lost, "knowledge.base").difference.value < -0.5
+    assert finding(lost, "knowledge.base").sign
+    gained = audit_model(model, text, base=worse, questions=asked, windows=32)
+    assert not finding(gained, "knowledge.base").sign
+
+
+def test_knowledge_is_by_the_mean_over_tokens(model, text):
+    """A long true continuation beside a short false one: the sum would nearly always say false."""
+    true = [question.true for question in bios.bios(160, seed=0)[1][:40]]
+    asked = [Question(q, q, " the", 1) for q in true]
+    base = sharpened(model, 0.5)
+    shares = [
+        [kr_test(lm, asked).right(variant).mean() for variant in ("mean", "sum")]
+        for lm in (model, base)
+    ]
+    audit = audit_model(model, text, base=base, questions=asked, windows=32)
+    found = finding(audit, "knowledge.base")
+    assert [found.value, found.reference] == [shares[0][0], shares[1][0]]
+    assert finding(audit, "knowledge").value == shares[0][0]
+    for mean, total in shares:
+        assert mean != total, "this test could not tell"
+
+
 def test_benchmarks_are_shown_whole(model, text):
     scores = [
         Score("blimp.acc", 0.6, "blimp", 670, 0.02, "share"),
@@ -141,6 +234,25 @@ def test_a_sign_needs_level_and_noise():
     assert not found(-0.3, -0.35, -0.25, 0.1)  # the good direction
     assert found(-0.3, -0.35, -0.25, 0.1, "lower")
     assert not found(0.3, 0.25, 0.35, 0.1, "lower")
+
+
+def test_levels_are_those_of_the_documentation():
+    page = (Path(__file__).parents[2] / "docs" / "audit.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in page.split("\n") if line.startswith("| ")]
+    names = {
+        "variety": "entropy",
+        "rare tokens": "tail",
+        "repetition": "repetition",
+        "sameness": "sameness",
+        "confidence": "confidence",
+        "Knowledge Retention": "knowledge",
+    }
+    told = {
+        names[row[0].partition(":")[0]]: float(re.search(r"\d+\.\d+", row[2]).group())
+        for row in rows
+        if len(row) == 3 and row[0].partition(":")[0] in names
+    }
+    assert told == dataclasses.asdict(Levels())
 
 
 def test_levels_are_checked():
@@ -190,6 +302,34 @@ def test_thresholds_are_those_of_the_weights(model, text):
     assert (found.crossing or 1.0) == pytest.approx(settled, abs=0.1)
     dropped = np.interp(found.quantile, found.thresholds, found.own)
     assert dropped == pytest.approx(found.dropped, abs=0.05)  # thresholds are a tenth apart
+
+
+def test_what_the_suggestions_drop(model, text):
+    """Between what the thresholds on either side of them drop."""
+    found = suggest_threshold(model, text, windows=64, dropped=0.25)
+    assert found.quantile_drops[1] == pytest.approx(0.25, abs=1 / found.tokens)
+    assert found.crossing is not None
+    for at, drops in (
+        (found.crossing, found.crossing_drops),
+        (found.quantile, found.quantile_drops),
+    ):
+        for shares, dropped in zip((found.real, found.own), drops, strict=True):
+            for threshold, share in zip(found.thresholds, shares, strict=True):
+                assert (share >= dropped) if threshold <= at else (share <= dropped)
+    flat = sharpened(model, 0.0)  # all tokens equally likely: nothing to part
+    flat = suggest_threshold(flat, text, windows=32)
+    assert (flat.crossing, flat.crossing_drops) == (None, (0.0, 0.0))
+
+
+def test_a_suggestion_that_drops_much_of_the_real_text_is_warned_of(model, text, capsys):
+    found = suggest_threshold(model, text, windows=32)
+    shown = dataclasses.replace(found, crossing_drops=(0.34, 0.9), quantile_drops=(0.33, 0.25))
+    command._show_threshold(shown)
+    crossing, quantile = capsys.readouterr().out.split("where two Gaussians")[1].split("quantile,")
+    assert "drops 34.0% of real text, 90.0% of its own" in crossing
+    assert "drops 33.0% of real text, 25.0% of its own" in quantile
+    assert "warning: more than a third of the real text" in crossing
+    assert "warning" not in quantile
 
 
 # --- the commands -----------------------------------------------------------------------------
@@ -243,18 +383,125 @@ def test_benchmarks_from_a_file_and_what_was_cut(saved, text, tmp_path):
 
 
 def test_what_a_model_wrote_is_escaped(sound, tmp_path):
-    import dataclasses
-
     evil = dataclasses.replace(sound, examples=(("<script>alert(1)</script>", "<b>", "&"),))
     page = write_audit(evil, tmp_path).read_text()
     assert "<script" not in page
     assert "&lt;script&gt;" in page
 
 
+def test_the_table_fits_80_columns_and_a_benchmark_shows_no_difference(
+    tmp_path, monkeypatch, capsys
+):
+    """Titles that wrap stay under their titles, and what has no reference has no difference."""
+    findings = (
+        Finding(
+            "x", "a title of several words that cannot stand in one line", "human text", 1.0, 0.5,
+            Estimate(0.5, 0.4, 0.6), 0.1, "nats", "higher", 0.3,
+        ),
+        Finding("human", "surprise", "blind", 1.0, 2.0, Estimate(-1.0, -2.0, 0.0), None, "nats",
+                "higher", 0.0),
+        Finding("blimp.acc", "blimp.acc", "", 0.65, None, Estimate(0.65, 0.44, 0.86)),
+    )  # fmt: skip
+    audit = Audit("it", "human text", findings, "sampled so")
+    monkeypatch.setattr(command, "out_console", Console(width=80))
+    command._show(audit)
+    lines = capsys.readouterr().out.split("\n")
+    assert max(map(len, lines[2:-2])) <= 80
+    top = [line.strip() for line in lines[3:-2] if line and not line.startswith("  ")]
+    assert top == ["against human text", "against blind", "as it is"]
+    (benchmark,) = [line for line in lines if "blimp.acc" in line]
+    assert benchmark.split() == ["blimp.acc", "0.65", DASH, "0.44", "to", "0.86", DASH]
+    page = write_audit(audit, tmp_path).read_text()
+    assert f"<td>0.65</td><td>{DASH}</td><td><small>0.44 to 0.86</small></td>" in page
+    assert "<td>+0.50<small>+0.40 to +0.60</small></td>" in page
+    assert "Not drawn, since its level is 0: surprise.</figcaption>" in page
+    plain = dataclasses.replace(audit, findings=findings[:1])
+    assert "Not drawn" not in write_audit(plain, tmp_path).read_text()
+
+
+def test_a_report_goes_where_no_other_page_is(saved, tmp_path):
+    """Told before anything is read: neither this model nor this text exists."""
+    mine, file = tmp_path / "mine", tmp_path / "file"
+    mine.mkdir()
+    (mine / "index.html").write_text("mine")
+    file.write_text("mine")
+    nothing = ["audit", tmp_path / "none", "--text", tmp_path / "none.txt"]
+    for out, words in (
+        (mine, "holds an index.html that is no audit's"),
+        (file, f"{file} is a file"),
+        (file / "below", f"{file} is a file"),
+    ):
+        found = run(*nothing, "--out", out)
+        assert isinstance(found.exception, InputError)
+        assert words in str(found.exception)
+    assert (mine / "index.html").read_text() == file.read_text() == "mine"
+    texts = ["--text", saved / "again.txt", "--against", saved / "human.txt"]
+    for _ in range(2):  # an older audit is replaced
+        assert run("audit", *texts, "--out", tmp_path / "new" / "out").exit_code == 3
+
+
+def test_a_folder_that_is_no_model_is_told(saved, tmp_path):
+    def fault(folder):
+        found = run("audit", folder, "--text", saved / "human.txt")
+        assert isinstance(found.exception, InputError)
+        return str(found.exception)
+
+    assert f"{tmp_path} holds no model: there is no config.json" in fault(tmp_path)
+    for g in (0, 4):
+        model = tmp_path / "arms" / "ce" / "seed-0" / f"generation-0{g}" / "model"
+        model.mkdir(parents=True)
+        (model / "config.json").write_text("{}")
+    assert f"is a run, not a model; give one of its models, such as {model}" in fault(tmp_path)
+    assert f"holds no model; give one of its models, such as {model}" in fault(model.parent)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["{}/sound", "--text", "{}/short.txt"], "an audit needs at least"),
+        (["{}/sound", "--text", "{}/human.txt", "--tokens", "64"], "the model reads 64 at most"),
+        (["{}/sound", "--text", "{}/human.txt", "--base", "{}/other"], "different tokenizers"),
+        (["{}/sound", "--text", "{}/human.txt", "--base", "{}/nan"], "nan gives log-prob"),
+    ],
+)
+def test_benchmarks_wait_for_the_other_checks(args, words, saved, model, text, monkeypatch):
+    def measured(*args, **more):
+        raise AssertionError("benchmarks were run")
+
+    monkeypatch.setattr("fortifai.evals.benchmarks.Suite.run", measured)
+    (saved / "words.jsonl").write_text(json.dumps({"text": text[:60]}) + "\n")
+    (saved / "b.yaml").write_text("lambada_openai: {data: words.jsonl}\n")
+    broken(model).save(saved / "nan")
+    other = scratch.train_tokenizer([text], 350)
+    sizes = {"hidden_size": 16, "layers": 1, "heads": 1, "vocab_size": len(other)}
+    CausalLM(scratch.build("llama", max_positions=64, seed=0, **sizes), other).save(saved / "other")
+    found = run("audit", *(arg.format(saved) for arg in args), "--benchmarks", saved / "b.yaml")
+    assert isinstance(found.exception, InputError)
+    assert words in str(found.exception)
+
+
+def test_a_share_that_is_none_is_refused_before_the_model_is_read(tmp_path):
+    found = run("threshold", tmp_path / "none", "--text", tmp_path / "none.txt", "--drop", 2)
+    assert isinstance(found.exception, InputError)
+    assert "the share to drop is 2.0" in str(found.exception)
+
+
+def test_a_missing_text_speaks_of_no_yaml(saved):
+    found = run("audit", saved / "sound", "--text", "nope.txt")
+    assert f"there is no file 'nope.txt' (looked for {Path.cwd() / 'nope.txt'})" in str(
+        found.exception
+    )
+    assert "YAML" not in str(found.exception)
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
         (["--text", "{}/human.txt"], "nothing to compare with"),
+        (
+            ["--text", "{}/again.txt", "--against", "{}/human.txt", "--device", "cpu"],
+            "--device need a MODEL",
+        ),
         (["{}/sound", "--text", "{}/short.txt"], "an audit needs at least"),
         (["{}/none", "--text", "{}/human.txt"], "no causal language model"),
         (["{}/sound", "--text", "{}/none.txt"], "none.txt"),

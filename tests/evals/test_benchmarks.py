@@ -627,7 +627,7 @@ def test_unknown_names_get_the_nearest(tmp_path, monkeypatch):
 
 def test_groups_and_tasks_within_a_benchmark():
     """`only` takes groups and tasks, by short or full name, and keeps the groups above them."""
-    (node,) = harness_tasks.find(Benchmark("mmlu", only=("stem", "mmlu_philosophy")))
+    (node,) = harness_tasks.find(Benchmark("mmlu", None, only=("stem", "mmlu_philosophy")))
     names = {leaf.name for leaf in node.leaves}
     assert {"mmlu_astronomy", "mmlu_philosophy"} < names
     assert not {"mmlu_virology", "mmlu_world_religions"} & names
@@ -696,6 +696,29 @@ def test_settings_that_are_not_for_the_task(tmp_path, blimp, lm):
     assert "no chat template" in fault(asked, lm=lm)
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"limit": 0}, "limit is 0; give a whole number, 1 or more"),
+        ({"limit": -1}, "limit is -1;"),
+        ({"limit": 2.5}, "limit is 2.5;"),
+        ({"num_fewshot": -2}, "num_fewshot is -2; give a whole number, 0 or more"),
+        ({"num_fewshot": True}, "num_fewshot is True;"),
+        ({"max_gen_toks": 0}, "max_gen_toks is 0; give a whole number, 1 or more"),
+        ({"only": "stem"}, "only is 'stem'; give a tuple, ('stem',)"),
+        ({"data": ""}, "data is ''; name a file"),
+        ({"data": {}}, "data is {}; name a file"),
+        ({"data": {"test": 3}}, "data is {'test': 3}; name a file"),
+        ({"data": Path("x")}, "as strings"),
+    ],
+)
+def test_settings_that_are_none_are_refused_from_python(settings, words):
+    with pytest.raises(InputError) as caught:
+        Benchmark("mmlu", **({"data": "x"} | settings))
+    assert str(caught.value).startswith(f"benchmarks.mmlu.{next(iter(settings))} is ")
+    assert words in str(caught.value)
+
+
 def test_what_does_not_fit_the_model(tmp_path, lm, tokenizer):
     path = write(tmp_path / "gsm8k.jsonl", [{"question": "1 + 1?", "answer": "#### 2"}])
     said = fault(Benchmark("gsm8k", str(path), num_fewshot=0), lm=lm)
@@ -727,7 +750,9 @@ def test_the_hub_is_asked_only_if_the_yaml_says_so(tmp_path, monkeypatch, lm):
         return datasets.DatasetDict({"train": datasets.Dataset.from_list(rows)})
 
     monkeypatch.setattr("datasets.load_dataset", load)
-    hub = Benchmark("blimp", only=("npi_present_1",))
+    with pytest.raises(TypeError, match="data"):
+        Benchmark("blimp")  # that it is to be fetched must be said
+    hub = Benchmark("blimp", None, only=("npi_present_1",))
     ours = benchmarks.run_benchmarks(lm, [hub])
     assert asked == [("nyu-mll/blimp", "npi_present_1")]
     assert {s.n for s in ours.scores} == {3}
@@ -817,4 +842,4 @@ def test_what_the_yaml_may_say():
     assert "did you mean 'limit'?" in told("benchmarks={blimp: {data: x, limt: 3}}")
     assert "benchmarks.blimp.limit is 0" in told("benchmarks={blimp: {data: x, limit: 0}}")
     built = resolved("benchmarks={mmlu: {hub: true, num_fewshot: 5}}").benchmarks["mmlu"]
-    assert built.build("mmlu") == Benchmark("mmlu", num_fewshot=5)
+    assert built.build("mmlu") == Benchmark("mmlu", None, num_fewshot=5)

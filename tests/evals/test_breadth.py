@@ -92,6 +92,13 @@ def test_tail_counts_what_is_rare_in_the_further_windows():
     assert breadth.tail(rare, mixed, mixed, seed=0).own == 1
 
 
+def test_rare_is_what_lies_outside_four_fifths():
+    """Four types with 60, 25, 10 and 5 % of the tokens: the first two reach four fifths."""
+    row = np.repeat([0, 1, 2, 3], [12, 5, 2, 1])
+    rows = np.tile(row, (16, 1))
+    assert breadth.tail(rows, rows, rows, seed=0).own == pytest.approx(0.15)
+
+
 def test_intervals_cover_and_floors_hold_under_the_null():
     """Texts from one distribution: 95 % intervals hold 0, and floors hold 95 % of differences."""
     rng = np.random.default_rng(2)

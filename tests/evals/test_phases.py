@@ -137,6 +137,16 @@ def test_a_loss_that_does_not_last_is_none() -> None:
     assert phases({"mc": back})["mc"].knowledge is None
 
 
+def test_a_dip_back_over_the_level_puts_the_onset_off() -> None:
+    """What counts is the monotone fit: what comes back further than it fell was not lost."""
+    # level 0.55: 0.02 beyond it, then 0.05 short of it; together short
+    far = Curves(block(0.85, 0.84, 0.53, 0.60, 0.3), block(*GOOD), CHANCE)
+    # 0.10 beyond it, then 0.05 short of it; together beyond
+    near = Curves(block(0.85, 0.84, 0.45, 0.60, 0.3), block(*GOOD), CHANCE)
+    onsets = [found.knowledge for found in phases({"far": far, "near": near}).values()]
+    assert [onset and onset.generation for onset in onsets] == [4, 2]
+
+
 def test_a_loss_short_of_the_level_is_none() -> None:
     short = Curves(block(0.85, 0.7, 0.6, 0.6, 0.6), block(*GOOD), CHANCE)
     assert phases({"mc": short})["mc"].b is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -102,13 +102,33 @@ def cut(lm: CausalLM, text: str, *, windows: int, size: int | None) -> Passages:
     return Passages(both[::2, :length], both[::2, length:], both[1::2])
 
 
-def write(lm: CausalLM, passages: Passages, *, seed: int, tick: Tick) -> Written:
+def write(lm: CausalLM, passages: Passages, name: str, *, seed: int, tick: Tick) -> Written:
     """Let a model continue all prompts by sampling at temperature 1, and score everything.
 
     At temperature 1 nothing is put on top of the model: if it is as sure as it should be, its own
     text is as probable to it as human text is.
+
+    Raises:
+        InputError: Log-probabilities of the model `name` are not finite.
     """
     size = passages.human.shape[1]
+    done = 0
+
+    def scored(windows: Ids) -> Floats:
+        nonlocal done
+        log_p = lm.window_log_prob(windows)[:, -size:].astype(np.float64)
+        if not np.isfinite(log_p).all():
+            raise InputError(
+                f"{name} gives log-probabilities that are not finite, so its weights are broken; "
+                "load or train another"
+            )
+        done += 1
+        tick("scoring", done, 3)
+        return log_p
+
+    # before the writing, which takes longest
+    human = scored(np.concatenate([passages.prompts, passages.human], axis=1))
+    more = scored(passages.more)
     text = lm.write(
         passages.prompts,
         size,
@@ -116,16 +136,8 @@ def write(lm: CausalLM, passages: Passages, *, seed: int, tick: Tick) -> Written
         seed=seed,
         tick=lambda done, total: tick("writing", done, total),
     )
-    texts = (
-        np.concatenate([passages.prompts, text], axis=1),
-        np.concatenate([passages.prompts, passages.human], axis=1),
-        passages.more,
-    )
-    scored = []
-    for done, windows in enumerate(texts):
-        scored.append(lm.window_log_prob(windows)[:, -size:].astype(np.float64))
-        tick("scoring", done + 1, len(texts))
-    return Written(text, *scored)
+    own = scored(np.concatenate([passages.prompts, text], axis=1))
+    return Written(text, own, human, more)
 
 
 def audit_model(
@@ -136,7 +148,7 @@ def audit_model(
     base: CausalLM | None = None,
     base_name: str = "the base model",
     questions: Sequence[Question] = (),
-    benchmarks: Sequence[Score] = (),
+    benchmarks: Iterable[Score] = (),
     remarks: Sequence[str] = (),
     windows: int = 256,
     size: int | None = None,
@@ -162,7 +174,8 @@ def audit_model(
         base: The model that it came from, with the same tokenizer.
         base_name: What to call that one.
         questions: Knowledge Retention questions.
-        benchmarks: Scores of published benchmarks; those of whole benchmarks are shown.
+        benchmarks: Scores of published benchmarks; those of whole benchmarks are shown. They are
+            asked for when all else is done, so that a generator measures them only then.
         remarks: What to say of how those were measured.
         windows: At most so many prompts.
         size: Tokens of a prompt and of what follows; None: 64, or what the model has room for.
@@ -172,7 +185,7 @@ def audit_model(
 
     Raises:
         InputError: The text is too short, `size` too large, the base model has another tokenizer,
-            or the model's log-probabilities are not finite.
+            or the log-probabilities of one of them are not finite.
     """
     levels = levels or Levels()
     if base is not None and base.tokenizer.get_vocab() != lm.tokenizer.get_vocab():
@@ -181,17 +194,13 @@ def audit_model(
             "compared token by token; give the model that this one was trained from"
         )
     passages = cut(lm, text, windows=windows, size=size)
-    wrote = write(lm, passages, seed=seed, tick=tick)
-    if not np.isfinite(wrote.human).all():
-        raise InputError(
-            f"{subject} gives log-probabilities that are not finite; its weights are broken"
-        )
+    wrote = write(lm, passages, subject, seed=seed, tick=tick)
     human, more = passages.human, passages.more[:, passages.context :]
     findings = [*breadths(wrote.text, human, more, HUMAN, levels, seed, unit="tokens")]
     findings += _certainty(wrote, len(lm.tokenizer), seed, levels)
     not_measured = ["whether what it writes is true"]
     if base is not None:
-        first = write(base, passages, seed=seed, tick=tick)
+        first = write(base, passages, base_name, seed=seed, tick=tick)
         findings += _since(wrote, first, findings, base_name, levels)
     else:
         not_measured.append("what it has lost against the model it came from (--base)")
@@ -200,9 +209,10 @@ def audit_model(
     else:
         not_measured.append("what it knows (--questions)")
     # of a group (67 paradigms, 57 subjects) its own score, not those of all its parts
-    whole = [score for score in benchmarks if score.on == score.measure.partition(".")[0]]
+    scores = list(benchmarks)
+    whole = [score for score in scores if score.on == score.measure.partition(".")[0]]
     findings += [_benchmark(score) for score in whole]
-    if not benchmarks:
+    if not scores:
         not_measured.append("published benchmarks (--benchmarks)")
     count, length = human.shape
     return Audit(

@@ -28,6 +28,8 @@ class Suggestion:
             (`fortifai.confidence.Dynamic`); None where they do not, and nothing should be dropped.
         quantile: The confidence above which the share `dropped` of the model's own tokens lies.
         dropped: That share.
+        crossing_drops: Shares of the real text's tokens and of the model's own above `crossing`.
+        quantile_drops: The same above `quantile`.
         thresholds: The thresholds of the shares below.
         real: Share of the real text's tokens that each threshold drops.
         own: Share of the model's own tokens that each drops.
@@ -38,6 +40,8 @@ class Suggestion:
     crossing: float | None
     quantile: float
     dropped: float
+    crossing_drops: tuple[float, float]
+    quantile_drops: tuple[float, float]
     thresholds: tuple[float, ...]
     real: tuple[float, ...]
     own: tuple[float, ...]
@@ -49,6 +53,7 @@ def suggest_threshold(
     lm: CausalLM,
     text: str,
     *,
+    subject: str = "the model",
     dropped: float = 0.25,
     windows: int = 512,
     size: int | None = None,
@@ -60,6 +65,7 @@ def suggest_threshold(
     Args:
         lm: The model that will be trained.
         text: Real text of the kind that it will be trained on.
+        subject: What to call the model.
         dropped: Share of the model's own tokens that the quantile rule drops.
         windows: As in `audit_model`.
         size: As in `audit_model`.
@@ -67,22 +73,25 @@ def suggest_threshold(
         tick: As in `audit_model`.
 
     Raises:
-        InputError: `dropped` is not in (0, 1), or the text is too short.
+        InputError: `dropped` is not in (0, 1), the text is too short, or the model's
+            log-probabilities are not finite.
     """
-    if not 0 < dropped < 1:
-        raise InputError(f"the share to drop is {dropped}; it must lie between 0 and 1")
+    check_dropped(dropped)
     passages = model_.cut(lm, text, windows=windows, size=size)
-    wrote = model_.write(lm, passages, seed=seed, tick=tick)
+    wrote = model_.write(lm, passages, subject, seed=seed, tick=tick)
     real = np.exp(np.concatenate([wrote.human, wrote.more]).ravel())
     own = np.exp(wrote.own.ravel())
     settled = Dynamic().settle(real).threshold
+    quantile = float(np.quantile(own, 1 - dropped))
     return Suggestion(
         None if settled == 1 else settled,
-        float(np.quantile(own, 1 - dropped)),
+        quantile,
         dropped,
+        (_above(real, settled), _above(own, settled)),
+        (_above(real, quantile), _above(own, quantile)),
         THRESHOLDS,
-        _dropped(real),
-        _dropped(own),
+        tuple(_above(real, threshold) for threshold in THRESHOLDS),
+        tuple(_above(own, threshold) for threshold in THRESHOLDS),
         {
             "real text": tuple(histogram(np.log(real)).tolist()),
             "its own text": tuple(histogram(wrote.own.ravel()).tolist()),
@@ -91,6 +100,18 @@ def suggest_threshold(
     )
 
 
-def _dropped(p: NDArray[np.float64]) -> tuple[float, ...]:
-    """Share of tokens above each threshold, which `Truncate` drops."""
-    return tuple(float((p > threshold).mean()) for threshold in THRESHOLDS)
+def check_dropped(dropped: float) -> None:
+    """Refuse a share to drop that is none.
+
+    Raises:
+        InputError: It is not in (0, 1).
+    """
+    if not 0 < dropped < 1:  # true for NaN, too
+        raise InputError(
+            f"the share to drop is {dropped}; it must lie between 0 and 1, such as 0.25"
+        )
+
+
+def _above(p: NDArray[np.float64], threshold: float) -> float:
+    """Share of tokens above a threshold, which `Truncate` drops."""
+    return float((p > threshold).mean())

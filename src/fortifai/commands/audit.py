@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -22,10 +23,10 @@ from fortifai.commands.common import (
 from fortifai.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator
 
     from fortifai.audit import Audit, Suggestion
-    from fortifai.config import BenchmarkConfig
+    from fortifai.evals.benchmarks import Suite
     from fortifai.evals.score import Score
     from fortifai.models.causal_lm import CausalLM
 
@@ -38,6 +39,10 @@ Tokens = Annotated[
     typer.Option(min=8, help="Tokens of a prompt and of what follows; 64 if there is room."),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+MOST_REAL = 1 / 3
+"""Share of the real text that a threshold may drop without a warning."""
 
 
 def audit(
@@ -73,8 +78,13 @@ def audit(
     debug: Debug = False,
 ) -> None:
     """Is a model, or a corpus, collapsing? Exit code 0: no sign of it; 3: signs; 2: bad input."""
+    if out is not None:
+        from fortifai.report.audit import check_folder
+
+        check_folder(out)
     if model is None:
-        found = _texts(text, against, prompts, tokens, column, seed, base, questions, benchmarks)
+        odd = (base, questions, benchmarks, device)
+        found = _texts(text, against, prompts, tokens, column, seed, *odd)
     elif against is not None:
         raise InputError(
             "--against compares two texts without a model, and a model is given; leave one out"
@@ -110,7 +120,7 @@ def _texts(
     if against is None:
         raise InputError("nothing to compare with; give a MODEL, or another text with --against")
     if any(value is not None for value in odd):
-        raise InputError("--base, --questions and --benchmarks need a MODEL; give one")
+        raise InputError("--base, --questions, --benchmarks and --device need a MODEL; give one")
     return audit_texts(
         read_corpus(text, column).text,
         read_corpus(against, column).text,
@@ -140,11 +150,11 @@ def _model(
     # everything is read before anything is done
     human = read_corpus(text, column).text
     asked = read_questions([questions], root=Path.cwd())[0] if questions else []
-    wanted = _benchmarks(benchmarks) if benchmarks else {}
+    suite = _suite(benchmarks) if benchmarks else None
     lm = load_model(model, device)
     first = None if base is None else load_model(base, device)
+    remarks = suite.check(lm.model, lm.tokenizer) if suite else ()
     with bars() as tick:
-        scores, remarks = _scores(lm, wanted, benchmarks, tick) if benchmarks else ((), ())
         return audit_model(
             lm,
             human,
@@ -152,7 +162,7 @@ def _model(
             base=first,
             base_name="the base model" if base is None else _name(base),
             questions=asked,
-            benchmarks=scores,
+            benchmarks=_scores(suite, lm, tick) if suite else (),
             remarks=remarks,
             windows=prompts or 256,
             size=tokens,
@@ -164,28 +174,20 @@ def _model(
 def _name(model: str) -> str:
     """A model's name in print: the last parts of its folder that say something."""
     parts = [part for part in Path(model).parts if part != "model"]
-    return "/".join(parts[-3:]) if Path(model).exists() else model
+    return str(Path(*parts[-3:])) if Path(model).exists() else model
 
 
-def _benchmarks(path: Path) -> dict[str, BenchmarkConfig]:
+def _suite(path: Path) -> Suite:
     from fortifai.config import read_benchmarks
-
-    return read_benchmarks(path)
-
-
-def _scores(
-    lm: CausalLM,
-    wanted: dict[str, BenchmarkConfig],
-    path: Path,
-    tick: Callable[[str, int, int], None],
-) -> tuple[Sequence[Score], Sequence[str]]:
-    """Scores, and what was cut."""
     from fortifai.evals.benchmarks import read
 
-    suite = read([config.build(name) for name, config in wanted.items()], path.parent)
-    remarks = suite.check(lm.model, lm.tokenizer)
-    found = suite.run(lm, tick=lambda done, total: tick("benchmarks", done, total))
-    return found.scores, remarks
+    wanted = read_benchmarks(path)
+    return read([config.build(name) for name, config in wanted.items()], path.parent)
+
+
+def _scores(suite: Suite, lm: CausalLM, tick: Callable[[str, int, int], None]) -> Iterator[Score]:
+    """Scores, measured when the first one is asked for: after all that the audit checks."""
+    yield from suite.run(lm, tick=lambda done, total: tick("benchmarks", done, total)).scores
 
 
 def _show(found: Audit) -> None:
@@ -195,19 +197,22 @@ def _show(found: Audit) -> None:
     out_console.print(Text(found.sampled, style="dim"), soft_wrap=True)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("measure", "value", "ref.", "difference, 95 %", "a sign is", ""):
-        table.add_column(name, justify="left" if name in ("measure", "") else "right")
+        left, wraps = name in ("measure", ""), name == "measure"
+        table.add_column(name, justify="left" if left else "right", no_wrap=not wraps)
     for group in dict.fromkeys(each.against for each in found.findings):
-        table.add_row(Text(f"against {group}" if group else "as it is", style="bold dim"))
+        against = f"against {group}" if group else "as it is"
+        table.add_row(Text(against, style="bold dim", overflow="fold"))
         for each in found.findings:
             if each.against != group:
                 continue
             line = row(each)
             verdict = Text("sign", style="red") if line["sign"] else Text("sound", style="green")
             table.add_row(
-                Text(f"  {line['title']}"),
+                # padded, so that a title that wraps stays indented
+                Padding(Text(line["title"], overflow="fold"), (0, 0, 0, 2)),
                 line["value"],
                 line["reference"],
-                f"{line['difference']}  {line['interval']}",
+                f"{line['difference']}  {line['interval']}".strip(),
                 line["level"],
                 verdict if line["judged"] else Text(""),
             )
@@ -236,13 +241,21 @@ def threshold(
     """Which threshold to truncate at: what each would drop, and two rules for choosing one."""
     import dataclasses
 
-    from fortifai.audit import suggest_threshold
+    from fortifai.audit.threshold import check_dropped, suggest_threshold
 
+    check_dropped(drop)
     human = read_corpus(text, column).text
     lm = load_model(model, device)
     with bars() as tick:
         found = suggest_threshold(
-            lm, human, dropped=drop, windows=prompts, size=tokens, seed=seed, tick=tick
+            lm,
+            human,
+            subject=_name(model),
+            dropped=drop,
+            windows=prompts,
+            size=tokens,
+            seed=seed,
+            tick=tick,
         )
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(found)))
@@ -282,7 +295,19 @@ def _show_threshold(found: Suggestion) -> None:
     )
     out_console.print()
     say(f"where two Gaussians cross (weight 'dynamic'): {crossing}")
+    if found.crossing is not None:
+        _show_drops(found.crossing_drops)
     say(
         f"quantile, dropping {found.dropped:.0%} of its own tokens: {found.quantile:.3f} "
         f"({found.tokens:,} tokens at temperature 1)"
     )
+    _show_drops(found.quantile_drops)
+
+
+def _show_drops(drops: tuple[float, float]) -> None:
+    """What a suggestion drops, and whether that is too much of what is to be learned."""
+    real, own = drops
+    say(f"  drops {real:.1%} of real text, {own:.1%} of its own")
+    if real > MOST_REAL:
+        line = "  warning: more than a third of the real text would not be learned from"
+        out_console.print(Text(f"{line}; take a higher one", style="yellow"), soft_wrap=True)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 FOUND = 3
 """Exit code of a check that found something."""
 
+_CONFIGS = ("config.json", "adapter_config.json")
+
 out_console = Console()
 err_console = Console(stderr=True)
 
@@ -44,6 +46,7 @@ def load_model(name: str, device: str | None) -> CausalLM:
     Raises:
         InputError: There is none, or no such device.
     """
+    _check_folder(name)
     from fortifai.models.causal_lm import SETTINGS_FILE, CausalLM
 
     saved = (Path(name) / SETTINGS_FILE).is_file()
@@ -59,6 +62,23 @@ def load_model(name: str, device: str | None) -> CausalLM:
     if saved:
         return CausalLM.load(Path(name), device=device)
     return CausalLM.from_base(name, device=device)
+
+
+def _check_folder(name: str) -> None:
+    """Refuse a folder that is not a model's, with the nearest that is."""
+    folder = Path(name)
+    # one with an adapter alone names its base model in it
+    if not folder.is_dir() or any((folder / file).is_file() for file in _CONFIGS):
+        return
+    found = sorted(
+        path.parent
+        for where in ("model", "arms/*/seed-*/generation-*/model")
+        for path in folder.glob(f"{where}/config.json")
+    )
+    what = "is a run, not a model" if (folder / "arms").is_dir() else "holds no model"
+    if found:
+        raise InputError(f"{name} {what}; give one of its models, such as {found[-1]}")
+    raise InputError(f"{name} {what}: there is no config.json; give a model's folder, or a hub id")
 
 
 @contextmanager

@@ -198,8 +198,7 @@ def expand(files: Sequence[str | Path], root: Path) -> list[Path]:
                 f"{str(name)!r} is a folder" if path.is_dir() else f"there is no file {str(name)!r}"
             )
             raise InputError(
-                f"{what} (looked for {path}); give the path of a file or a glob, relative to the "
-                "YAML's folder or, for a preset, to the current one"
+                f"{what} (looked for {path}); give the path of a file, or a glob that names some"
             )
         out += [p for p in found if p not in out]
     return out

@@ -1,7 +1,7 @@
 """Published benchmarks on a model in memory, through lm-evaluation-harness.
 
 Prompts, metrics, group means and standard errors are the harness's own: the numbers are those that
-its command gives on the saved model. Nothing is fetched unless a benchmark has no local data.
+its command gives on the saved model. Nothing is fetched unless a benchmark's `data` is None.
 """
 
 from __future__ import annotations

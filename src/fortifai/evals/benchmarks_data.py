@@ -35,21 +35,50 @@ class Benchmark:
     Attributes:
         name: A task, group or tag of the harness, such as ``blimp``, ``hellaswag``, ``gsm8k``,
             ``mmlu``.
-        data: A local file or folder, or files by split; None for the hub's data set.
+        data: A local file or folder, or files by split. It has no default: None, said outright, has
+            the harness fetch its own data set from the hub.
         limit: Items of each task, the first ones; None for all.
         only: Tasks or groups within `name` to take; empty for all.
         num_fewshot: Examples before each item; None for the task's own number.
         max_gen_toks: Tokens written per answer; None for the task's own number, or 256.
         apply_chat_template: Put prompts into the tokenizer's chat template.
+
+    Raises:
+        InputError: A setting is of another type, or a number too small.
     """
 
     name: str
-    data: str | Mapping[str, str] | None = None
+    data: str | Mapping[str, str] | None
     limit: int | None = None
     only: tuple[str, ...] = ()
     num_fewshot: int | None = None
     max_gen_toks: int | None = None
     apply_chat_template: bool = False
+
+    def __post_init__(self) -> None:
+        self._check_data()
+        only: object = self.only
+        if isinstance(only, str):
+            raise InputError(f"benchmarks.{self.name}.only is {only!r}; give a tuple, ({only!r},)")
+        for name, least in (("limit", 1), ("num_fewshot", 0), ("max_gen_toks", 1)):
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if value is not None and not (whole and value >= least):
+                raise InputError(
+                    f"benchmarks.{self.name}.{name} is {value!r}; give a whole number, {least} or "
+                    "more, or leave it out"
+                )
+
+    def _check_data(self) -> None:
+        if isinstance(self.data, Mapping):
+            named = list(self.data.values())
+        else:
+            named = [] if self.data is None else [self.data]
+        if self.data == {} or not all(isinstance(path, str) and path for path in named):
+            raise InputError(
+                f"benchmarks.{self.name}.data is {self.data!r}; name a file, a folder, or files by "
+                "split, as strings, or give None for the hub's data set"
+            )
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -169,8 +198,7 @@ def _in(path: Path, benchmark: Benchmark, leaves: Sequence[Leaf], leaf: Leaf, sp
         return path
     if not path.is_dir():
         raise InputError(
-            f"benchmarks.{name}.data: there is no file or folder {path}; give one, relative to "
-            "the YAML's folder or, for a preset, to the current one"
+            f"benchmarks.{name}.data: there is no file or folder {path}; give one that is there"
         )
     short = leaf.name.removeprefix(f"{name}_")
     keys = dict.fromkeys(key for key in (leaf.part, short, leaf.name) if key)

@@ -30,17 +30,16 @@ def write_audit(audit: Audit, folder: Path) -> Path:
 
     Args:
         audit: What was found.
-        folder: Made if it is not there; older files of these names are replaced.
+        folder: Made if it is not there; an older audit in it is replaced.
 
     Returns:
         The path of ``index.html``.
 
     Raises:
-        InputError: `folder` is a file.
+        InputError: `folder` is a file, or holds a page that is no audit's.
         RunFailed: It could not be written.
     """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; give a folder for the report with --out")
+    check_folder(folder)
     plots = [figure for figure in (_distances(audit), _confidence(audit)) if figure]
     page = fill(
         "audit.html.j2",
@@ -68,6 +67,22 @@ def write_audit(audit: Audit, folder: Path) -> Path:
     return folder / "index.html"
 
 
+def check_folder(folder: Path) -> None:
+    """Refuse a folder into which an audit must not be written.
+
+    Raises:
+        InputError: It, or a folder above it, is a file, or it holds a page that is no audit's.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise InputError(f"{there} is a file; give a folder for the report with --out")
+    if (folder / "index.html").exists() and not (folder / "audit.json").exists():
+        raise InputError(
+            f"{folder} holds an index.html that is no audit's (no audit.json is beside it); give "
+            "another folder for the report with --out"
+        )
+
+
 def headline(audit: Audit) -> str:
     """The verdict in a few words."""
     if audit.collapsed:
@@ -79,15 +94,18 @@ def headline(audit: Audit) -> str:
 def row(found: Finding) -> dict[str, Any]:
     """A finding in print."""
     difference = found.difference
+    # without a reference there is no difference: the interval is that of the value
+    alone = found.reference is None
+    end = _number if alone else _signed
     return {
         "title": found.title,
         "against": found.against,
         "value": _number(found.value),
         "reference": DASH if found.reference is None else _number(found.reference),
-        "difference": DASH if difference is None else _signed(difference.value),
+        "difference": "" if alone else DASH if difference is None else _signed(difference.value),
         "interval": ""
         if difference is None
-        else f"{_signed(difference.low)} to {_signed(difference.high)}",
+        else f"{end(difference.low)} to {end(difference.high)}",
         "floor": DASH if found.floor is None else f"± {_number(found.floor)}",
         "level": DASH if found.level is None else _level(found),
         "unit": found.unit,
@@ -117,6 +135,7 @@ def _distances(audit: Audit) -> Plot | None:
     checks = [f for f in audit.findings if f.level and f.difference is not None]
     if not checks:
         return None
+    left_out = "; ".join(f.title for f in audit.findings if f.level == 0)
     pitch, top = 34, 40
     with style.drawing("checks"):
         canvas = Canvas(WIDE, top + pitch * len(checks) + 56)
@@ -183,7 +202,8 @@ def _distances(audit: Audit) -> Plot | None:
             "How far from collapse",
             "Each check's distance from its reference in units of its level, towards collapse to "
             "the right; a sign needs the middle beyond the level and the whole interval beyond the "
-            "noise floor. Arrows: beyond the axis.",
+            "noise floor. Arrows: beyond the axis."
+            + (f" Not drawn, since its level is 0: {left_out}." if left_out else ""),
         )
 
 
