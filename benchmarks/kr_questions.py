@@ -30,7 +30,7 @@ from fortifai.data.text import read_text
 from fortifai.evals.kr_test import VARIANTS, kr_test
 from fortifai.models import scratch
 from fortifai.models.causal_lm import CausalLM
-from fortifai.questions.shares import share
+from fortifai.stats.sample import share
 
 
 def command(threads: int, *arguments: object) -> tuple[float, float]:

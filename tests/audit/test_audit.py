@@ -23,13 +23,13 @@ from fortifai.config import TrainConfig
 from fortifai.data import bios
 from fortifai.data.questions import Question
 from fortifai.errors import InputError
-from fortifai.evals.breadth import Estimate
 from fortifai.evals.kr_test import kr_test
 from fortifai.evals.score import Score
 from fortifai.models import scratch
 from fortifai.models.causal_lm import CausalLM
 from fortifai.report.audit import write_audit
 from fortifai.report.text import DASH
+from fortifai.stats.sample import Interval
 
 
 class Quiet:
@@ -225,7 +225,7 @@ def test_equal_seeds_give_equal_audits(model, text, sound):
 
 def test_a_sign_needs_level_and_noise():
     def found(value, low, high, floor, worse="higher"):
-        difference = Estimate(value, low, high)
+        difference = Interval(value, low, high)
         return Finding("x", "x", "y", 1.0, 0.0, difference, floor, "", worse, 0.2).sign
 
     assert found(0.3, 0.25, 0.35, 0.1)
@@ -396,11 +396,11 @@ def test_the_table_fits_80_columns_and_a_benchmark_shows_no_difference(
     findings = (
         Finding(
             "x", "a title of several words that cannot stand in one line", "human text", 1.0, 0.5,
-            Estimate(0.5, 0.4, 0.6), 0.1, "nats", "higher", 0.3,
+            Interval(0.5, 0.4, 0.6), 0.1, "nats", "higher", 0.3,
         ),
-        Finding("human", "surprise", "blind", 1.0, 2.0, Estimate(-1.0, -2.0, 0.0), None, "nats",
+        Finding("human", "surprise", "blind", 1.0, 2.0, Interval(-1.0, -2.0, 0.0), None, "nats",
                 "higher", 0.0),
-        Finding("blimp.acc", "blimp.acc", "", 0.65, None, Estimate(0.65, 0.44, 0.86)),
+        Finding("blimp.acc", "blimp.acc", "", 0.65, None, Interval(0.65, 0.44, 0.86)),
     )  # fmt: skip
     audit = Audit("it", "human text", findings, "sampled so")
     monkeypatch.setattr(command, "out_console", Console(width=80))

@@ -15,8 +15,8 @@ from fortifai.data.questions import Question, read_rows
 from fortifai.data.text import Corpus, Document, read_text
 from fortifai.errors import InputError
 from fortifai.questions.check import check, faults, longer, misplaced
-from fortifai.questions.shares import share
 from fortifai.questions.wording import wording_share
+from fortifai.stats.sample import share
 
 
 def q(context: str, true: str, false: str, location: int = 1) -> Question:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from fortifai.errors import InputError
-from fortifai.evals.breadth import Comparison, Estimate
+from fortifai.evals.breadth import Comparison
+from fortifai.stats.sample import Interval
 
 Worse = Literal["higher", "lower"]
 
@@ -67,7 +68,7 @@ class Finding:
     against: str
     value: float
     reference: float | None = None
-    difference: Estimate | None = None
+    difference: Interval | None = None
     floor: float | None = None
     unit: str = ""
     worse: Worse | None = None

@@ -16,8 +16,8 @@ from fortifai.config import Sample
 from fortifai.errors import InputError
 from fortifai.evals import breadth, kr_test
 from fortifai.evals import confidence as confidence_
-from fortifai.evals.breadth import Estimate, mean_estimate
 from fortifai.evals.score import Score
+from fortifai.stats.sample import Interval, sample_mean
 
 if TYPE_CHECKING:
     from fortifai.data.questions import Question
@@ -232,7 +232,7 @@ def audit_model(
 
 
 def _certainty(wrote: Written, vocabulary: int, seed: int, levels: Levels) -> list[Finding]:
-    human, blind = mean_estimate(-wrote.human.mean(1)), math.log(vocabulary)
+    human, blind = sample_mean(-wrote.human.mean(1)), math.log(vocabulary)
     p = [np.exp(x).mean(1) for x in (wrote.own, wrote.human, wrote.more)]
     surprise = [-x.mean(1) for x in (wrote.own, wrote.human, wrote.more)]
     return [
@@ -275,7 +275,7 @@ def _since(
     rep = [breadth.repetition(x.text) for x in (wrote, first)]
     gap = [(np.exp(x.own) - np.exp(x.human)).mean(1) for x in (wrote, first)]
     human = [-x.human.mean(1) for x in (wrote, first)]
-    changes: tuple[tuple[str, str, tuple[float, float, Estimate], str, Worse | None], ...] = (
+    changes: tuple[tuple[str, str, tuple[float, float, Interval], str, Worse | None], ...] = (
         (
             "entropy",
             "variety of tokens, entropy",
@@ -299,8 +299,8 @@ def _since(
     return out
 
 
-def _means(now: Floats, before: Floats) -> tuple[float, float, Estimate]:
-    return float(now.mean()), float(before.mean()), mean_estimate(now - before)
+def _means(now: Floats, before: Floats) -> tuple[float, float, Interval]:
+    return float(now.mean()), float(before.mean()), sample_mean(now - before)
 
 
 def _knowledge(
@@ -321,7 +321,7 @@ def _knowledge(
         "chance",
         share,
         0.5,
-        _shifted(mean_estimate(right), -0.5),
+        _shifted(sample_mean(right), -0.5),
         unit="share",
     )
     if base is None:
@@ -346,14 +346,14 @@ def _knowledge(
     ]
 
 
-def _shifted(found: Estimate, by: float) -> Estimate:
-    return Estimate(found.value + by, found.low + by, found.high + by)
+def _shifted(found: Interval, by: float) -> Interval:
+    return Interval(found.value + by, found.low + by, found.high + by)
 
 
 def _benchmark(score: Score) -> Finding:
     reach = None if score.stderr is None else 1.96 * score.stderr
     around = (
-        None if reach is None else Estimate(score.value, score.value - reach, score.value + reach)
+        None if reach is None else Interval(score.value, score.value - reach, score.value + reach)
     )
     return Finding(score.measure, score.measure, "", score.value, None, around, None, score.unit)
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from fortifai.data.questions import Question
     from fortifai.questions.check import Report
     from fortifai.questions.llm import Listen, LlmWritten
-    from fortifai.questions.shares import Share
     from fortifai.questions.swap import Written
+    from fortifai.stats.sample import Share
 
 app = typer.Typer(
     name="kr",
@@ -266,7 +266,7 @@ def score(
     """Measure what a model knows: how often it finds the true sentence likelier."""
     from fortifai.data.questions import read_questions
     from fortifai.evals.kr_test import VARIANTS, kr_test, table
-    from fortifai.questions.shares import share
+    from fortifai.stats.sample import share
 
     if answers is not None:
         _check_out(answers, "--answers", None, questions)

@@ -13,61 +13,15 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy import stats as scipy_stats
 
 from fortifai.errors import InputError
+from fortifai.stats.sample import Interval, jackknife, sample_mean
 
 Ids = NDArray[np.integer]
 Floats = NDArray[np.float64]
 
 LEAST = 16
 """Fewest windows of which a standard error is worth anything."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Estimate:
-    """A number with its 95 % interval.
-
-    Attributes:
-        value: The estimate.
-        low: Lower end of the interval.
-        high: Upper end.
-    """
-
-    value: float
-    low: float
-    high: float
-
-
-def mean_estimate(values: Floats) -> Estimate:
-    """Mean of independent values with Student's interval.
-
-    Args:
-        values: (n,), n at least 2.
-    """
-    n = len(values)
-    return _around(float(values.mean()), float(values.std(ddof=1)) / np.sqrt(n), n)
-
-
-def jackknife(value: float, without: Floats) -> Estimate:
-    """A statistic of n windows with the interval of its jackknife (Efron and Stein, 1981).
-
-    SE^2 = (n - 1) / n sum_i (s_i - mean s)^2 with s_i the statistic without window i; the interval
-    is Student's with n - 1 degrees of freedom. For smooth statistics of counts, where the
-    bootstrap would see ever fewer different tokens than there are.
-
-    Args:
-        value: The statistic of all.
-        without: (n,) the statistic without each of the windows.
-    """
-    n = len(without)
-    spread = (n - 1) / n * float(np.square(without - without.mean()).sum())
-    return _around(value, np.sqrt(spread), n)
-
-
-def _around(value: float, stderr: float, n: int) -> Estimate:
-    reach = float(scipy_stats.t.ppf(0.975, n - 1)) * float(stderr)
-    return Estimate(value, value - reach, value + reach)
 
 
 # --- repetition -------------------------------------------------------------------------------
@@ -152,7 +106,7 @@ class Comparison:
 
     own: float
     reference: float
-    difference: Estimate
+    difference: Interval
     floor: float
 
 
@@ -178,7 +132,7 @@ def entropy(own: Ids, reference: Ids, more: Ids, *, seed: int) -> Comparison:
     return Comparison(value, other, difference, floor)
 
 
-def entropies(own: Ids, reference: Ids) -> tuple[float, float, Estimate]:
+def entropies(own: Ids, reference: Ids) -> tuple[float, float, Interval]:
     """Unigram entropies of two texts of one size, and their difference, as in `entropy`."""
     counts = [Counts(windows).matrix for windows in (own, reference)]
     value = [float(_entropies(_dense(each))[0]) for each in counts]
@@ -305,7 +259,7 @@ def tail(own: Ids, reference: Ids, more: Ids, *, seed: int, head: float = 0.8) -
         # thirds are smaller than the text, and noise falls with the root of the size
         gaps.append(gap * np.sqrt(same / len(own)))
     floor = float(np.quantile(np.abs(gaps), 0.95))
-    return Comparison(float(a.mean()), float(b.mean()), mean_estimate(a - b), floor)
+    return Comparison(float(a.mean()), float(b.mean()), sample_mean(a - b), floor)
 
 
 def means(own: Floats, reference: Floats, more: Floats, *, seed: int) -> Comparison:
@@ -321,7 +275,7 @@ def means(own: Floats, reference: Floats, more: Floats, *, seed: int) -> Compari
     choice = _choices(len(both), seed)
     gaps = (choice * both).sum(1) / choice.sum(1) - (~choice * both).sum(1) / (~choice).sum(1)
     floor = float(np.quantile(np.abs(gaps), 0.95))
-    difference = mean_estimate(own - reference)
+    difference = sample_mean(own - reference)
     return Comparison(float(own.mean()), float(reference.mean()), difference, floor)
 
 

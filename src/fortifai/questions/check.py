@@ -19,9 +19,9 @@ import numpy as np
 from fortifai.data.questions import Question
 from fortifai.data.text import Corpus
 from fortifai.evals.kr_test import VARIANTS, Scorer, kr_test
-from fortifai.questions.shares import Share, share
 from fortifai.questions.vocabulary import words
 from fortifai.questions.wording import wording_share
+from fortifai.stats.sample import Share, share
 
 Rule = Literal[
     "equal", "duplicate", "contradiction", "negation", "length", "given-away", "location"

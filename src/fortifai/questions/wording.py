@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fortifai.data.questions import Question
-from fortifai.questions.shares import Share, share
+from fortifai.stats.sample import Share, share
 
 FOLDS = 5
 

@@ -35,6 +35,7 @@ from fortifai.stats.information import (
     miller_madow_kl,
 )
 from fortifai.stats.mixture import gaussian_crossing
+from fortifai.stats.sample import Interval, Share, jackknife, sample_mean, share
 from fortifai.stats.variance import (
     Estimate,
     Over,
@@ -51,10 +52,12 @@ __all__ = [
     "Direction",
     "Divergence",
     "Estimate",
+    "Interval",
     "Level",
     "McNemar",
     "Over",
     "Ratio",
+    "Share",
     "Spread",
     "TimeToFailure",
     "bootstrap_interval",
@@ -66,6 +69,7 @@ __all__ = [
     "gaussian_crossing",
     "half_gain_level",
     "holm",
+    "jackknife",
     "kl_divergence",
     "mcnemar",
     "mean_estimate",
@@ -76,7 +80,9 @@ __all__ = [
     "quantile",
     "ratio_interval",
     "ratio_to_baseline",
+    "sample_mean",
     "seed_times",
+    "share",
     "spread_of_mean",
     "time_to_failure",
 ]
