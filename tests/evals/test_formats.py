@@ -378,7 +378,7 @@ def test_the_corpus_own_questions(tmp_path):
     ("formats_", "changes", "told"),
     [
         ({"kinds": ["multiple"]}, {}, r"kinds.*'multiple'.*must be 'multiple_choice'"),
-        ({"kinds": []}, {}, "at least 1 item"),
+        ({"kinds": []}, {}, "needs at least 1"),
         ({"kinds": ["few_shot", "few_shot"]}, {}, "names one twice"),
         ({"subjects": ["jobs"]}, {}, "formats.subjects: 'jobs' is no.*did you mean 'job'"),
         ({"mmlu": {"data": "nowhere", "subjects": ["a"]}}, {}, "holds no test/SUBJECT_test.csv"),
