@@ -8,7 +8,7 @@ import pytest
 from fortifai.evals.score import Score
 from fortifai.report.compare import differences, kr_change, kr_difference
 from fortifai.report.failure import describe, failures, ratio
-from fortifai.report.load import FIRST, KR, Answers, Arm, Chain, Generation, Level, Run
+from fortifai.report.records import FIRST, KR, Answers, Arm, Chain, Generation, Level, Run
 
 ABSOLUTE = Level(KR, FIRST, 0.75, "below")
 HALF = Level(KR, FIRST, "half_gain", "below")

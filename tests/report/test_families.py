@@ -22,7 +22,8 @@ from fortifai.loop.store import write_json
 from fortifai.report import densities, lead, panels, pictures, style, write_report
 from fortifai.report.distributions import LedgerRow, thinned
 from fortifai.report.failure import failures, ratio
-from fortifai.report.load import Level, Run, load
+from fortifai.report.load import load
+from fortifai.report.records import Level, Run
 from fortifai.report.scene import Plot, Scene, series
 
 from .fake import scores_of

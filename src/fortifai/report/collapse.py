@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from fortifai.report import style
 from fortifai.report.knowledge import NAMES, Story
-from fortifai.report.load import Arm
 from fortifai.report.panels import Panel, generations, panels
+from fortifai.report.records import Arm
 from fortifai.report.scene import Plot, Scene, plot
 from fortifai.report.style import INK, SOFT, WIDE, Canvas
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fortifai.report.load import FIRST, KR, Arm, Chain, Run
+from fortifai.report.records import FIRST, KR, Arm, Chain, Run
 from fortifai.stats import Estimate, Over, holm, paired_difference
 
 

@@ -12,8 +12,8 @@ from matplotlib.patches import Ellipse
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from fortifai.report import style
-from fortifai.report.load import Arm
 from fortifai.report.panels import Panel, generations, name_column, panels
+from fortifai.report.records import Arm
 from fortifai.report.scene import Plot, Scene, draw, legend, legend_height, plot, series
 from fortifai.report.style import GRID, INK, SOFT, WIDE, Canvas
 from fortifai.report.text import MINUS

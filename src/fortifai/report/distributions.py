@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 from numpy.typing import NDArray
 
 from fortifai.report import style
-from fortifai.report.load import FIRST, Arm, Generation
+from fortifai.report.records import FIRST, Arm, Generation
 from fortifai.report.scene import Plot, Scene, legend_height, plot
 from fortifai.report.style import HALF, INK, SOFT, WIDE, Canvas
 

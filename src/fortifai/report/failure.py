@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fortifai.report.compare import shared
-from fortifai.report.load import FIRST, KR, Arm, Chain, Level, Run
+from fortifai.report.records import FIRST, KR, Arm, Chain, Level, Run
 from fortifai.report.text import DASH
 from fortifai.stats import (
     Ratio,

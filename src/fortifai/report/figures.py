@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from fortifai.report import collapse, densities, distributions, pictures, published, style
-from fortifai.report.load import FIRST, KR, Generation
 from fortifai.report.panels import Panel, panels
+from fortifai.report.records import FIRST, KR, Generation
 from fortifai.report.scene import (
     Plot,
     Scene,

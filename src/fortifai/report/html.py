@@ -17,8 +17,8 @@ from fortifai.report.compare import (
 from fortifai.report.distributions import ledgers, thinned
 from fortifai.report.failure import Failures
 from fortifai.report.lead import number
-from fortifai.report.load import FIRST, KR, Arm, Passage, Run
 from fortifai.report.page import fill
+from fortifai.report.records import FIRST, KR, Arm, Passage, Run
 from fortifai.report.scene import Plot, Scene
 from fortifai.report.text import DASH, MINUS, TIMES
 from fortifai.stats import Estimate

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fortifai.evals.phases import Curves, Onset, Phases, phases
 from fortifai.report.answers import FormatAnswers
-from fortifai.report.load import Arm, Chain, Run
+from fortifai.report.records import Arm, Chain, Run
 from fortifai.report.text import DASH
 from fortifai.stats import Estimate, Ratio, decay_rate, decay_ratio
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 
 from fortifai.report.compare import last_of, last_shared, mean_at
-from fortifai.report.load import FIRST, Arm
+from fortifai.report.records import FIRST, Arm
 from fortifai.report.text import DASH, MINUS
 from fortifai.stats import Ratio, mean_interval
 

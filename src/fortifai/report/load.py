@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import hashlib
 import io
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,19 +15,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from numpy.typing import NDArray
 from safetensors.numpy import load as load_safetensors
 
 from fortifai.errors import InputError
-from fortifai.evals.phases import PhaseRule
 from fortifai.evals.score import Score
 from fortifai.loop.store import ENDED, MANIFEST, End
 from fortifai.report import answers
-from fortifai.report.answers import FormatAnswers, Perplexities
+from fortifai.report.records import (
+    DEFAULT_LEVELS,
+    FIRST,
+    Answers,
+    Arm,
+    Chain,
+    Generation,
+    Level,
+    Passage,
+    Run,
+)
 from fortifai.report.text import neutral
-
-KR = "kr.mean"
-FIRST = "split-0"
 
 _SCORES, _LEDGER, _HISTOGRAMS = "scores.jsonl", "ledger.json", "histograms.json"
 _DIRECTIONS = {"below": "below", "above": "above"}
@@ -39,169 +42,6 @@ _FILES = (
     *(_SCORES, _LEDGER, _HISTOGRAMS, _PASSAGES, _QUESTIONS, _PICTURE, _GRID),
     *(answers.FORMATS, answers.PERPLEXITIES),
 )
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Level:
-    """A declared level of failure: `measure` on `on` going `direction` (below, above) `level`."""
-
-    measure: str
-    on: str
-    level: float | str
-    direction: str
-
-
-DEFAULT_LEVELS = (Level(KR, FIRST, 0.75, "below"), Level(KR, FIRST, "half_gain", "below"))
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Answers:
-    """What the model answered to each KR question (mean log-probability per token).
-
-    Attributes:
-        ids: The question's name, equal in all arms, seeds and generations. Shape (n,).
-        split: The split its fact stands in. int64, shape (n,).
-        right: 1 right, 0 wrong, 0.5 a tie. float64, shape (n,).
-    """
-
-    ids: tuple[str, ...]
-    split: NDArray[np.int64]
-    right: NDArray[np.float64]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Passage:
-    """A followed passage after `generation` rewritings; 0 is the real text."""
-
-    split: int
-    start: int
-    generation: int
-    tokens: tuple[str, ...]
-    changed: tuple[bool, ...]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Generation:
-    """One finished generation of one arm and seed."""
-
-    number: int
-    scores: Mapping[tuple[str, str], Score]
-    ledger: Mapping[str, Any]
-    bins: tuple[float, ...]
-    counts: Mapping[str, tuple[int, ...]]
-    passages: tuple[Passage, ...]
-    answers: Answers | None
-    picture: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    grid: Mapping[str, NDArray[np.uint8]] = dataclasses.field(default_factory=dict)
-    formats: Mapping[str, FormatAnswers] = dataclasses.field(default_factory=dict)
-    perplexities: Perplexities | None = None
-
-    def value(self, measure: str, on: str) -> float | None:
-        """The value of a measure, or None where it was not taken."""
-        score = self.scores.get((measure, on))
-        return None if score is None else score.value
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Chain:
-    """The finished generations of one arm and seed, in order; a damaged one may be missing.
-
-    Attributes:
-        seed: Its seed.
-        generations: Those that were measured and are whole.
-        due: Numbers of all that are measured when the chain is complete.
-        ended: Where and why it could not go on, if so.
-    """
-
-    seed: int
-    generations: tuple[Generation, ...]
-    due: tuple[int, ...]
-    ended: End | None = None
-
-    def at(self, number: int) -> Generation | None:
-        """Generation `number`, or None."""
-        place = bisect.bisect_left(self.generations, number, key=lambda g: g.number)
-        found = self.generations[place : place + 1]
-        return found[0] if found and found[0].number == number else None
-
-    def values(self, measure: str, on: str) -> list[float]:
-        """Values from generation 0 on, up to the first one that lacks the measure or is NaN.
-
-        The n-th is that of generation ``due[n]``.
-        """
-        out: list[float] = []
-        for generation, number in zip(self.generations, self.due, strict=False):
-            value = generation.value(measure, on)
-            if value is None or math.isnan(value) or generation.number != number:
-                break
-            out.append(value)
-        return out
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Arm:
-    """One arm with its seeds.
-
-    Attributes:
-        name: As in the configuration.
-        label: As it is shown: with the run's label before it where several runs are shown.
-        run: Label of its run.
-        baseline: It is what its run compares with.
-        settings: The arm's part of the configuration.
-        chains: Seeds that have at least one finished generation.
-    """
-
-    name: str
-    label: str
-    run: str
-    baseline: bool
-    settings: Mapping[str, Any]
-    chains: tuple[Chain, ...]
-
-    @property
-    def last(self) -> int:
-        """The last generation that any seed finished."""
-        return max(chain.generations[-1].number for chain in self.chains)
-
-    @property
-    def numbers(self) -> list[int]:
-        """Generations that any seed measured, in order."""
-        return sorted({g.number for chain in self.chains for g in chain.generations})
-
-    @property
-    def threshold(self) -> float | None:
-        """The truncation threshold, or None where the weight is another."""
-        weight = self.settings.get("weight")
-        if not isinstance(weight, Mapping) or weight.get("kind") != "truncate":
-            return None
-        value = weight.get("threshold", 0.9)
-        return float(value) if isinstance(value, int | float) else None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Run:
-    """One run folder."""
-
-    label: str
-    yaml: str
-    unit: str
-    head: Mapping[str, Any]
-    notes: tuple[str, ...]
-    levels: tuple[Level, ...]
-    planned: int
-    arms: tuple[Arm, ...]
-    prediction: Mapping[str, Mapping[str, Sequence[float]]]
-    rule: PhaseRule = dataclasses.field(default_factory=PhaseRule)
-
-    @property
-    def baseline(self) -> Arm | None:
-        """The arm that others are compared with, if it has a finished generation."""
-        return next((arm for arm in self.arms if arm.baseline), None)
-
-    @property
-    def finished(self) -> int:
-        """Finished generations, over all arms and seeds."""
-        return sum(len(chain.generations) for arm in self.arms for chain in arm.chains)
 
 
 def load(folders: Sequence[Path]) -> tuple[Run, ...]:

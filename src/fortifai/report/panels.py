@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator
 
 from fortifai.report import style
 from fortifai.report.compare import mean_at
-from fortifai.report.load import Arm
+from fortifai.report.records import Arm
 from fortifai.report.scene import Scene, draw, legend, legend_height, limits, series
 from fortifai.report.style import SOFT, WIDE, Canvas
 

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fortifai.report.densities import chosen, missing
-from fortifai.report.load import Arm
 from fortifai.report.panels import Panel, name_column, panels
+from fortifai.report.records import Arm
 from fortifai.report.scene import Plot, Scene, plot
 from fortifai.report.style import SOFT, WIDE, Canvas
 

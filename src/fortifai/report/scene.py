@@ -12,7 +12,7 @@ import numpy as np
 
 from fortifai.report import style
 from fortifai.report.knowledge import Story
-from fortifai.report.load import Arm
+from fortifai.report.records import Arm
 from fortifai.report.style import WIDE, Canvas, Look
 
 Z95 = 1.959964

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from fortifai.report.load import Arm
+from fortifai.report.records import Arm
 from fortifai.report.text import MINUS
 
 INK, SOFT, GRID = "#26262b", "#6d6d76", "#e6e5e2"
