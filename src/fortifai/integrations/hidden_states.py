@@ -252,7 +252,8 @@ def _forward(
                 "must be one label, not shifted, for each position"
             )
         hidden = hidden.to(head.weight.device)
-        if shifted is None:
+        if shifted is None and labels.device.type == "cpu":
+            # by their places in the batch; the loss itself looks on every device, and waits for it
             check_labels(labels, head.out_features, IGNORED)
         loss, stats = linear_loss(
             hidden,
