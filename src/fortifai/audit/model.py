@@ -83,14 +83,14 @@ def cut(lm: CausalLM, text: str, *, windows: int, size: int | None) -> Passages:
     """
     from fortifai.models.scoring import positions
 
-    limit = positions(lm.model) // 2
+    limit = (positions(lm.model) - len(lm.special.front)) // 2
     length = min(64, limit) if size is None else size
     if length > limit:
         raise InputError(
             f"prompts and what follows them would have {length} tokens each, but the model reads "
             f"{2 * limit} at most; give {limit} or less"
         )
-    ids = np.array(lm.tokenizer(text, add_special_tokens=False).input_ids, dtype=np.int64)
+    ids = lm.encode(text)
     count = min(windows, len(ids) // (2 * length) // 2)
     if count < breadth.LEAST:
         raise InputError(
@@ -220,7 +220,7 @@ def audit_model(
         HUMAN,
         tuple(sorted(findings, key=lambda found: found.level is None)),
         f"{count:,} prompts of {length} tokens, evenly spread over the text, each continued by "
-        f"{length} tokens at temperature 1",
+        f"{length} tokens at temperature 1{_behind(lm)}",
         tuple(not_measured),
         tuple(remarks),
         {
@@ -229,6 +229,13 @@ def audit_model(
         },
         tuple(_example(lm, passages, wrote, row) for row in _rows(count)),
     )
+
+
+def _behind(lm: CausalLM) -> str:
+    """What stands before every passage."""
+    if lm.special.bos is None:
+        return ""
+    return f", each behind {lm.tokenizer.convert_ids_to_tokens(lm.special.bos)}"
 
 
 def _certainty(wrote: Written, vocabulary: int, seed: int, levels: Levels) -> list[Finding]:

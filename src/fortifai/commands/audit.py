@@ -13,6 +13,7 @@ from rich.text import Text
 
 from fortifai.commands.common import (
     FOUND,
+    BosOption,
     bars,
     err_console,
     load_model,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from fortifai.audit import Audit, Suggestion
+    from fortifai.data.tokens import Bos
     from fortifai.evals.benchmarks import Suite
     from fortifai.evals.score import Score
     from fortifai.models.causal_lm import CausalLM
@@ -74,6 +76,7 @@ def audit(
     column: Column = "text",
     seed: Seed = 0,
     device: Device = None,
+    bos: BosOption = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -83,7 +86,7 @@ def audit(
 
         check_folder(out)
     if model is None:
-        odd = (base, questions, benchmarks, device)
+        odd = (base, questions, benchmarks, device, bos)
         found = _texts(text, against, prompts, tokens, column, seed, *odd)
     elif against is not None:
         raise InputError(
@@ -91,7 +94,7 @@ def audit(
         )
     else:
         found = _model(
-            model, text, base, questions, benchmarks, prompts, tokens, column, seed, device
+            model, text, base, questions, benchmarks, prompts, tokens, column, seed, device, bos
         )
     if as_json:
         typer.echo(json.dumps(found.record()))
@@ -120,7 +123,9 @@ def _texts(
     if against is None:
         raise InputError("nothing to compare with; give a MODEL, or another text with --against")
     if any(value is not None for value in odd):
-        raise InputError("--base, --questions, --benchmarks and --device need a MODEL; give one")
+        raise InputError(
+            "--base, --questions, --benchmarks, --device and --bos need a MODEL; give one"
+        )
     return audit_texts(
         read_corpus(text, column).text,
         read_corpus(against, column).text,
@@ -143,6 +148,7 @@ def _model(
     column: str,
     seed: int,
     device: str | None,
+    bos: Bos | None,
 ) -> Audit:
     from fortifai.audit import audit_model
     from fortifai.data.questions import read_questions
@@ -151,9 +157,9 @@ def _model(
     human = read_corpus(text, column).text
     asked = read_questions([questions], root=Path.cwd())[0] if questions else []
     suite = _suite(benchmarks) if benchmarks else None
-    lm = load_model(model, device)
-    first = None if base is None else load_model(base, device)
-    remarks = suite.check(lm.model, lm.tokenizer) if suite else ()
+    lm = load_model(model, device, bos)
+    first = None if base is None else load_model(base, device, bos)
+    remarks = suite.check(lm.model, lm.tokenizer, lm.special) if suite else ()
     with bars() as tick:
         return audit_model(
             lm,
@@ -235,6 +241,7 @@ def threshold(
     column: Column = "text",
     seed: Seed = 0,
     device: Device = None,
+    bos: BosOption = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -245,7 +252,7 @@ def threshold(
 
     check_dropped(drop)
     human = read_corpus(text, column).text
-    lm = load_model(model, device)
+    lm = load_model(model, device, bos)
     with bars() as tick:
         found = suggest_threshold(
             lm,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
@@ -17,10 +18,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fortifai.data.text import Corpus
+    from fortifai.data.tokens import Bos
     from fortifai.models.causal_lm import CausalLM
 
 FOUND = 3
 """Exit code of a check that found something."""
+
+BosOption = Annotated[
+    # spelled out: a command line starts without the modules that know of tokens
+    Literal["auto", "always", "never"] | None,
+    typer.Option(
+        "--bos",
+        help="Begin every sequence with the beginning-of-text token: auto (where the model was "
+        "trained so), always or never.",
+    ),
+]
 
 _CONFIGS = ("config.json", "adapter_config.json")
 
@@ -40,8 +52,13 @@ def read_corpus(text: str, column: str) -> Corpus:
     return read_text([text], root=Path.cwd(), column=column)
 
 
-def load_model(name: str, device: str | None) -> CausalLM:
+def load_model(name: str, device: str | None, bos: Bos | None = None) -> CausalLM:
     """A model that fortifai saved, another folder, or a hub id.
+
+    Args:
+        name: The model.
+        device: Where to put it; None: an accelerator if there is one.
+        bos: Whether sequences begin with bos; None: as the model was saved, else ``auto``.
 
     Raises:
         InputError: There is none, or no such device.
@@ -60,8 +77,8 @@ def load_model(name: str, device: str | None) -> CausalLM:
                 f"--device is {device!r}, which is not here; use cpu, or leave it out"
             ) from error
     if saved:
-        return CausalLM.load(Path(name), device=device)
-    return CausalLM.from_base(name, device=device)
+        return CausalLM.load(Path(name), device=device, bos=bos)
+    return CausalLM.from_base(name, device=device, bos=bos or "auto")
 
 
 def _check_folder(name: str) -> None:

@@ -15,7 +15,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from fortifai.commands.common import FOUND, err_console, load_model, out_console, read_corpus, say
+from fortifai.commands.common import (
+    FOUND,
+    BosOption,
+    err_console,
+    load_model,
+    out_console,
+    read_corpus,
+    say,
+)
 from fortifai.errors import InputError, RunFailed
 
 if TYPE_CHECKING:
@@ -217,6 +225,7 @@ def check(
         Path | None, typer.Option(help="Write every finding here, a JSON line each.")
     ] = None,
     column: Column = "text",
+    bos: BosOption = None,
     debug: Debug = False,
 ) -> None:
     """Report what is wrong with questions. Exit code 0: nothing; 3: something; 2: bad input."""
@@ -225,6 +234,8 @@ def check(
 
     if drop != (out is not None):
         raise InputError("--drop and --out go together; give both or none")
+    if bos is not None and model is None:
+        raise InputError("--bos says how a model reads, and none is given; give --model")
     for path, name in ((out, "--out"), (findings, "--findings")):
         if path is not None:
             _check_out(path, name, text, questions)
@@ -232,7 +243,7 @@ def check(
         _check_apart(findings, "--findings", out)
     rows = read_rows(questions)
     corpus = None if text is None else read_corpus(text, column)
-    scorer = None if model is None else load_model(model, None)
+    scorer = None if model is None else load_model(model, None, bos)
     report = checking.check(rows, corpus=corpus, model=scorer, name=model or "")
     _show_report(report, rows, questions.name)
     if findings is not None:
@@ -257,6 +268,7 @@ def score(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model's folder, or a hub id.")],
     questions: Annotated[Path, typer.Argument(metavar="Q.jsonl", help="Questions: .json, .jsonl.")],
     device: Annotated[str | None, typer.Option(help="Such as cpu or cuda.")] = None,
+    bos: BosOption = None,
     answers: Annotated[
         Path | None, typer.Option(help="Write each question's log-probabilities here, as JSONL.")
     ] = None,
@@ -273,7 +285,7 @@ def score(
     asked, notes = read_questions([questions], root=Path.cwd())
     for note in notes:
         err_console.print(Text(f"note: {note}"), soft_wrap=True)
-    result = kr_test(load_model(model, device), asked)
+    result = kr_test(load_model(model, device, bos), asked)
     shares = {f"kr.{v}": share(result.right(v)) for v in VARIANTS}
     if answers is not None:
         rows = table(result, [0] * len(asked))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -24,6 +24,7 @@ class BenchmarkConfig(Section):
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
     max_gen_toks: PositiveInt | None = None
     apply_chat_template: bool = False
+    chat_template_args: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_source(self) -> BenchmarkConfig:
@@ -34,6 +35,8 @@ class BenchmarkConfig(Section):
                 "a benchmark takes exactly one of data (local files) and hub: true (its own data "
                 "set, fetched from the hub)"
             )
+        if self.chat_template_args and not self.apply_chat_template:
+            raise ValueError("chat_template_args need apply_chat_template: true")
         return self
 
     def build(self, name: str) -> Benchmark:
@@ -46,4 +49,5 @@ class BenchmarkConfig(Section):
             num_fewshot=self.num_fewshot,
             max_gen_toks=self.max_gen_toks,
             apply_chat_template=self.apply_chat_template,
+            chat_template_args=self.chat_template_args,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -24,8 +24,9 @@ class FormatsConfig(Section):
     Knowledge Retention questions as questions with two options. `questions`: the first so many of
     each subject of MMLU, or so many of the corpus' in all, evenly spread. `subjects`: of `bios`,
     the attributes that are asked. `shots`: answered questions before one in the format `few_shot`.
-    `chat`: questions go into the tokenizer's chat template. `answer_tokens`: tokens written where
-    the answer is in words.
+    `chat`: questions go into the tokenizer's chat template, which `chat_template_args` tells more,
+    such as ``{enable_thinking: false}``. `answer_tokens`: tokens written where the answer is in
+    words.
     """
 
     kinds: Annotated[tuple[Format, ...], Field(min_length=1)] = FORMATS
@@ -33,6 +34,7 @@ class FormatsConfig(Section):
     subjects: tuple[str, ...] = ()
     shots: PositiveInt = 3
     chat: bool = False
+    chat_template_args: dict[str, Any] = Field(default_factory=dict)
     answer_tokens: PositiveInt = 24
     mmlu: MMLUConfig | None = None
 
@@ -45,6 +47,8 @@ class FormatsConfig(Section):
         ):
             if len(set(given)) < len(given):
                 raise ValueError(f"{name} {list(given)} names one twice")
+        if self.chat_template_args and not self.chat:
+            raise ValueError("chat_template_args need chat: true")
         if self.mmlu and self.subjects:
             raise ValueError(
                 "subjects are those of the corpus' own questions; name MMLU's in mmlu.subjects"

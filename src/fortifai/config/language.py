@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from fortifai.config.section import Section, Share
+from fortifai.data.tokens import Bos
 
 
 class PretrainConfig(Section):
@@ -50,12 +51,17 @@ class ScratchConfig(Section):
 
 
 class CausalLMConfig(Section):
-    """A causal language model: `base` (hub id or folder) or `scratch`, exactly one of them."""
+    """A causal language model: `base` (hub id or folder) or `scratch`, exactly one of them.
+
+    `bos`: whether every sequence begins with the beginning-of-text token. ``auto``: where the
+    model was trained so (`fortifai.data.tokens.special_tokens`); ``always``; ``never``.
+    """
 
     kind: Literal["causal_lm"]
     base: str | None = None
     scratch: ScratchConfig | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
+    bos: Bos = "auto"
 
     @model_validator(mode="after")
     def _one_of(self) -> CausalLMConfig:

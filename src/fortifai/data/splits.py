@@ -14,13 +14,10 @@ from numpy.typing import NDArray
 
 from fortifai.data.questions import Question
 from fortifai.data.text import Corpus
+from fortifai.data.tokens import document_end, encode
 from fortifai.errors import InputError
 
 Tokens = NDArray[np.int32]
-
-# documents tokenised at a time: enough for the tokenizer's threads, few enough that its lists of
-# offsets, some hundred bytes a token, never stand in memory for the whole corpus
-_BATCH = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,15 +91,14 @@ def split_corpus(
     if not isinstance(held_out, Corpus) and not 0 <= held_out < 1:
         raise InputError(f"the held-out share is {held_out}; it must lie in [0, 1)")
     encoded = _encode(corpus, tokenizer)
+    told = _encode(held_out, tokenizer).tokens if isinstance(held_out, Corpus) else held_out
     if corpus.sections:
-        return _split_sections(
-            corpus, questions, encoded, count, tokens_per_split, held_out, tokenizer
-        )
+        return _split_sections(corpus, questions, encoded, count, tokens_per_split, told)
     stream = encoded.tokens
-    if isinstance(held_out, Corpus):
-        kept, aside = stream, _encode(held_out, tokenizer).tokens
+    if not isinstance(told, float | int):
+        kept, aside = stream, told
     else:
-        cut = len(stream) - round(held_out * len(stream))
+        cut = len(stream) - round(told * len(stream))
         kept, aside = stream[:cut], stream[cut:]
     size = len(kept) // count if tokens_per_split is None else tokens_per_split
     if size < 2 or size * count > len(kept):
@@ -131,8 +127,7 @@ def _split_sections(
     encoded: _Encoded,
     count: int,
     tokens_per_split: int | None,
-    held_out: Corpus | float,
-    tokenizer: Any,
+    held_out: Tokens | float,
 ) -> Splits:
     """One split a section, each its first `size` tokens; held out is a share of what is no split's.
 
@@ -155,8 +150,8 @@ def _split_sections(
             f"{size:,}; make splits.tokens smaller or give more text"
         )
     stream = encoded.tokens
-    if isinstance(held_out, Corpus):
-        kept, aside = stream, _encode(held_out, tokenizer).tokens
+    if not isinstance(held_out, float | int):
+        kept, aside = stream, held_out
     else:
         cut = len(stream) - round(held_out * (len(stream) - begins[-1]))
         kept, aside = stream[:cut], stream[cut:]
@@ -165,30 +160,13 @@ def _split_sections(
 
 
 def _encode(corpus: Corpus, tokenizer: Any) -> _Encoded:
-    end = tokenizer.eos_token_id
-    end = tokenizer.bos_token_id if end is None else end
-    if end is None:
-        raise InputError(
-            "the tokenizer has no end-of-text token to put between documents; set its eos_token"
-        )
-    texts = [document.text for document in corpus.documents]
-    pieces: list[Tokens] = []
-    offsets: list[Tokens] = []
-    for start in range(0, len(texts), _BATCH):
-        batch = tokenizer(
-            texts[start : start + _BATCH],
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            verbose=False,  # a document may be longer than the model's context
-        )
-        for ids, spans in zip(batch["input_ids"], batch["offset_mapping"], strict=True):
-            pieces.append(np.array([*ids, end], dtype=np.int32))
-            offsets.append(np.array([first for first, _ in spans], dtype=np.int32))
-    if not pieces:
+    found = encode(tokenizer, [document.text for document in corpus.documents])
+    if not found:
         raise InputError(f"{corpus.source} holds no documents; give some text")
-    starts = [0, *np.cumsum([len(piece) for piece in pieces])[:-1].tolist()]
-    return _Encoded(np.concatenate(pieces), starts, offsets)
+    end = np.array([document_end(tokenizer)], dtype=np.int32)
+    stream = np.concatenate([ids for text in found for ids in (text.ids, end)])
+    starts = [0, *np.cumsum([len(text.ids) + 1 for text in found])[:-1].tolist()]
+    return _Encoded(stream, starts, [text.begins for text in found])
 
 
 def _assign(

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from fortifai.data.tokens import SpecialTokens
 from fortifai.errors import InputError
 from fortifai.evals import benchmarks_data
 from fortifai.evals.benchmarks_data import Benchmark, Rows
@@ -49,6 +50,11 @@ class Model(Protocol):
     @property
     def tokenizer(self) -> Any:
         """Its tokenizer."""
+        ...
+
+    @property
+    def special(self) -> SpecialTokens:
+        """Its special tokens."""
         ...
 
     def sequence_log_prob(
@@ -112,12 +118,13 @@ class Suite:
         """SHA-256 of all items."""
         return _sha256([_data_sum(b, self.rows.get(b.benchmark.name)) for b in self.built])
 
-    def check(self, model: Any, tokenizer: Any) -> list[str]:
+    def check(self, model: Any, tokenizer: Any, special: SpecialTokens) -> list[str]:
         """Whether a model can be asked, told before it is trained; returns what will be cut.
 
         Args:
             model: A transformers model of the right configuration, on any device (``meta`` too).
             tokenizer: Its tokenizer.
+            special: Its special tokens.
 
         Raises:
             InputError: Items are not what a task needs, or do not fit the model.
@@ -126,7 +133,9 @@ class Suite:
         from fortifai.evals.harness_process import as_its_command
 
         with as_its_command():
-            lm = harness.InMemory(model, tokenizer, lambda encoded, tick: [], lambda n: 1, _silent)
+            lm = harness.InMemory(
+                model, tokenizer, special, lambda encoded, tick: [], lambda n: 1, _silent
+            )
         return [note for built in self.built for note in harness.check(built, lm)]
 
     def save(self, folder: Path) -> None:
@@ -159,9 +168,14 @@ class Suite:
 
         with as_its_command():
             adapter = harness.InMemory(
-                lm.model, lm.tokenizer, lm.sequence_log_prob, lm.side_by_side, tick or _silent
+                lm.model,
+                lm.tokenizer,
+                lm.special,
+                lm.sequence_log_prob,
+                lm.side_by_side,
+                tick or _silent,
             )
-        weights = model_sum(lm.model, lm.tokenizer) if cache is not None else ""
+        weights = f"{model_sum(lm.model, lm.tokenizer)} {lm.special.front}" if cache else ""
         found = [self._one(built, adapter, cache, weights) for built in self.built]
         return Results(
             tuple(score for result in found for score in result.scores),
@@ -242,7 +256,7 @@ def run_benchmarks(
         InputError: See `read`, `Suite.check` and `Suite.run`.
     """
     suite = read(benchmarks, root)
-    suite.check(lm.model, lm.tokenizer)
+    suite.check(lm.model, lm.tokenizer, lm.special)
     return suite.run(lm, cache=cache, tick=tick)
 
 

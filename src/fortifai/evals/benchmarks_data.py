@@ -42,6 +42,7 @@ class Benchmark:
         num_fewshot: Examples before each item; None for the task's own number.
         max_gen_toks: Tokens written per answer; None for the task's own number, or 256.
         apply_chat_template: Put prompts into the tokenizer's chat template.
+        chat_template_args: What the template is told, such as ``{"enable_thinking": False}``.
 
     Raises:
         InputError: A setting is of another type, or a number too small.
@@ -54,6 +55,7 @@ class Benchmark:
     num_fewshot: int | None = None
     max_gen_toks: int | None = None
     apply_chat_template: bool = False
+    chat_template_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._check_data()

@@ -18,15 +18,19 @@ the share of greedy decisions among the right answers.)
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fortifai.data import tokens
 from fortifai.data.exam import LETTERED, Asked, Format, Item, answers, prompt, solved
+from fortifai.data.tokens import Encoded, SpecialTokens
 from fortifai.errors import InputError
 from fortifai.evals.score import Score
 
@@ -48,8 +52,6 @@ INSTRUCTIONS: Mapping[Format, str] = {
 }
 """What a chat model is told besides the question."""
 
-Encoded = tuple[list[int], int]
-
 
 class Answerer(Protocol):
     """A language model that can be examined."""
@@ -60,8 +62,8 @@ class Answerer(Protocol):
         ...
 
     @property
-    def first_token(self) -> int:
-        """The token that stands for the beginning of text."""
+    def special(self) -> SpecialTokens:
+        """Its special tokens."""
         ...
 
     def sequence_log_prob(self, encoded: Sequence[Encoded]) -> list[float]:
@@ -81,6 +83,7 @@ class Exam:
         asked: The questions with the answered ones that stand before them under ``few_shot``.
         kinds: The formats.
         chat: Put questions into the tokenizer's chat template.
+        chat_template_args: What the template is told, such as ``{"enable_thinking": False}``.
         answer_tokens: Tokens written where the answer is in words.
     """
 
@@ -88,26 +91,29 @@ class Exam:
     kinds: tuple[Format, ...]
     chat: bool = False
     answer_tokens: int = 24
+    chat_template_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def size(self, kind: Format) -> int:
         """Tokens written in a format."""
         return LETTER_TOKENS if kind in LETTERED else self.answer_tokens
 
-    def check(self, tokenizer: Any, positions: int) -> None:
+    def check(self, tokenizer: Any, positions: int, special: SpecialTokens | None = None) -> None:
         """Refuse what this model cannot be asked.
 
+        Args:
+            tokenizer: The model's.
+            positions: Longest sequence the model reads.
+            special: Its special tokens; None for a model that reads no bos.
+
         Raises:
-            InputError: It has no chat template and one is asked for, or too few positions.
+            InputError: It has no chat template and one is asked for, the template knows an argument
+                not, or the model has too few positions.
         """
-        if self.chat and not getattr(tokenizer, "chat_template", None):
-            raise InputError(
-                "formats.chat: the model's tokenizer has no chat template; leave chat out or use a "
-                "model that was tuned to chat"
-            )
-        end = tokenizer.eos_token_id
-        first = tokenizer.bos_token_id if end is None else end
+        if self.chat:
+            arguments = self.chat_template_args
+            tokens.check_template(tokenizer, arguments, key="formats.chat_template_args")
         for kind in self.kinds:
-            encoded = _encode(tokenizer, self, kind, first=first)
+            encoded = _encode(tokenizer, special or SpecialTokens(None, 0), self, kind)
             longest = max(
                 len(ids) - n + max(n, self.size(kind)) for row in encoded for ids, n in row
             )
@@ -170,7 +176,7 @@ def examine(
 
 
 def _examine(lm: Answerer, exam: Exam, kind: Format) -> Outcomes:
-    rows = _encode(lm.tokenizer, exam, kind, first=lm.first_token)
+    rows = _encode(lm.tokenizer, lm.special, exam, kind)
     flat = [encoded for row in rows for encoded in row]
     sums = lm.sequence_log_prob(flat)
     if any(math.isnan(total) for total in sums):
@@ -180,7 +186,8 @@ def _examine(lm: Answerer, exam: Exam, kind: Format) -> Outcomes:
         )
     scores = iter(math.exp(total / count) for total, (_, count) in zip(sums, flat, strict=True))
     heads = [row[0][0][: len(row[0][0]) - row[0][1]] for row in rows]
-    said = [_text(lm.tokenizer, ids) for ids in lm.write_greedily(heads, exam.size(kind))]
+    written = lm.write_greedily(heads, exam.size(kind))
+    said = [_text(lm.tokenizer, lm.special.ends, ids) for ids in written]
     items = [asked.item for asked in exam.asked]
     by_item = [[next(scores) for _ in row] for row in rows]
     return Outcomes(
@@ -201,9 +208,8 @@ def _right(scores: Sequence[float], answer: int) -> float:
     return 1 / len(best) if answer in best else 0.0
 
 
-def _text(tokenizer: Any, ids: Sequence[int]) -> str:
-    """What was written, up to the end of text."""
-    ends = {tokenizer.eos_token_id, tokenizer.bos_token_id} - {None}
+def _text(tokenizer: Any, ends: frozenset[int], ids: Sequence[int]) -> str:
+    """What was written, up to the end of text or of the turn."""
     end = next((i for i, token in enumerate(ids) if token in ends), None)
     # a line feed stands for the end, so that both ends of an answer read alike
     text = tokenizer.decode(list(ids[:end]), skip_special_tokens=True)
@@ -256,38 +262,48 @@ def _letter(said: str) -> str | None:
 def _begins(said: str, words: str) -> bool:
     """Whether a text begins with certain words, whatever their case and the marks around them."""
     told, wanted = (text.casefold().strip(_BESIDE + "\n") for text in (said, words))
-    return bool(wanted) and told.startswith(wanted) and not told[len(wanted) :][:1].isalnum()
+    if not wanted or not told.startswith(wanted):
+        return False
+    # where a script puts no space between words, any place may be the end of one
+    return tokens.spaceless(wanted[-1]) or not told[len(wanted) :][:1].isalnum()
 
 
 # --- tokens -----------------------------------------------------------------------------------
 
 
-def _encode(tokenizer: Any, exam: Exam, kind: Format, *, first: int) -> list[list[Encoded]]:
+def _encode(
+    tokenizer: Any, special: SpecialTokens, exam: Exam, kind: Format
+) -> list[list[Encoded]]:
     """For each question, each option's tokens behind the prompt, and how many are the option's.
 
-    The prompt and the option are encoded apart, the option with a space before it: every option
-    stands after the very same tokens. In a chat template it stands at the beginning of the answer,
-    without a space.
+    Every option stands after the very same tokens; see `tokens.encode_pairs`. In a chat template it
+    stands at the beginning of the answer.
     """
+    options = [[option.strip() for option in answers(a.item, kind)] for a in exam.asked]
+    flat = [option for row in options for option in row]
     if exam.chat:
-        heads = [_chat(tokenizer, asked, kind) for asked in exam.asked]
-        space = ""
-    else:
-        heads = [prompt(asked.item, kind, asked.examples).strip() for asked in exam.asked]
-        space = " "
-    tails = [[f"{space}{o.strip()}" for o in answers(a.item, kind)] for a in exam.asked]
-    texts = list(dict.fromkeys([*heads, *(tail for row in tails for tail in row)]))
-    plain = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
-    ids = dict(zip(texts, tokenizer(texts, **plain).input_ids, strict=True))
-    own = tokenizer("").input_ids
-    bos = own[:1] if not exam.chat and own and own[0] == tokenizer.bos_token_id else []
-    return [
-        [((bos + ids[head] or [first]) + ids[tail], len(ids[tail])) for tail in row]
-        for head, row in zip(heads, tails, strict=True)
-    ]
+        heads = [
+            _chat(tokenizer, special, asked, kind, exam.chat_template_args) for asked in exam.asked
+        ]
+        tails = iter(tokens.inside(tokenizer, flat))
+        return [
+            [(head + ids, len(ids)) for ids in itertools.islice(tails, len(row))]
+            for head, row in zip(heads, options, strict=True)
+        ]
+    prompts = [prompt(asked.item, kind, asked.examples).strip() for asked in exam.asked]
+    pairs = [(p, option) for p, row in zip(prompts, options, strict=True) for option in row]
+    # whole, whatever the model reads: what is too long for it is told, not cut
+    found = iter(tokens.encode_pairs(tokenizer, pairs, special, limit=sys.maxsize))
+    return [list(itertools.islice(found, len(row))) for row in options]
 
 
-def _chat(tokenizer: Any, asked: Asked, kind: Format) -> str:
+def _chat(
+    tokenizer: Any,
+    special: SpecialTokens,
+    asked: Asked,
+    kind: Format,
+    arguments: Mapping[str, Any],
+) -> list[int]:
     """The prompt as turns of a conversation, up to where the model answers."""
     turns = []
     lone: Format = "multiple_choice" if kind == "few_shot" else kind
@@ -295,7 +311,15 @@ def _chat(tokenizer: Any, asked: Asked, kind: Format) -> str:
         answer = solved(example, lone).removeprefix(prompt(example, lone)).strip()
         turns += [_turn("user", _told(example, lone)), _turn("assistant", answer)]
     turns.append(_turn("user", _told(asked.item, lone)))
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    ids: list[int] = tokenizer.apply_chat_template(
+        turns,
+        add_generation_prompt=True,
+        return_dict=False,
+        # what a question spells is text; only the template writes control tokens
+        sanitize_control_tokens=True,
+        **arguments,
+    )
+    return ids if ids[:1] == special.front else special.front + ids
 
 
 def _turn(role: str, content: str) -> dict[str, str]:

@@ -17,6 +17,7 @@ from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
+from fortifai.data.tokens import SpecialTokens, beginning, check_template
 from fortifai.errors import InputError
 from fortifai.evals.harness_process import as_its_command, replaced
 from fortifai.evals.harness_tasks import Built, foreign
@@ -43,15 +44,29 @@ class InMemory(HFLM):  # type: ignore[misc]
     Args:
         model: A transformers model.
         tokenizer: Its tokenizer; a copy is used, since the harness may give it a pad token.
+        special: Its special tokens.
         log_prob: Sums of log p of token sequences.
         rows: How many sequences of so many tokens are written at a time.
         tick: Told how many of how many sequences are done.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, log_prob: LogProb, rows: Callable[[int], int], tick: Tick
+        self,
+        model: Any,
+        tokenizer: Any,
+        special: SpecialTokens,
+        log_prob: LogProb,
+        rows: Callable[[int], int],
+        tick: Tick,
     ) -> None:
-        super().__init__(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=1)
+        super().__init__(
+            pretrained=model,
+            tokenizer=beginning(copy.deepcopy(tokenizer), special),
+            batch_size=1,
+            add_bos_token=special.bos is not None,
+            # None: the harness's own choice
+            prefix_token_id=special.bos,
+        )
         self._log_prob, self._rows, self._tick = log_prob, rows, tick
         self._known: dict[tuple[str, bool | None], list[int]] = {}
         self._done = self._total = 0
@@ -166,11 +181,9 @@ def check(built: Built, lm: InMemory) -> list[str]:
             or there is no room to write one.
     """
     benchmark, name = built.benchmark, built.benchmark.name
-    if benchmark.apply_chat_template and not lm.tokenizer.chat_template:
-        raise InputError(
-            f"benchmarks.{name}.apply_chat_template: the model's tokenizer has no chat template; "
-            "leave it out or use a model that has one"
-        )
+    if benchmark.apply_chat_template:
+        arguments = benchmark.chat_template_args
+        check_template(lm.tokenizer, arguments, key=f"benchmarks.{name}.chat_template_args")
     sizes: list[int] = []
     with as_its_command():
         for task in built.tasks.values():
@@ -209,6 +222,7 @@ def check(built: Built, lm: InMemory) -> list[str]:
 
 def _requests(task: Any, built: Built, lm: InMemory) -> None:
     chat = built.benchmark.apply_chat_template
+    lm.chat_template_args = dict(built.benchmark.chat_template_args)
     task.set_fewshot_seed(seed=FEWSHOT_SEED)
     task.build_all_requests(
         limit=built.benchmark.limit,
@@ -223,6 +237,7 @@ def _requests(task: Any, built: Built, lm: InMemory) -> None:
 def evaluate(built: Built, lm: InMemory) -> dict[str, Any]:
     """The harness's results, with one record for each item, as its command would give them."""
     lm.sums_suffice = all(_sums_suffice(task) for task in built.tasks.values())
+    lm.chat_template_args = dict(built.benchmark.chat_template_args)
     with as_its_command():
         for task in built.tasks.values():
             task.set_fewshot_seed(seed=FEWSHOT_SEED)  # drawn from in each evaluation

@@ -23,6 +23,8 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from fortifai.data import tokens
+from fortifai.data.tokens import Bos
 from fortifai.errors import InputError
 from fortifai.models import continuations, generation, scoring, training
 from fortifai.models.hub import local_files_only
@@ -45,6 +47,8 @@ class CausalLM:
     Attributes:
         model: The transformers model, in evaluation mode between calls.
         tokenizer: Its tokenizer.
+        special: Its special tokens. Every sequence that the model is given begins with
+            ``special.bos``, if that is not None.
         device: Where the model is.
         block: Window, in tokens, that `log_prob` reads in: that of the last `fit` (kept by
             `save`), before any fit the model's positions, at most 1024.
@@ -57,23 +61,17 @@ class CausalLM:
         *,
         device: torch.device | str | None = None,
         block: int | None = None,
+        bos: Bos = "auto",
     ) -> None:
         chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.device = torch.device(chosen)
         self.model = model.to(self.device).eval()
         self.tokenizer = tokenizer
         self.block = block or min(scoring.positions(model), 1024)
-        if tokenizer.eos_token_id is None and tokenizer.bos_token_id is None:
-            raise InputError(
-                f"the tokenizer {type(tokenizer).__name__} has neither an eos nor a bos token; "
-                "use a model whose tokenizer has one"
-            )
-
-    @property
-    def first_token(self) -> int:
-        """The token that stands for the beginning of text: eos, or bos where there is no eos."""
-        eos = self.tokenizer.eos_token_id
-        return int(self.tokenizer.bos_token_id if eos is None else eos)
+        self.bos: Bos = bos
+        self.special = tokens.special_tokens(
+            tokenizer, model.config, model.generation_config, bos=bos
+        )
 
     @classmethod
     def from_base(
@@ -82,6 +80,7 @@ class CausalLM:
         *,
         dtype: Dtype = "float32",
         device: torch.device | str | None = None,
+        bos: Bos = "auto",
     ) -> CausalLM:
         """A pretrained model, from a hub id or a local folder; never runs code that comes with it.
 
@@ -108,11 +107,19 @@ class CausalLM:
                 f"the tokenizer of {name!r} is a slow one, without character offsets; use a model "
                 "with a fast tokenizer (tokenizer.json)"
             )
-        return cls(model, tokenizer, device=device)
+        return cls(model, tokenizer, device=device, bos=bos)
 
     @classmethod
-    def load(cls, folder: Path, *, device: torch.device | str | None = None) -> CausalLM:
+    def load(
+        cls,
+        folder: Path,
+        *,
+        device: torch.device | str | None = None,
+        bos: Bos | None = None,
+    ) -> CausalLM:
         """The model that `save` wrote into `folder`, weights in the dtype they were saved in.
+
+        Sequences begin with bos as they did when it was saved, unless `bos` says otherwise.
 
         Raises:
             InputError: `folder` does not hold one.
@@ -124,7 +131,12 @@ class CausalLM:
                 "CausalLM.save wrote, or use CausalLM.from_base"
             )
         saved = json.loads(settings.read_text(encoding="utf-8"))
-        loaded = cls.from_base(folder, dtype=saved["dtype"], device=device)
+        loaded = cls.from_base(
+            folder,
+            dtype=saved["dtype"],
+            device=device,
+            bos=bos or saved.get("bos", "auto"),
+        )
         loaded.block = saved["block"]
         return loaded
 
@@ -149,7 +161,7 @@ class CausalLM:
             self.model.generation_config = own
         self.tokenizer.save_pretrained(folder)
         dtype = str(self.model.dtype).removeprefix("torch.")
-        text = json.dumps({"block": self.block, "dtype": dtype}) + "\n"
+        text = json.dumps({"block": self.block, "bos": self.bos, "dtype": dtype}) + "\n"
         (folder / SETTINGS_FILE).write_text(text, encoding="utf-8")
 
     def fit(
@@ -164,12 +176,14 @@ class CausalLM:
         progress: Progress,
     ) -> FitReport:
         """Train on a token stream from the present weights; see `training.fit`."""
+        self._check_known(samples)
         self.block = min(train.block, scoring.positions(self.model))
         return training.fit(
             self.model,
             samples,
             weight,
             train,
+            front=self.special.front,
             seed=seed,
             workdir=workdir,
             select=None if select is None else lambda: select(self),
@@ -188,41 +202,42 @@ class CausalLM:
 
         See `generation.regenerate_blocks` and `generation.regenerate_documents`.
         """
+        self._check_known(samples)
+        rewrite = (
+            generation.regenerate_blocks
+            if settings.mode == "blocks"
+            else generation.regenerate_documents
+        )
         with self._evaluating():
-            if settings.mode == "blocks":
-                return generation.regenerate_blocks(
-                    self.model, samples, settings, seed=seed, progress=progress
-                )
-            return generation.regenerate_documents(
-                self.model,
-                samples,
-                settings,
-                eos=self.first_token,
-                seed=seed,
-                progress=progress,
+            return rewrite(
+                self.model, samples, settings, self.special, seed=seed, progress=progress
             )
 
     def log_prob(self, samples: np.ndarray) -> np.ndarray:
         """(n,) float32 log p (nats) of every token of a stream; see `scoring.token_log_prob`."""
+        self._check_known(samples)
         with self._evaluating():
-            return scoring.token_log_prob(
-                self.model, samples, first=self.first_token, block=self.block
-            )
+            return scoring.token_log_prob(self.model, samples, self.special, block=self.block)
 
     def next_token_entropy(self, samples: np.ndarray) -> np.ndarray:
         """(n,) float32 entropy (nats) of the distribution of every token of a stream.
 
         See `scoring.next_token_entropy`.
         """
+        self._check_known(samples)
         with self._evaluating():
-            return scoring.next_token_entropy(
-                self.model, samples, first=self.first_token, block=self.block
-            )
+            return scoring.next_token_entropy(self.model, samples, self.special, block=self.block)
 
     def window_log_prob(self, windows: np.ndarray) -> np.ndarray:
-        """(w, t) token ids -> (w, t - 1) float32 log p of each but the first, given the others."""
+        """(w, t) token ids -> (w, t - 1) float32 log p of each but the first, given the others.
+
+        Bos stands before each window where the model reads one; then t may be one less than the
+        model's positions.
+        """
+        self._check_known(windows)
+        before = len(self.special.front)
         with self._evaluating():
-            return scoring.window_log_prob(self.model, windows)
+            return scoring.window_log_prob(self.model, self._begun(windows))[:, before:]
 
     def write(
         self,
@@ -239,28 +254,38 @@ class CausalLM:
         text; end of text is a token like any other.
 
         Args:
-            prompts: Token ids, all rows of one length; with `size` they must fit the model.
+            prompts: Token ids, all rows of one length; with `size`, and bos where the model reads
+                one, they must fit the model.
             size: Tokens to write.
             decoding: Greedy, beam or sample.
             seed: Of the random numbers.
             tick: Told how many of how many rows are done.
         """
+        self._check_known(prompts)
         with self._evaluating():
             return generation.continue_rows(
-                self.model, prompts, size, decoding, seed=seed, tick=tick
+                self.model,
+                self._begun(prompts),
+                size,
+                decoding,
+                seed=seed,
+                banned=self.special.never_written,
+                tick=tick,
             )
 
     def continuation_log_prob(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
         """Summed log p (nats) of each (context, continuation)'s continuation, and its tokens.
 
-        In the order given. See `scoring.encode_pairs` for how the texts become tokens and
+        In the order given. See `tokens.encode_pairs` for how the texts become tokens and
         `continuations.continuation_log_prob` for how they are batched.
 
         Raises:
             InputError: A continuation is empty or longer than the model reads.
         """
         limit = scoring.positions(self.model)
-        encoded = scoring.encode_pairs(self.tokenizer, pairs, first=self.first_token, limit=limit)
+        encoded = tokens.encode_pairs(self.tokenizer, pairs, self.special, limit=limit)
+        for ids, _ in encoded:
+            self._check_known(np.asarray(ids))
         with self._evaluating():
             totals = continuations.continuation_log_prob(self.model, encoded)
         return [(total, count) for total, (_, count) in zip(totals, encoded, strict=True)]
@@ -273,17 +298,21 @@ class CausalLM:
         """Summed log p (nats) of the last tokens of token sequences, in the order given.
 
         Args:
-            encoded: Token ids, and how many at their end are scored; all but the last token must
-                fit the model's positions.
+            encoded: Token ids, bos among them where the model reads one, and how many at their
+                end are scored; all but the last token must fit the model's positions.
             tick: Told how much of how much is done.
         """
         with self._evaluating():
             return continuations.continuation_log_prob(self.model, encoded, tick)
 
     def write_greedily(self, prompts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
-        """The `size` most probable tokens after each prompt; see `generation.write_greedily`."""
+        """The `size` most probable tokens after each prompt; see `generation.write_greedily`.
+
+        Prompts begin with bos where the model reads one.
+        """
+        banned = self.special.never_written
         with self._evaluating():
-            return generation.write_greedily(self.model, prompts, size)
+            return generation.write_greedily(self.model, prompts, size, banned)
 
     @property
     def positions(self) -> int:
@@ -293,6 +322,19 @@ class CausalLM:
     def side_by_side(self, length: int) -> int:
         """How many sequences of `length` tokens are written at a time; see `generation`."""
         return generation.side_by_side(self.model, length)
+
+    def encode(self, text: str) -> np.ndarray:
+        """(n,) int64 token ids of a text, without any special token; see `tokens.encode`."""
+        (found,) = tokens.encode(self.tokenizer, [text])
+        return found.ids.astype(np.int64)
+
+    def _begun(self, rows: np.ndarray) -> np.ndarray:
+        """(w, t) token ids with bos before each row, where the model reads one."""
+        bos = self.special.bos
+        return rows if bos is None else np.insert(rows, 0, bos, axis=1)
+
+    def _check_known(self, ids: np.ndarray) -> None:
+        tokens.check_known(self.tokenizer, ids, scoring.vocabulary(self.model))
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -21,9 +22,10 @@ from transformers import (
 
 from fortifai.confidence import AnyWeight, Dynamic, Truncate
 from fortifai.config import RegenerateConfig, TrainConfig
+from fortifai.data.tokens import SpecialTokens, special_tokens
 from fortifai.errors import InputError
 from fortifai.loop.progress import Progress
-from fortifai.models.causal_lm import CausalLM
+from fortifai.models.causal_lm import SETTINGS_FILE, CausalLM
 from fortifai.models.hub import local_files_only
 
 Tokens = NDArray[np.int32]
@@ -42,6 +44,7 @@ class CausalLMFamily:
         regenerate: How it rewrites.
         select: Score by which a checkpoint is chosen, or None for the last one.
         workdir: Where the trainer may write.
+        before: Tokens of a training block that are no text: 1 where it begins with bos, else 0.
     """
 
     base: Path
@@ -51,11 +54,12 @@ class CausalLMFamily:
     regenerate: RegenerateConfig
     select: Select | None
     workdir: Path
+    before: int = 0
 
     @property
     def unit(self) -> int:
-        """A training block: what stays together when a share is drawn."""
-        return self.train.block
+        """Text of a training block: what stays together when a share is drawn."""
+        return self.train.block - self.before
 
     def create(self, start: Literal["base", "scratch"], *, seeds: Sequence[int]) -> BoundLM:
         """The shared base model, or new random weights."""
@@ -138,6 +142,13 @@ def describe(base: str) -> tuple[PreTrainedTokenizerFast, PreTrainedConfig]:
             f"family.base {base!r} could not be loaded ({reason}); give a local folder with a "
             "causal language model, or a hub id with a network to fetch it"
         ) from error
+
+
+def saved_tokens(folder: Path) -> tuple[PreTrainedTokenizerFast, SpecialTokens]:
+    """The tokenizer and the special tokens of a model that `CausalLM.save` wrote."""
+    tokenizer, config = describe(str(folder))
+    saved = json.loads((folder / SETTINGS_FILE).read_text("utf-8"))
+    return tokenizer, special_tokens(tokenizer, config, bos=saved.get("bos", "auto"))
 
 
 def from_config(config: PreTrainedConfig, *, seed: int = 0) -> PreTrainedModel:

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from fortifai.config import Beam, Greedy, Sample
+from fortifai.data.tokens import SpecialTokens
 from fortifai.errors import InputError
 from fortifai.models.scoring import positions, vocabulary
 
@@ -37,6 +38,7 @@ def regenerate_blocks(
     model: PreTrainedModel,
     samples: np.ndarray,
     settings: RegenerateConfig,
+    special: SpecialTokens,
     *,
     seed: int,
     progress: Progress,
@@ -47,12 +49,14 @@ def regenerate_blocks(
     are replaced by m tokens that the model writes after x[im : c+im], for every i; the last block
     may be shorter. Blocks are written from x, never from one another, so all are independent. The
     first c tokens stay. The end-of-text token is a token like any other: it may be written and
-    stops nothing. (ForTIFAI, 2509.08972, Algorithm 1 and its code.)
+    stops nothing. (ForTIFAI, 2509.08972, Algorithm 1 and its code.) For a model that reads bos,
+    which the paper's code leaves out, bos takes the place of the oldest of the c tokens.
 
     Args:
         model: In evaluation mode.
         samples: (n,) token ids, n > `context`.
         settings: Context, new_tokens, decoding and batch size (None: by memory).
+        special: The model's special tokens.
         seed: Of the random numbers that sampling uses. Each block has its own, so the batch size
             does not choose the text.
         progress: Told after each batch.
@@ -81,8 +85,10 @@ def regenerate_blocks(
     for group in groups:
         size = min(new, total - int(group[-1]))
         prompts = torch.from_numpy(samples[group[:, None] + np.arange(context)].astype(np.int64))
+        prompts = _begun(prompts, context, special)
         numbers = _uniform(settings.decoding, seed, group // new, size)
-        written = write(model, prompts, size, settings.decoding, numbers)
+        banned = special.never_written
+        written = write(model, prompts, size, settings.decoding, numbers, banned=banned)
         out[group[:, None] + context + np.arange(size)] = written.numpy().astype(out.dtype)
         done += size * len(group)
         progress.step("rewrite", done, total, tokens=done)
@@ -93,24 +99,25 @@ def regenerate_documents(
     model: PreTrainedModel,
     samples: np.ndarray,
     settings: RegenerateConfig,
+    special: SpecialTokens,
     *,
-    eos: int,
     seed: int,
     progress: Progress,
 ) -> np.ndarray:
     """Keep the first `keep` tokens of every document and write the rest.
 
-    A document ends with `eos`, which stays where it is and is never written inside, so documents
-    keep their number and sizes. The model continues from `eos`, the kept tokens and its own
-    output, in segments: half of the model's positions long (`new_tokens` under beam search, each
-    segment a search of its own), each read from as many of the newest tokens as leave room for
-    the segment. Older tokens are out of sight.
+    A document ends with ``special.end``, which stays where it is and is never written inside, so
+    documents keep their number and sizes. The model continues from bos (the end of another
+    document, for a model that reads none), the kept tokens and its own output, in segments: half
+    of the model's positions long (`new_tokens` under beam search, each segment a search of its
+    own), each read from as many of the newest tokens as leave room for the segment, behind bos.
+    Older tokens are out of sight.
 
     Args:
         model: In evaluation mode.
         samples: (n,) token ids.
         settings: Keep, new_tokens (beams only), decoding and batch size (None: by memory).
-        eos: The token that ends documents.
+        special: The model's special tokens.
         seed: As in `regenerate_blocks`, for each document.
         progress: Told after each segment of a batch.
 
@@ -123,7 +130,7 @@ def regenerate_documents(
     check_fits(model, settings)
     keep, limit = settings.keep, positions(model)
     out = samples.copy()
-    ends = np.append(np.flatnonzero(samples == eos), len(samples))
+    ends = np.append(np.flatnonzero(samples == special.end), len(samples))
     begins = np.concatenate([[0], ends[:-1] + 1])
     long = np.flatnonzero(ends - begins > keep)
     # Stable, so that documents of one size stay in their order; longest last.
@@ -134,10 +141,10 @@ def regenerate_documents(
         batch = long[at : at + rows]
         first, sizes = begins[batch], (ends - begins)[batch]
         prompt = samples[first[:, None] + np.arange(keep)].astype(np.int64)
-        text = torch.from_numpy(np.insert(prompt, 0, eos, axis=1))
+        text = torch.from_numpy(np.insert(prompt, 0, special.first, axis=1))
         while text.shape[1] <= sizes[-1]:
             before = text.shape[1] - 1
-            text = _segment(model, text, first, sizes, settings, eos=eos, seed=seed)
+            text = _segment(model, text, first, sizes, settings, special, seed=seed)
             wrote = text.shape[1] - 1 - before
             done += int(np.clip(sizes - before, 0, wrote).sum())
             progress.step("rewrite", done, total, tokens=done)
@@ -152,11 +159,11 @@ def _segment(
     first: np.ndarray,
     sizes: np.ndarray,
     settings: RegenerateConfig,
+    special: SpecialTokens,
     *,
-    eos: int,
     seed: int,
 ) -> Tensor:
-    """`text` (rows, t), which begins with eos, and one more segment of each unfinished document.
+    """`text` (rows, t), which begins with `first`, and one more segment of unfinished documents.
 
     Finished rows are filled up with zeros. `first` and `sizes` are where the documents begin in
     the stream, which tells their random numbers apart, and how long they are; longest last.
@@ -169,10 +176,23 @@ def _segment(
     unfinished = sizes >= text.shape[1]
     rows = torch.from_numpy(unfinished)
     numbers = _uniform(settings.decoding, seed, first[unfinished], size, text.shape[1])
-    window = text[rows][:, -(limit - segment) :]
+    window = _begun(text[rows], limit - segment, special)
     written = torch.zeros((len(text), size), dtype=torch.long)
-    written[rows] = write(model, window, size, settings.decoding, numbers, banned=eos)
+    banned = (*special.never_written, special.end)
+    written[rows] = write(model, window, size, settings.decoding, numbers, banned=banned)
     return torch.cat([text, written], dim=1)
+
+
+def _begun(text: Tensor, most: int, special: SpecialTokens) -> Tensor:
+    """The newest tokens of `text` (rows, t), at most `most`, the first of them bos if one is read.
+
+    A `text` that begins with bos and is not longer than `most` stays as it is.
+    """
+    window = text[:, -most:]
+    if special.bos is not None:
+        window = window.clone()
+        window[:, 0] = special.bos
+    return window
 
 
 def _segment_size(model: PreTrainedModel, settings: RegenerateConfig) -> int:
@@ -212,7 +232,7 @@ def write(
     decoding: Decoding,
     numbers: np.ndarray | None = None,
     *,
-    banned: int | None = None,
+    banned: Sequence[int] = (),
 ) -> Tensor:
     """Write exactly `size` tokens after each prompt.
 
@@ -222,7 +242,7 @@ def write(
         size: Tokens to write.
         decoding: Greedy, beam or sample.
         numbers: (rows, size) float64 in [0, 1), what sampling draws with; None otherwise.
-        banned: A token that is never written.
+        banned: Tokens that are never written.
 
     Returns:
         (rows, size) int64 on the CPU.
@@ -246,6 +266,7 @@ def continue_rows(
     decoding: Decoding,
     *,
     seed: int,
+    banned: Sequence[int] = (),
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> np.ndarray:
     """`write` in batches by memory: (rows, context) token ids -> (rows, size) int64.
@@ -256,6 +277,7 @@ def continue_rows(
         size: Tokens to write.
         decoding: Greedy, beam or sample.
         seed: Each row has random numbers of its own, from seed and place.
+        banned: Tokens that are never written.
         tick: Told how many of how many rows are done.
     """
     beams = decoding.beams if isinstance(decoding, Beam) else 1
@@ -264,14 +286,14 @@ def continue_rows(
     for first in range(0, len(prompts), step):
         rows = torch.from_numpy(prompts[first : first + step].astype(np.int64))
         numbers = _uniform(decoding, seed, np.arange(first, first + len(rows)), size)
-        out.append(write(model, rows, size, decoding, numbers).numpy())
+        out.append(write(model, rows, size, decoding, numbers, banned=banned).numpy())
         tick(min(first + step, len(prompts)), len(prompts))
     return np.concatenate(out)
 
 
 @torch.inference_mode()
 def _step_by_step(
-    model: PreTrainedModel, prompts: Tensor, size: int, choose: Choose, banned: int | None
+    model: PreTrainedModel, prompts: Tensor, size: int, choose: Choose, banned: Sequence[int]
 ) -> Tensor:
     last = (
         {"logits_to_keep": 1}
@@ -279,20 +301,22 @@ def _step_by_step(
         else {}
     )
     out = torch.empty((len(prompts), size), dtype=torch.long, device=prompts.device)
+    never = torch.tensor(banned, dtype=torch.long, device=prompts.device)
     feed, past = prompts, None
     for step in range(size):
         answer = model(input_ids=feed, past_key_values=past, use_cache=True, **last)
         past, logits = answer.past_key_values, answer.logits[:, -1].float()
-        if banned is not None:
-            logits[:, banned] = -torch.inf
-        out[:, step] = choose(logits, step)
+        out[:, step] = choose(logits.index_fill_(-1, never, -torch.inf), step)
         feed = out[:, step : step + 1]
     return out.cpu()
 
 
 @torch.inference_mode()
 def write_greedily(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], size: int
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    size: int,
+    banned: Sequence[int] = (),
 ) -> list[list[int]]:
     """The `size` most probable tokens, one after the other, after prompts of any lengths.
 
@@ -303,6 +327,7 @@ def write_greedily(
         model: In evaluation mode.
         prompts: Token ids, at least one each; with `size` more they must fit the positions.
         size: Tokens to write, the end-of-text token being one like any other.
+        banned: Tokens that are never written.
 
     Returns:
         `size` token ids for each prompt, in the order given.
@@ -313,19 +338,23 @@ def write_greedily(
     while at < len(order):
         longest = len(prompts[order[min(at + MAX_ROWS["cuda"], len(order)) - 1]])
         batch = order[at : at + side_by_side(model, longest + size)]
-        for i, row in zip(batch, _after([prompts[i] for i in batch], model, size), strict=True):
+        rows = _after([prompts[i] for i in batch], model, size, banned)
+        for i, row in zip(batch, rows, strict=True):
             out[i] = row
         at += len(batch)
     return out
 
 
-def _after(prompts: Sequence[Sequence[int]], model: PreTrainedModel, size: int) -> list[list[int]]:
+def _after(
+    prompts: Sequence[Sequence[int]], model: PreTrainedModel, size: int, banned: Sequence[int]
+) -> list[list[int]]:
     width = max(map(len, prompts))
     fill = [width - len(prompt) for prompt in prompts]
     feed = torch.tensor([[0] * n + list(p) for n, p in zip(fill, prompts, strict=True)])
     seen = (torch.arange(width) >= torch.tensor(fill)[:, None]).long().to(model.device)
     feed, past = feed.to(model.device), None
     takes = inspect.signature(model.forward).parameters
+    never = torch.tensor(banned, dtype=torch.long, device=model.device)
     out = torch.empty((len(prompts), size), dtype=torch.long, device=model.device)
     for step in range(size):
         position = (seen.cumsum(-1) - 1).clamp(min=0)[:, -feed.shape[1] :]
@@ -338,7 +367,8 @@ def _after(prompts: Sequence[Sequence[int]], model: PreTrainedModel, size: int) 
             **{name: value for name, value in extra.items() if name in takes},
         )
         past = answer.past_key_values
-        out[:, step] = answer.logits[:, -1].float().argmax(-1)
+        logits = answer.logits[:, -1].float().index_fill_(-1, never, -torch.inf)
+        out[:, step] = logits.argmax(-1)
         feed = out[:, step : step + 1]
         seen = torch.cat([seen, seen.new_ones(len(seen), 1)], dim=1)
     return [[int(t) for t in row] for row in out.cpu()]
@@ -382,7 +412,7 @@ def _invert(p: Tensor, numbers: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def _beam(
-    model: PreTrainedModel, prompts: Tensor, size: int, decoding: Beam, banned: int | None
+    model: PreTrainedModel, prompts: Tensor, size: int, decoding: Beam, banned: Sequence[int]
 ) -> Tensor:
     settings = GenerationConfig(
         max_new_tokens=size,
@@ -390,7 +420,7 @@ def _beam(
         num_beams=decoding.beams,
         repetition_penalty=decoding.repetition_penalty,
         length_penalty=decoding.length_penalty,
-        suppress_tokens=None if banned is None else [banned],
+        suppress_tokens=list(banned) or None,
         do_sample=False,
         early_stopping=False,
         use_cache=True,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
-from fortifai.errors import InputError
+from fortifai.data.tokens import SpecialTokens
 
 LOGITS_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
 """Memory for the fp32 logits of one batch; a CPU is fastest where they nearly fit its cache."""
@@ -33,50 +33,57 @@ def vocabulary(model: PreTrainedModel) -> int:
 
 
 def token_log_prob(
-    model: PreTrainedModel, samples: np.ndarray, *, first: int, block: int
+    model: PreTrainedModel, samples: np.ndarray, special: SpecialTokens, *, block: int
 ) -> np.ndarray:
     """Log-probability of every token of a stream.
 
-    The stream, with `first` before it, is read in windows of `block` tokens that overlap by one,
-    so a token is judged from at most `block` - 1 tokens before it: just as in training, where the
-    first token of a block is context only.
+    The stream is read in windows of `block` tokens, each the next `block` - 1 behind a token that
+    is context only, just as in training: bos, or, for a model that reads none, the token before
+    them in the stream (before the first, the end of another text).
 
     Args:
         model: In evaluation mode.
         samples: (n,) token ids.
-        first: Token that is taken to stand before the stream, usually eos.
+        special: The model's special tokens.
         block: Window size in tokens, at least 2.
 
     Returns:
         (n,) float32, log p in nats.
     """
-    return _in_windows(model, samples, _next_log_prob, first=first, block=block)
+    return _in_windows(model, samples, _next_log_prob, special, block)
 
 
 def _in_windows(
     model: PreTrainedModel,
     samples: np.ndarray,
     read: Callable[[PreTrainedModel, np.ndarray], np.ndarray],
-    *,
-    first: int,
+    special: SpecialTokens,
     block: int,
 ) -> np.ndarray:
     n, step = len(samples), block - 1
-    stream = np.concatenate([[first], samples]).astype(np.int64)
+    stream = np.concatenate([[special.first], samples]).astype(np.int64)
     out = np.empty(n, dtype=np.float32)
     whole = n // step
     rows = max(1, logits_rows(model) // step)
     for start in range(0, whole, rows):
         stop = min(whole, start + rows)
         index = np.arange(start, stop)[:, None] * step + np.arange(block)
-        out[start * step : stop * step] = read(model, stream[index]).ravel()
+        out[start * step : stop * step] = read(model, _begun(stream[index], special)).ravel()
     if n % step:
-        out[whole * step :] = read(model, stream[None, whole * step :]).ravel()
+        out[whole * step :] = read(model, _begun(stream[None, whole * step :], special)).ravel()
     return out
 
 
+def _begun(windows: np.ndarray, special: SpecialTokens) -> np.ndarray:
+    """(w, t) windows, their first token replaced by bos where the model reads one."""
+    windows = windows.copy()
+    if special.bos is not None:
+        windows[:, 0] = special.bos
+    return windows
+
+
 def next_token_entropy(
-    model: PreTrainedModel, samples: np.ndarray, *, first: int, block: int
+    model: PreTrainedModel, samples: np.ndarray, special: SpecialTokens, *, block: int
 ) -> np.ndarray:
     """Entropy of the model's distribution of every token of a stream, given those before it.
 
@@ -86,13 +93,13 @@ def next_token_entropy(
     Args:
         model: In evaluation mode.
         samples: (n,) token ids.
-        first: Token that is taken to stand before the stream, usually eos.
+        special: The model's special tokens.
         block: Window size in tokens, at least 2.
 
     Returns:
         (n,) float32, in nats.
     """
-    return _in_windows(model, samples, _next_entropy, first=first, block=block)
+    return _in_windows(model, samples, _next_entropy, special, block)
 
 
 def window_log_prob(model: PreTrainedModel, windows: np.ndarray) -> np.ndarray:
@@ -125,56 +132,3 @@ def _gather(logits: Tensor, target: Tensor) -> Tensor:
     """Log softmax in fp32 of `logits` (..., vocabulary) at `target` (...)."""
     # not x - logsumexp(x), which would save a copy: on a CPU it takes twice as long
     return torch.log_softmax(logits.float(), -1).gather(-1, target[..., None]).squeeze(-1)
-
-
-def encode_pairs(
-    tokenizer: PreTrainedTokenizerFast,
-    pairs: Sequence[tuple[str, str]],
-    *,
-    first: int,
-    limit: int,
-) -> list[tuple[list[int], int]]:
-    """Token ids of each context with its continuation, and the number of tokens of the latter.
-
-    The two are encoded apart, the continuation with one space before it: so the boundary is a
-    token boundary by construction, and the true and the false continuation of a question stand
-    after the very same context tokens. A beginning-of-text token stands in front where the
-    tokenizer puts one by itself; an empty context is `first` alone. A context too long for the
-    model loses its oldest tokens.
-
-    Args:
-        tokenizer: The model's.
-        pairs: (context, continuation) texts.
-        first: Token that stands for an empty context, usually eos.
-        limit: Longest sequence the model reads, in tokens.
-
-    Raises:
-        InputError: A continuation is empty, or by itself longer than the model reads.
-    """
-    own = tokenizer("").input_ids
-    bos = own[:1] if own and own[0] == tokenizer.bos_token_id else []
-    starts = [context.rstrip() for context, _ in pairs]
-    gaps = [continuation.strip() for _, continuation in pairs]
-    tails = [f" {gap}" if start else gap for start, gap in zip(starts, gaps, strict=True)]
-    # Each different text once: a question's context comes twice.
-    texts = list(dict.fromkeys([*starts, *tails]))
-    plain = {"add_special_tokens": False, "return_attention_mask": False}
-    ids = dict(zip(texts, tokenizer(texts, **plain).input_ids, strict=True)) if texts else {}
-    out = []
-    for start, gap, tail_text in zip(starts, gaps, tails, strict=True):
-        head, tail = bos + ids[start] or [first], ids[tail_text]
-        if not gap or not tail:
-            raise InputError(
-                f"the continuation of {start[:60]!r} is empty; every question needs a true and a "
-                "false one"
-            )
-        room = limit - len(tail)
-        if room < 1 + len(bos):
-            raise InputError(
-                f"the continuation {gap[:60]!r} has {len(tail)} tokens, but the model reads "
-                f"{limit} at most, context included; shorten it or use a model with more positions"
-            )
-        if len(head) > room:
-            head = bos + head[len(head) - room + len(bos) :]
-        out.append((head + tail, len(tail)))
-    return out

@@ -7,7 +7,7 @@ import dataclasses
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,7 @@ class FitReport:
             `normalize` define it.
         truncated_share: Mean of 1 - weight over all tokens of the whole fit.
         steps: Optimizer steps.
-        tokens: Tokens read, all epochs together.
+        tokens: Tokens of the stream that were read, all epochs together.
         seconds: Wall time.
         epochs: For each epoch ``epoch``, ``loss``, ``truncated_share``, ``tokens`` and, where a
             checkpoint was selected, ``score`` and ``kept`` (whether it was the best so far).
@@ -57,17 +57,26 @@ class Blocks(Dataset[Tensor]):
     """A token stream cut into rows of one length, handed out a batch at a time.
 
     The tokens after the last whole row are left out; a stream shorter than one row is one row.
+
+    Args:
+        samples: (n,) token ids.
+        block: Tokens of a row, those of `front` among them.
+        front: What stands before every row: bos, or nothing.
     """
 
-    def __init__(self, samples: np.ndarray, block: int) -> None:
+    def __init__(self, samples: np.ndarray, block: int, front: Sequence[int] = ()) -> None:
         if len(samples) < 2:
             raise InputError(
                 f"the training text has {len(samples)} tokens; it needs at least 2, so give a "
                 "longer corpus"
             )
-        width = min(block, len(samples))
+        width = min(block - len(front), len(samples))
         rows = len(samples) // width
-        self.rows = torch.from_numpy(samples[: rows * width].astype(np.int64)).view(rows, width)
+        text = torch.from_numpy(samples[: rows * width].astype(np.int64)).view(rows, width)
+        # no target: what a token is predicted from is the one to its left, and bos has none
+        before = torch.tensor(front, dtype=torch.int64).expand(rows, -1)
+        self.rows = torch.cat([before, text], dim=1)
+        self.tokens = text.numel()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -91,6 +100,7 @@ def fit(
     weight: AnyWeight,
     train: TrainConfig,
     *,
+    front: Sequence[int] = (),
     seed: int,
     workdir: Path,
     select: Callable[[], float] | None,
@@ -98,16 +108,17 @@ def fit(
 ) -> FitReport:
     """Train `model` in place on a token stream.
 
-    The stream is cut into rows of `train.block` tokens (what is left over at its end is not
-    trained on), drawn in an order that `seed` decides. All randomness comes from `seed`; the
-    global random states are left as they were. Nothing is written outside `workdir`, and there
-    only by the services named in `train.report_to`.
+    The stream is cut into rows of `train.block` tokens, those of `front` among them (what is left
+    over at its end is not trained on), drawn in an order that `seed` decides. All randomness comes
+    from `seed`; the global random states are left as they were. Nothing is written outside
+    `workdir`, and there only by the services named in `train.report_to`.
 
     Args:
         model: The model, with the weights to start from; trained on the device where it is.
         samples: (n,) token ids.
         weight: The confidence weight of the loss.
         train: Epochs, batch, learning rate and the rest.
+        front: What stands before every row and is no target: bos, or nothing.
         seed: Of the data order and of dropout.
         workdir: Folder for what reporting services write.
         select: Scores the model after each epoch, higher is better; the weights of the best
@@ -122,7 +133,7 @@ def fit(
     """
     _check(model, train, select)
     select = None if train.checkpoint == "last" else select
-    blocks = Blocks(samples, train.block)
+    blocks = Blocks(samples, train.block, front)
     watch = _Watch(blocks, train, progress, select, model)
     began = time.perf_counter()
     use_cache = model.config.use_cache
@@ -248,7 +259,7 @@ class _Watch(TrainerCallback):
         self.train, self.progress = train, progress
         self.select, self.model = select, model
         self.epochs: list[dict[str, Any]] = []
-        self.epoch_tokens = blocks.rows.numel()
+        self.epoch_tokens = blocks.tokens
         self.losses: list[Tensor] = []  # of this epoch's steps
         self.looked = 0
         self.best: tuple[float, dict[str, Tensor] | None] = (-math.inf, None)

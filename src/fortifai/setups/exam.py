@@ -58,7 +58,9 @@ def read(
 
 
 def _exam(told: FormatsConfig, asked: Sequence[Asked]) -> Exam:
-    return Exam(tuple(asked), told.kinds, told.chat, told.answer_tokens)
+    return Exam(
+        tuple(asked), told.kinds, told.chat, told.answer_tokens, dict(told.chat_template_args)
+    )
 
 
 def _spread(items: Sequence[Item], count: int) -> list[Item]:

@@ -33,6 +33,7 @@ from fortifai.config import (
 )
 from fortifai.data import bios, splits
 from fortifai.data.questions import Question
+from fortifai.data.tokens import SpecialTokens, check_known, special_tokens
 from fortifai.errors import InputError
 from fortifai.evals import benchmarks, formats, kr_test, language, passages
 from fortifai.evals.score import Score
@@ -42,7 +43,13 @@ from fortifai.loop.seeds import derive
 from fortifai.loop.store import read_jsonl, write_json, write_jsonl
 from fortifai.models import scratch
 from fortifai.models.causal_lm import CausalLM
-from fortifai.models.family import CausalLMFamily, count_parameters, describe, from_config
+from fortifai.models.family import (
+    CausalLMFamily,
+    count_parameters,
+    describe,
+    from_config,
+    saved_tokens,
+)
 from fortifai.setups import exam
 from fortifai.setups.setup import Ground
 from fortifai.setups.sources import read_sources
@@ -61,6 +68,7 @@ class TextInputs:
         root: Folder that its file names are relative to.
         cut: Tokens of the splits, the rest and the held-out text; questions by split.
         tokenizer: The base model's, or one trained on the corpus.
+        special: The model's special tokens.
         parameters: Number of the model's parameters.
         fingerprint: SHA-256 of the corpus, the held-out text, the questions, the benchmarks and
             the exam.
@@ -73,6 +81,7 @@ class TextInputs:
     root: Path
     cut: splits.Splits
     tokenizer: Any
+    special: SpecialTokens
     parameters: int
     fingerprint: str
     notes: tuple[str, ...]
@@ -108,6 +117,7 @@ class TextInputs:
         asked_too = (("benchmarks", self.benchmarks.facts),) if self.benchmarks else ()
         return (
             ("model", f"{self.parameters:,} parameters"),
+            ("beginning of text", self._beginning()),
             ("splits", f"{len(cut.parts)} of {self.split_size:,} tokens"),
             ("questions", f"{sum(asked):,} (by split: {', '.join(f'{n:,}' for n in asked)})"),
             ("held out", f"{len(cut.held_out):,} tokens"),
@@ -116,10 +126,18 @@ class TextInputs:
             *((("formats", exam.facts(self.exam)),) if self.exam else ()),
         )
 
+    def _beginning(self) -> str:
+        bos = self.special.bos
+        if bos is None:
+            return "no token"
+        spelled = self.tokenizer.convert_ids_to_tokens(bos)
+        return f"{spelled} (id {bos}) before every sequence"
+
     def effort(self, arm: str, samples: int) -> tuple[int, int]:
         """Tokens read over all epochs, and optimizer steps."""
         train = self.config.arms[arm].train
-        batch = train.block * train.batch_size * train.gradient_accumulation
+        text = train.block - len(self.special.front)
+        batch = text * train.batch_size * train.gradient_accumulation
         return round(samples * train.epochs), math.ceil(-(-samples // batch) * train.epochs)
 
     def write(self, folder: Path, progress: Progress) -> None:
@@ -158,6 +176,7 @@ class TextShared:
     def ground(self, arm: str, seeds: tuple[int, ...], folder: Path) -> Ground:
         """The language model of one arm, the splits, and the measures."""
         settings = self.config.arms[arm]
+        _, special = saved_tokens(self.base)
         family = CausalLMFamily(
             base=self.base,
             scratch=lambda seed: random_weights(CausalLM.load(self.base), seed),
@@ -166,6 +185,7 @@ class TextShared:
             regenerate=settings.regenerate,
             select=_select(settings, self),
             workdir=folder / "trainer.partial",
+            before=len(special.front),
         )
         return Ground(
             family, self.real, functools.partial(evaluate, material=_material(self.config, self))
@@ -183,14 +203,16 @@ def read(config: LanguageExperiment, root: Path) -> TextInputs:
     if family.scratch:
         texts = [document.text for document in sources.corpus.documents]
         tokenizer = scratch.train_tokenizer(texts, family.scratch.vocab_size)
-        parameters = count_parameters(lambda: _build(config, len(tokenizer), seed=0))
+        with torch.device("meta"):
+            model_config = _build(config, len(tokenizer), seed=0).config
         longest = family.scratch.max_positions or config.positions
     else:
         assert family.base is not None
         tokenizer, model_config = describe(_local(family.base, root))
         _check_positions(config, family.base, model_config)
         longest = getattr(model_config, "max_position_embeddings", None) or 1024
-        parameters = count_parameters(lambda: from_config(model_config))
+    parameters = count_parameters(lambda: from_config(model_config))
+    special = special_tokens(tokenizer, model_config, bos=family.bos)
     cut = splits.split_corpus(
         sources.corpus,
         sources.questions,
@@ -200,13 +222,16 @@ def read(config: LanguageExperiment, root: Path) -> TextInputs:
         held_out=sources.held_out,
     )
     _check(config, cut)
-    suite, cuts = _read_benchmarks(config, root, tokenizer)
+    rows = model_config.get_text_config(decoder=True).vocab_size
+    for part in (*cut.parts, cut.rest, cut.held_out):
+        check_known(tokenizer, part, rows)
+    suite, cuts = _read_benchmarks(config, root, tokenizer, model_config, special)
     fingerprint = sources.fingerprint()
     if suite:
         fingerprint = hashlib.sha256(f"{fingerprint} {suite.fingerprint}".encode()).hexdigest()
     in_formats = exam.read(config, root, sources.questions, [q for k in cut.questions for q in k])
     if in_formats:
-        in_formats.check(tokenizer, longest)
+        in_formats.check(tokenizer, longest, special)
         told = json.dumps(exam.rows(in_formats))
         fingerprint = hashlib.sha256(f"{fingerprint} {told}".encode()).hexdigest()
     held_out = cut.held_out[: config.splits.held_out_tokens]
@@ -215,6 +240,7 @@ def read(config: LanguageExperiment, root: Path) -> TextInputs:
         root,
         dataclasses.replace(cut, held_out=held_out),
         tokenizer,
+        special,
         parameters,
         fingerprint,
         tuple(dict.fromkeys([*sources.notes, *cut.notes, *cuts])),
@@ -224,18 +250,19 @@ def read(config: LanguageExperiment, root: Path) -> TextInputs:
 
 
 def _read_benchmarks(
-    config: LanguageExperiment, root: Path, tokenizer: Any
+    config: LanguageExperiment,
+    root: Path,
+    tokenizer: Any,
+    model_config: Any,
+    special: SpecialTokens,
 ) -> tuple[benchmarks.Suite | None, list[str]]:
     """The benchmarks, and what of them is too long for the model."""
     if not config.benchmarks:
         return None, []
     suite = benchmarks.read((b.build(name) for name, b in config.benchmarks.items()), root)
     with torch.device("meta"):
-        if config.family.base is None:
-            model = _build(config, len(tokenizer), seed=0)
-        else:
-            model = from_config(describe(_local(config.family.base, root))[1])
-    return suite, suite.check(model, tokenizer)
+        model = from_config(model_config)
+    return suite, suite.check(model, tokenizer, special)
 
 
 def _local(base: str, root: Path) -> str:
@@ -304,9 +331,11 @@ def _base_model(data: TextInputs, folder: Path, progress: Progress) -> CausalLM:
     config = data.config
     arm = next(iter(config.arms.values()))
     if arm.family.base is not None:
-        return CausalLM.from_base(_local(arm.family.base, data.root), dtype=arm.family.dtype)
+        return CausalLM.from_base(
+            _local(arm.family.base, data.root), dtype=arm.family.dtype, bos=arm.family.bos
+        )
     model = _build(config, len(data.tokenizer), seed=derive(config.seeds[0], "base"))
-    lm = CausalLM(model, data.tokenizer)
+    lm = CausalLM(model, data.tokenizer, bos=arm.family.bos)
     assert arm.family.scratch is not None
     if arm.family.scratch.pretrain:
         lm.fit(
@@ -323,7 +352,7 @@ def _base_model(data: TextInputs, folder: Path, progress: Progress) -> CausalLM:
 
 def random_weights(base: CausalLM, seed: int) -> CausalLM:
     """The base model's architecture and tokenizer with random weights."""
-    return CausalLM(from_config(base.model.config, seed=seed), base.tokenizer)
+    return CausalLM(from_config(base.model.config, seed=seed), base.tokenizer, bos=base.bos)
 
 
 def _pretraining(arm: LanguageArm, pretrain: PretrainConfig) -> TrainConfig:
@@ -385,14 +414,14 @@ def _select(arm: LanguageArm, shared: TextShared) -> Callable[[CausalLM], float]
 
 
 def _material(experiment: LanguageExperiment, shared: TextShared) -> language.Material:
-    tokenizer = CausalLM.load(shared.base, device="cpu").tokenizer
+    tokenizer, _ = saved_tokens(shared.base)
     followed = experiment.passages
     asked = [b.build(name) for name, b in experiment.benchmarks.items()]
     contexts = [arm.regenerate.context for arm in experiment.arms.values()]
     return language.Material(
         held_out=shared.held_out,
         questions=shared.questions,
-        vocab_size=len(tokenizer),
+        vocab_size=max(len(tokenizer), *(i + 1 for i in tokenizer.get_vocab().values())),
         decode=tokenizer.decode,
         passage_starts=passages.choose(
             len(shared.real[0]), max(contexts), followed.count, followed.tokens
