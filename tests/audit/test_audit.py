@@ -500,7 +500,7 @@ def test_a_missing_text_speaks_of_no_yaml(saved):
         (["--text", "{}/human.txt"], "nothing to compare with"),
         (
             ["--text", "{}/again.txt", "--against", "{}/human.txt", "--device", "cpu"],
-            "--device need a MODEL",
+            "--bos need a MODEL",
         ),
         (["{}/sound", "--text", "{}/short.txt"], "an audit needs at least"),
         (["{}/none", "--text", "{}/human.txt"], "no causal language model"),

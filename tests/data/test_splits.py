@@ -155,7 +155,7 @@ def test_a_tokenizer_without_an_end_and_a_corpus_without_documents(biographies, 
         eos_token_id = None
         bos_token_id = None
 
-    with pytest.raises(InputError, match="no end-of-text token"):
+    with pytest.raises(InputError, match="neither an eos nor a bos token"):
         cut_up(*biographies, Endless())
     with pytest.raises(InputError, match="nothing holds no documents"):
         cut_up(Corpus((), "nothing"), [], tokenizer)

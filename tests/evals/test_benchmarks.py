@@ -223,7 +223,7 @@ def test_hellaswag_is_the_harness_s(tmp_path, lm):
     theirs = reference(tmp_path, {"own_hellaswag": own}, lm)
     benchmark = Benchmark("hellaswag", data=str(path))
     suite = benchmarks.read([benchmark], tmp_path)
-    (note,) = suite.check(lm.model, lm.tokenizer)
+    (note,) = suite.check(lm.model, lm.tokenizer, lm.special)
     assert "lose their beginning" in note
     ours = suite.run(lm)
     assert agree(ours, theirs, {"own_hellaswag": "hellaswag"}) == 2
@@ -232,7 +232,12 @@ def test_hellaswag_is_the_harness_s(tmp_path, lm):
     (built,) = suite.built
     with harness.as_its_command():
         adapter = harness.InMemory(
-            lm.model, lm.tokenizer, lm.sequence_log_prob, lm.side_by_side, lambda a, b: None
+            lm.model,
+            lm.tokenizer,
+            lm.special,
+            lm.sequence_log_prob,
+            lm.side_by_side,
+            lambda a, b: None,
         )
     again = harness.evaluate(built, adapter)["samples"]["hellaswag"]
     for mine, other in zip(again, theirs["samples"]["own_hellaswag"], strict=True):
@@ -264,12 +269,17 @@ def test_gsm8k_is_the_harness_s(tmp_path, lm):
     )
     benchmark = Benchmark("gsm8k", data=str(folder), num_fewshot=2, max_gen_toks=20)
     suite = benchmarks.read([benchmark], tmp_path)
-    assert suite.check(lm.model, lm.tokenizer)
+    assert suite.check(lm.model, lm.tokenizer, lm.special)
     assert agree(suite.run(lm), theirs, {"own_gsm8k": "gsm8k"}) == 2
     (built,) = suite.built
     with harness.as_its_command():
         adapter = harness.InMemory(
-            lm.model, lm.tokenizer, lm.sequence_log_prob, lm.side_by_side, lambda a, b: None
+            lm.model,
+            lm.tokenizer,
+            lm.special,
+            lm.sequence_log_prob,
+            lm.side_by_side,
+            lambda a, b: None,
         )
     again = harness.evaluate(built, adapter)["samples"]["gsm8k"]
     for mine, other in zip(again, theirs["samples"]["own_gsm8k"], strict=True):
@@ -405,7 +415,12 @@ def test_half_precision_is_the_harness_s(blimp, tmp_path, tokenizer):
     suite = benchmarks.read([Benchmark("blimp", blimp.data, only=("wh_island",))], tmp_path)
     with harness.as_its_command():
         adapter = harness.InMemory(
-            lm.model, lm.tokenizer, lm.sequence_log_prob, lm.side_by_side, lambda a, b: None
+            lm.model,
+            lm.tokenizer,
+            lm.special,
+            lm.sequence_log_prob,
+            lm.side_by_side,
+            lambda a, b: None,
         )
     ours = harness.evaluate(suite.built[0], adapter)["samples"]["blimp_wh_island"]
     for mine, other in zip(ours, theirs["samples"]["blimp_wh_island"], strict=True):
@@ -459,7 +474,12 @@ def test_other_kinds_of_task(tmp_path, tokenizer, monkeypatch):
     # words that the model does write: without them nothing would be greedy
     with harness.as_its_command():
         adapter = harness.InMemory(
-            lm.model, lm.tokenizer, lm.sequence_log_prob, lm.side_by_side, lambda a, b: None
+            lm.model,
+            lm.tokenizer,
+            lm.special,
+            lm.sequence_log_prob,
+            lm.side_by_side,
+            lambda a, b: None,
         )
     ids = lm.tokenizer(sentence(3)).input_ids
     out = lm.model.generate(torch.tensor([ids]), max_new_tokens=1, do_sample=False)
@@ -604,7 +624,7 @@ def fault(*asked, root=Path(), lm=None):
     def read_and_check():
         suite = benchmarks.read(asked, root)
         if lm is not None:
-            suite.check(lm.model, lm.tokenizer)
+            suite.check(lm.model, lm.tokenizer, lm.special)
 
     with pytest.raises(InputError) as caught:
         read_and_check()

@@ -159,7 +159,7 @@ def test_next_token_entropy_against_scipy(lm):
     """Each token's distribution is read from those before it in its window, and from them alone."""
     tokens = np.random.default_rng(0).integers(0, 300, 40).astype(np.int32)
     got = lm.next_token_entropy(tokens)
-    stream = np.concatenate([[lm.first_token], tokens]).astype(np.int64)
+    stream = np.concatenate([[lm.special.first], tokens]).astype(np.int64)
     for t in range(40):
         begin = t // 15 * 15  # windows of 16 that overlap by one
         with torch.inference_mode():

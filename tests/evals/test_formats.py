@@ -8,6 +8,7 @@ from fortifai import config
 from fortifai.data import bios, exam
 from fortifai.data.exam import FORMATS, Asked, Item
 from fortifai.data.questions import Question
+from fortifai.data.tokens import SpecialTokens
 from fortifai.errors import InputError
 from fortifai.evals import formats
 from fortifai.models import scratch
@@ -116,7 +117,7 @@ def test_without_known_answers_any_words_will_do():
 class Told:
     """A model with given probabilities of options and given answers."""
 
-    first_token = 0
+    special = SpecialTokens(bos=None, end=0, ends=frozenset({0}))
 
     def __init__(self, tokenizer, probability, answer):
         self.tokenizer, self.probability, self.answer = tokenizer, probability, answer

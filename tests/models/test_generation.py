@@ -341,7 +341,7 @@ class TestDocuments:
         got = rewrite(lm, stream, mode="documents", keep=5, decoding=beam.model_dump())
         text = torch.tensor([[0, *stream[:5].tolist()]])
         while text.shape[1] < 26:
-            written = generation.write(lm.model, text, 7, beam, banned=0)
+            written = generation.write(lm.model, text, 7, beam, banned=(0,))
             text = torch.cat([text, written], dim=1)
         np.testing.assert_array_equal(got, text[0, 1:26])
 

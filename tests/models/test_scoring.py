@@ -9,6 +9,7 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from fortifai.data import tokens
 from fortifai.errors import InputError
 from fortifai.models import continuations, scoring
 
@@ -193,9 +194,9 @@ class TestContinuations:
         with_bos.backend_tokenizer.post_processor = TemplateProcessing(
             single="<eos> $A", special_tokens=[("<eos>", 0)]
         )
-        short, long = scoring.encode_pairs(
-            with_bos, [("Ada was", "born"), (prose(1, 99), "born")], first=0, limit=30
-        )
+        special = tokens.special_tokens(with_bos, lm.model.config)
+        pairs = [("Ada was", "born"), (prose(1, 99), "born")]
+        short, long = tokens.encode_pairs(with_bos, pairs, special, limit=30)
         tail = tokenizer(" born").input_ids
         assert short[0] == [0, *tokenizer("Ada was").input_ids, *tail]
         assert len(long[0]) == 30

@@ -160,10 +160,10 @@ def _split_sections(
 
 
 def _encode(corpus: Corpus, tokenizer: Any) -> _Encoded:
+    end = np.array([document_end(tokenizer)], dtype=np.int32)
     found = encode(tokenizer, [document.text for document in corpus.documents])
     if not found:
         raise InputError(f"{corpus.source} holds no documents; give some text")
-    end = np.array([document_end(tokenizer)], dtype=np.int32)
     stream = np.concatenate([ids for text in found for ids in (text.ids, end)])
     starts = [0, *np.cumsum([len(text.ids) + 1 for text in found])[:-1].tolist()]
     return _Encoded(stream, starts, [text.begins for text in found])

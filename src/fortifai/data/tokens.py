@@ -189,21 +189,22 @@ def check_template(tokenizer: Any, arguments: Mapping[str, Any], *, key: str) ->
     Args:
         tokenizer: The model's.
         arguments: What the template is told, such as ``{"enable_thinking": False}``.
-        key: Where they stand, in messages.
+        key: What asks for the template, in messages.
 
     Raises:
         InputError: There is no template, or it uses no argument of this name.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise InputError(
-            f"{key.rpartition('.')[0]}: the model's tokenizer has no chat template; leave chat out "
-            "or use a model that was tuned to chat"
+            f"{key}: the model's tokenizer has no chat template; leave it out or use a model that "
+            "was tuned to chat"
         )
     template = tokenizer.get_chat_template()
     for name in arguments:
         if not re.search(rf"\b{re.escape(name)}\b", template):
             raise InputError(
-                f"{key} names {name!r}, which the model's chat template does not use; leave it out"
+                f"{key}: chat_template_args names {name!r}, which the model's chat template does "
+                "not use; leave it out"
             )
 
 

@@ -111,7 +111,7 @@ class Exam:
         """
         if self.chat:
             arguments = self.chat_template_args
-            tokens.check_template(tokenizer, arguments, key="formats.chat_template_args")
+            tokens.check_template(tokenizer, arguments, key="formats.chat")
         for kind in self.kinds:
             encoded = _encode(tokenizer, special or SpecialTokens(None, 0), self, kind)
             longest = max(

@@ -183,7 +183,7 @@ def check(built: Built, lm: InMemory) -> list[str]:
     benchmark, name = built.benchmark, built.benchmark.name
     if benchmark.apply_chat_template:
         arguments = benchmark.chat_template_args
-        check_template(lm.tokenizer, arguments, key=f"benchmarks.{name}.chat_template_args")
+        check_template(lm.tokenizer, arguments, key=f"benchmarks.{name}.apply_chat_template")
     sizes: list[int] = []
     with as_its_command():
         for task in built.tasks.values():
