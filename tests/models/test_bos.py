@@ -31,7 +31,7 @@ from tests.tokenizers_made import byte_level
 
 BOS, END = 2, 1
 POSITIONS = 96
-WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "then", "it", "ran", "far", "away", "from", "home", "in", "rain"]
+WORDS = "the cat sat on a mat and then it ran far away from home in rain".split()  # noqa: SIM905 - one line
 
 
 def made(*, bos: Any = "auto", rows: int | None = None, puts_bos: bool = True) -> CausalLM:
@@ -299,7 +299,7 @@ class TestPaddedVocabulary:
             lm.model.lm_head.weight[size:] = lm.model.lm_head.weight[:40] * 3
         written = lm.write_greedily([[BOS, 7, 8], [BOS, 9]], 12)
         assert max(map(max, written)) < size
-        assert BOS not in sum(written, [])
+        assert all(BOS not in row for row in written)
 
 
 def test_every_format_is_asked_of_a_model_with_bos(lm):

@@ -132,14 +132,14 @@ def _begin(tokenizer: Any, text_config: Any, bos: Bos) -> int | None:
                 "beginning-of-text token; use 'auto' or 'never'"
             )
         return int(declared)
-    put = _put_before(tokenizer)
+    put = put_before(tokenizer)
     if put is not None:
         return put
     trained = str(text_config.model_type).startswith(TRAINED_WITH_BOS)
     return int(declared) if trained and declared is not None else None
 
 
-def _put_before(tokenizer: Any) -> int | None:
+def put_before(tokenizer: Any) -> int | None:
     """The token that the tokenizer puts before a text by itself, if it does."""
     plain = tokenizer("a", add_special_tokens=False).input_ids
     own = tokenizer("a", add_special_tokens=True).input_ids
@@ -175,7 +175,7 @@ def beginning(tokenizer: Any, special: SpecialTokens) -> Any:
         tokenizer: A fast tokenizer; changed.
         special: The model's special tokens.
     """
-    if special.bos is not None and _put_before(tokenizer) != special.bos:
+    if special.bos is not None and put_before(tokenizer) != special.bos:
         spelled = tokenizer.convert_ids_to_tokens(special.bos)
         tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
             single=[spelled, "$A"], special_tokens=[(spelled, special.bos)]

@@ -17,7 +17,7 @@ from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from fortifai.data.tokens import SpecialTokens, beginning, check_template
+from fortifai.data.tokens import SpecialTokens, beginning, check_template, put_before
 from fortifai.errors import InputError
 from fortifai.evals.harness_process import as_its_command, replaced
 from fortifai.evals.harness_tasks import Built, foreign
@@ -63,7 +63,8 @@ class InMemory(HFLM):  # type: ignore[misc]
             pretrained=model,
             tokenizer=beginning(copy.deepcopy(tokenizer), special),
             batch_size=1,
-            add_bos_token=special.bos is not None,
+            # None: what the harness does by default, which is what the tokenizer does
+            add_bos_token=None if special.bos == put_before(tokenizer) else special.bos is not None,
             # None: the harness's own choice
             prefix_token_id=special.bos,
         )
@@ -125,7 +126,8 @@ class InMemory(HFLM):  # type: ignore[misc]
             (sorted(alone), False),
         ):
             if texts:
-                how = {} if special is None else {"add_special_tokens": special}
+                asked = self.add_bos_token if special is None else special
+                how = {} if asked is None else {"add_special_tokens": asked}
                 ids = self.tokenizer(texts, return_attention_mask=False, **how).input_ids
                 self._known |= {(t, special): i for t, i in zip(texts, ids, strict=True)}
 
