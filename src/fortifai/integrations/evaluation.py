@@ -81,8 +81,11 @@ class TokenMeans:
     @contextlib.contextmanager
     def watched(self, model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[None]:
         """Tallies what the model gives for these inputs at its first call within, in evaluation."""
-        labels, shifted = inputs.get("labels"), inputs.get("shift_labels")
-        if self._rows is None or (labels is None and shifted is None):
+        # now, since Trainer takes the labels out
+        target, labels = inputs.get("shift_labels"), inputs.get("labels")
+        if target is None and labels is not None:
+            target = moved(labels)
+        if self._rows is None or target is None:
             yield
             return
         seen: list[Any] = []
@@ -92,7 +95,6 @@ class TokenMeans:
         finally:
             hook.remove()
         if seen:
-            target = shifted if shifted is not None else moved(inputs["labels"])
             with torch.no_grad():
                 self.tally(self.row_sums(seen[0], target))
 

@@ -33,7 +33,8 @@ class WholeBatch(Callback):
     labels of the micro-batch; it must be what `compute` gave, called without a number of labels:
     anything added to it would be divided, too.
 
-    For automatic optimization, on one device, with DDP or FSDP.
+    For automatic optimization, on one device or with DDP. FSDP averages gradients likewise; it has
+    not been tried.
 
     Raises:
         InputError: In `fit`, for manual optimization, where ``compute(model, batch, n)`` does it;

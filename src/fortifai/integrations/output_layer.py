@@ -254,7 +254,7 @@ def _squeeze_of(model: nn.Module, forward: Callable[..., Any], ids: Tensor) -> S
     def instead(layer: OutputLayer, hidden: Tensor) -> Tensor:
         shape = (*hidden.shape[:-1], layer.classes)
         # float32, so that the model's arithmetic on them shows digits that half precision has not;
-        # float64 is not on every device
+        # not float64, which not every device has
         row = torch.linspace(-1000, 1000, shape[-1], dtype=torch.float32, device=hidden.device)
         probe = row.expand(shape).clone()
         probe[..., 0, :] *= 1e-6
@@ -271,7 +271,7 @@ def _squeeze_of(model: nn.Module, forward: Callable[..., Any], ids: Tensor) -> S
         )
     (probe,) = probes
     if given is not None and given.shape == probe.shape:
-        probe, given = probe.cpu().double(), given.cpu().double()
+        given = given.to(probe)
         tiny, out = probe[..., 0, :], given[..., 0, :]
         scale = (tiny * out).sum().item() / tiny.square().sum().item()
         largest = given[..., -1, -1].abs().max().item()
@@ -298,6 +298,9 @@ def _check_own_loss(
     takes no labels, or gives no logits beside its loss, is left to its name.
     """
     if "labels" not in inspect.signature(type(model).forward).parameters:
+        return
+    # where the vocabulary is padded beyond its configuration, the model itself has no loss
+    if getattr(_text_config(model), "vocab_size", None) not in (None, output_layer(model).classes):
         return
     outputs = forward(input_ids=ids, labels=labels)
     own = outputs.get("loss") if isinstance(outputs, Mapping) else None

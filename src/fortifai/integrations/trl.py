@@ -85,7 +85,7 @@ class ConfidenceSFTTrainer(ConfidenceMixin, SFTTrainer):
 
     def tally(self, sums: Tensor) -> None:
         """As of all trainers; but batches without padding are one row, which must not be cut."""
-        if self._rows is not None and self.padding_free:
+        if self._rows is not None and getattr(self, "padding_free", False):
             self._rows.append(self.accelerator.gather(sums))
         else:
             super().tally(sums)
