@@ -15,9 +15,24 @@ import pytest
 import torch
 
 from fortifai import linear_truncated_cross_entropy
+from fortifai.integrations.hidden_states import HiddenStateLoss
 
-from .tiny import build, furthest, weights_of
-from .worker import problem, with_a_plain_loop, with_trainer
+from .tiny import batch_of, build, furthest, weights_of
+from .worker import (
+    DATA,
+    THRESHOLD,
+    evaluated,
+    problem,
+    with_a_plain_loop,
+    with_lightning,
+    with_trainer,
+)
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The .*dataloader.* does not have many workers",
+    # Lightning 2.6 uses what torch 2.13 renamed
+    "ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning",
+)
 
 WORKER = Path(__file__).with_name("worker.py")
 ROUNDING = 1e-6  # fp32 gradients, summed in another order, over 4 steps
@@ -52,8 +67,18 @@ def test_torchrun(tmp_path: Path) -> None:
     weights, shares = with_trainer(1)
     assert furthest(results["trainer"], weights) < ROUNDING
     assert results["shares"] == pytest.approx(shares, abs=1e-12)  # of both processes
+    assert results["evaluated"] == pytest.approx(evaluated(), rel=2e-6)  # fp32
+    for one, other in zip(results["lightning"], with_lightning(), strict=True):
+        assert (one - other).norm() < 1e-5 * other.norm()
     expected = alone()
-    for name in ("DDP", "FSDP2", "FSDP2, head apart", "FSDP2, from one"):
+    for name in (
+        "page, DDP",
+        "page, FSDP2",
+        "DDP",
+        "FSDP2",
+        "FSDP2, head apart",
+        "FSDP2, from one",
+    ):
         assert furthest(results[name], expected) < ROUNDING, name
     assert furthest(expected, weights_of(build())) > 1e-2
     h, w, b, target = problem()
@@ -86,3 +111,13 @@ def test_accelerate_launch(tmp_path: Path) -> None:
         ACCELERATE_USE_CPU="true",
     )
     assert furthest(results["accelerate"], alone()) < ROUNDING
+    # four micro-batches on each of two processes are eight rows
+    model = build()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for start in (0, 8):
+        HiddenStateLoss(model, threshold=THRESHOLD)(
+            model, batch_of(DATA[start : start + 8])
+        ).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert furthest(results["page"], weights_of(model)) < ROUNDING

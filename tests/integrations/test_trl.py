@@ -152,7 +152,7 @@ def test_evaluation_is_their_own(sft: Any) -> None:
     theirs = sft(SFTTrainer).evaluate()
     ours = sft(ConfidenceSFTTrainer, more={"threshold": 1e-3}).evaluate()
     for name in ("eval_loss", "eval_mean_token_accuracy", "eval_entropy"):
-        assert ours[name] == theirs[name]
+        assert ours[name] == pytest.approx(theirs[name], rel=1e-6)  # added up in fp64
 
 
 def test_what_it_refuses(sft: Any) -> None:

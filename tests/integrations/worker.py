@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -9,14 +10,21 @@ from typing import Any
 
 import torch
 from torch import distributed
+from transformers import Trainer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from fortifai import linear_truncated_cross_entropy
 from fortifai.confidence import Truncate
 from fortifai.integrations.hidden_states import HiddenStateLoss
-from fortifai.integrations.transformers import ConfidenceTrainer
-from tests.integrations.tiny import batch_of, build, ragged, trained, weights_of
+from fortifai.integrations.transformers import (
+    ConfidenceTrainer,
+    EvalLossByToken,
+    LogKeptShare,
+    loss,
+)
+from tests.integrations.page import PAGE, examples
+from tests.integrations.tiny import batch_of, build, ragged, trained, trainer, weights_of
 
 THRESHOLD = 0.05
 WEIGHT = Truncate(THRESHOLD)
@@ -36,6 +44,124 @@ def with_trainer(processes: int) -> tuple[dict[str, torch.Tensor], list[float]]:
             per_device_train_batch_size=ROWS // processes,
         )
     return weights, [entry["kept_share"] for entry in logs]
+
+
+def evaluated() -> dict[str, float]:
+    """Losses of 7 rows, in batches that several processes must fill up; and a share in the logs."""
+    losses = {}
+    compute = loss(WEIGHT)
+    for name, metrics in (("hidden states", None), ("logits", lambda _: {})):
+        with tempfile.TemporaryDirectory() as folder:
+            run = trainer(
+                ConfidenceTrainer,
+                Path(folder),
+                build(),
+                DATA,
+                more={"threshold": 0.9, "eval_dataset": DATA[:7], "compute_metrics": metrics},
+                per_device_eval_batch_size=2,
+            )
+            losses[name] = run.evaluate()["eval_loss"]
+    with tempfile.TemporaryDirectory() as folder:
+        # rows that fill up none: this one is told of batches
+        callbacks = [EvalLossByToken(compute), LogKeptShare(compute)]
+        more = {
+            "compute_loss_func": compute,
+            "callbacks": callbacks,
+            "eval_dataset": DATA[:8],
+        }
+        run = trainer(
+            Trainer,
+            Path(folder),
+            build(),
+            DATA,
+            more=more,
+            per_device_eval_batch_size=1,
+            per_device_train_batch_size=1,
+            max_steps=1,
+            learning_rate=0.0,
+            gradient_accumulation_steps=16 // int(os.environ.get("WORLD_SIZE", "1")),
+        )
+        losses["callback"] = run.evaluate()["eval_loss"]
+        run.train()
+        losses["share"] = run.state.log_history[-2]["kept_share"]
+    return losses
+
+
+def steps_of(rank: int, processes: int) -> list[list[dict[str, torch.Tensor]]]:
+    """Four steps of this process, each in micro-batches of one row."""
+    steps = []
+    for start in range(0, len(DATA), ROWS):
+        rows = DATA[start : start + ROWS][rank::processes]
+        steps.append([batch_of([row]) for row in rows])
+    return steps
+
+
+def by_the_page(rank: int, processes: int) -> dict[str, dict[str, torch.Tensor]]:
+    """What the page about trainers says of DDP and FSDP2, as it stands there."""
+    from torch.distributed.fsdp import fully_shard
+
+    (code,) = examples("DDP, FSDP2")
+    found = {}
+    for name in ("page, DDP", "page, FSDP2"):
+        model: Any = build()
+        wrapped = model
+        if "FSDP2" in name:
+            fully_shard(model)
+        else:
+            wrapped = torch.nn.parallel.DistributedDataParallel(model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        names = {"model": model, "wrapped": wrapped, "optimizer": optimizer}
+        own = code.replace("threshold=0.9", f"threshold={THRESHOLD}")
+        exec(compile(own, PAGE.name, "exec"), {**names, "steps": steps_of(rank, processes)})
+        found[name] = {
+            k: v.full_tensor() if hasattr(v, "full_tensor") else v.clone()
+            for k, v in model.state_dict().items()
+        }
+    return found
+
+
+def with_lightning() -> list[torch.Tensor]:
+    """What two steps of two micro-batches would step by, on all processes, under DDP."""
+    import lightning
+
+    found: list[torch.Tensor] = []
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = build()
+            self.compute = HiddenStateLoss(self.model, WEIGHT)
+
+        def training_step(self, batch: Any, _: int) -> torch.Tensor:
+            return self.compute(self.model, batch)
+
+        def on_before_optimizer_step(self, optimizer: Any) -> None:
+            grads = [p.grad.flatten() for p in self.model.parameters() if p.grad is not None]
+            found.append(torch.cat(grads).clone())
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.0)
+
+    from fortifai.integrations.lightning import WholeBatch
+
+    module = Module()
+    rank, processes = (int(os.environ.get(k, d)) for k, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    mine = DATA[rank:8:processes]  # Lightning's own sampler would shuffle
+    loader = torch.utils.data.DataLoader(mine, batch_size=1, collate_fn=batch_of)
+    lightning.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        devices=processes,
+        strategy="ddp" if processes > 1 else "auto",
+        accumulate_grad_batches=4 // processes,
+        use_distributed_sampler=False,
+        callbacks=[WholeBatch(module.compute)],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    ).fit(module, loader)
+    return found
 
 
 def shards(rank: int, processes: int) -> Any:
@@ -166,6 +292,21 @@ def with_accelerate() -> dict[str, torch.Tensor]:
     return weights_of(accelerator.unwrap_model(wrapped))
 
 
+def with_accelerate_by_the_page() -> dict[str, torch.Tensor]:
+    """What the page about trainers says of accelerate: eight micro-batches in all, two steps."""
+    (code,) = examples("accelerate")
+    model = build()
+    loader = torch.utils.data.DataLoader(DATA, batch_size=1, collate_fn=batch_of)
+    names = {
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "loader": loader,
+    }
+    own = code.replace("Accelerator()", "Accelerator(cpu=True)")
+    exec(compile(own.replace("threshold=0.9", f"threshold={THRESHOLD}"), PAGE.name, "exec"), names)
+    return weights_of(model)
+
+
 def main() -> None:
     """Train as asked, in each process; the first writes what came of it."""
     what, file = sys.argv[1:]
@@ -173,8 +314,10 @@ def main() -> None:
     results: dict[str, Any] = {}
     if what == "accelerate":
         results["accelerate"] = with_accelerate()
+        results["page"] = with_accelerate_by_the_page()
     else:
         results["trainer"], results["shares"] = with_trainer(2)
+        results["evaluated"] = evaluated()
         rank, processes = distributed.get_rank(), distributed.get_world_size()
         model = build()
         wrapped = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
@@ -185,6 +328,8 @@ def main() -> None:
             results[name] = sharded(own_head=own_head, rank=rank, processes=processes)
         results["FSDP2, from one"] = sharded_from_one(rank, processes)
         results["head"] = sharded_head(rank, processes)
+        results |= by_the_page(rank, processes)
+        results["lightning"] = with_lightning()
     results["processes"] = distributed.get_world_size()
     if distributed.get_rank() == 0:
         torch.save(results, file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import get_args
 
 import torch
@@ -50,22 +51,35 @@ class KeptShare:
 
     def __init__(self) -> None:
         self._kept: Tensor | None = None
+        self._excess: Tensor | None = None
         self._valid: Tensor | None = None
 
     def add(self, stats: LossStats) -> None:
         """Adds those of a micro-batch, without waiting for the device."""
-        # float64 holds sums of weights over any number of tokens; Apple's GPUs have none
-        kept = stats.kept if stats.kept.device.type == "mps" else stats.kept.double()
-        self._kept = kept if self._kept is None else self._kept + kept
-        self._valid = stats.valid if self._valid is None else self._valid + stats.valid
+        if self._kept is None or self._excess is None or self._valid is None:
+            self._kept, self._valid = stats.kept, stats.valid
+            self._excess = torch.zeros_like(stats.kept)
+            return
+        # Kahan's sum: a plain one in float32 would stand still after 2^24 tokens, and not every
+        # device has float64
+        more = stats.kept - self._excess
+        total = self._kept + more
+        self._excess = (total - self._kept) - more
+        self._kept, self._valid = total, self._valid + stats.valid
 
     def pop(self) -> Tensor | None:
         """Sum of weights and number of valid labels, (2,); None if nothing was added."""
         if self._kept is None or self._valid is None:
             return None
         sums = torch.stack((self._kept, self._valid.to(self._kept)))
-        self._kept = self._valid = None
+        self._kept = self._excess = self._valid = None
         return sums
+
+
+def share_of(sums: Tensor) -> float:
+    """Kept over valid from what `KeptShare.pop` gives; NaN where nothing is valid. Waits."""
+    kept, valid = sums.tolist()
+    return kept / valid if valid else float("nan")
 
 
 class Counted:
@@ -76,12 +90,16 @@ class Counted:
         normalize: ``valid`` or ``kept``.
         shares: Told of every micro-batch that is trained on; add a `KeptShare` of your own to read
             it at your own pace.
+        whole: Asked in training, where the caller does not know the labels of the whole batch, for
+            the loss of a micro-batch from the sum of its losses (with ``kept`` its mean by weight
+            times its labels) and its stats. None: that sum over the labels of the micro-batch.
     """
 
     def __init__(self, weight: AnyWeight, normalize: Normalize) -> None:
         check_choice("normalize", normalize, get_args(Normalize))
         self.weight = weight
         self.normalize: Normalize = normalize
+        self.whole: Callable[[Tensor, LossStats], Tensor] | None = None
         self._share = KeptShare()
         self.shares = [self._share]
 
@@ -96,18 +114,26 @@ class Counted:
             for share in self.shares:
                 share.add(stats)
 
-    def divided(self, loss: Tensor, stats: LossStats, items: Tensor | int | None) -> Tensor:
+    def divided(self, loss: Tensor, stats: LossStats, items: Tensor | float | None) -> Tensor:
         """The share of a micro-batch in the loss of the whole batch.
 
         Args:
             loss: Of the micro-batch, by `reduction`.
             stats: Of the micro-batch.
-            items: Valid labels of the whole batch, micro-batches and processes together; None:
-                those of this micro-batch.
+            items: Valid labels of the whole batch, micro-batches and processes together, over the
+                number of processes where gradients are averaged over them; None: those of this
+                micro-batch, or what `whole` says. The loss of none is 0.
         """
-        items = stats.valid if items is None else items
-        items = items.to(loss.device).clamp(min=1) if isinstance(items, Tensor) else max(items, 1)
-        return loss / items if self.normalize == "valid" else loss * stats.valid / items
+        total = loss if self.normalize == "valid" else loss * stats.valid
+        if items is None:
+            if self.whole is not None and torch.is_grad_enabled():
+                return self.whole(total, stats)
+            items = stats.valid
+        # divided by the number of processes, one label may be less than 1
+        if isinstance(items, Tensor):
+            items = items.to(loss.device)
+            return total / torch.where(items > 0, items, torch.ones_like(items))
+        return total / (items if items > 0 else 1)
 
     def pop_kept_share(self) -> float:
         """Sum of weights over valid labels, of all trained on since the last call; NaN for none.
@@ -116,4 +142,4 @@ class Counted:
         the steps in between do not.
         """
         sums = self._share.pop()
-        return float("nan") if sums is None else (sums[0] / sums[1]).item()  # 0 / 0 is NaN
+        return float("nan") if sums is None else share_of(sums)

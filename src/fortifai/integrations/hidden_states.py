@@ -22,7 +22,13 @@ from transformers.utils import ModelOutput
 from fortifai.confidence import AnyWeight
 from fortifai.errors import InputError
 from fortifai.integrations.counting import Counted, check_labels, chosen_weight
-from fortifai.integrations.output_layer import Squeeze, StandIn, measured, output_layer
+from fortifai.integrations.output_layer import (
+    OutputLayer,
+    Squeeze,
+    StandIn,
+    measured,
+    output_layer,
+)
 from fortifai.losses.checks import Normalize
 from fortifai.losses.hidden import linear_loss
 from fortifai.losses.weighing import LossStats
@@ -40,9 +46,9 @@ class WeightedOutput(ModelOutput):
 
     Attributes:
         loss: Scalar, float32 (float64 for such models), divided as the caller wants it: what others
-            add to it (the regularizer of AdaLoRA) keeps its size.
+            add to it (the regularizer of AdaLoRA) keeps its size. By row: sums, (batch,).
         kept: Sum of weights, a detached scalar.
-        valid: Number of labels that count, a detached scalar.
+        valid: Number of labels that count, a detached scalar; by row (batch,).
     """
 
     loss: Tensor | None = None
@@ -53,7 +59,8 @@ class WeightedOutput(ModelOutput):
 @dataclasses.dataclass(frozen=True)
 class _Ask:
     compute: HiddenStateLoss
-    items: Tensor | int | None
+    items: Tensor | float | None
+    by_row: bool = False
 
 
 class HiddenStateLoss(Counted):
@@ -65,7 +72,8 @@ class HiddenStateLoss(Counted):
     Call it with the model as it is wrapped then (DDP, FSDP2, compiled, PEFT). The model must have
     an output layer that is an `nn.Linear`, found by ``get_output_embeddings()``, called once; what
     the model does to the logits after it may be a scale and a soft-cap. That is found by running
-    it on two tokens, with known numbers in place of the logits. From then on the model has a
+    it on two tokens, of which the first is the model's beginning of a text, with known numbers in
+    place of the logits. From then on the model has a
     forward that gives the loss when it is asked for, and is the model's own otherwise; `detach`
     gives that back.
 
@@ -106,7 +114,7 @@ class HiddenStateLoss(Counted):
         self,
         model: nn.Module,
         inputs: Mapping[str, Any],
-        num_items_in_batch: Tensor | int | None = None,
+        num_items_in_batch: Tensor | float | None = None,
     ) -> Tensor:
         """The loss of a micro-batch, a scalar.
 
@@ -122,6 +130,23 @@ class HiddenStateLoss(Counted):
         Raises:
             InputError: No labels, or labels that do not stand beside the hidden states.
         """
+        outputs = self._asked(model, inputs, _Ask(self, num_items_in_batch))
+        self.count(LossStats(outputs["kept"], outputs["valid"]))
+        loss: Tensor = outputs["loss"]
+        return loss
+
+    def by_row(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+        """The sum of losses of each row, and its number of valid labels: (batch, 2).
+
+        For evaluation, where rows are told apart by whose they are; without gradient. Arguments and
+        errors as of a call.
+        """
+        with torch.no_grad():
+            outputs = self._asked(model, inputs, _Ask(self, None, by_row=True))
+        losses: Tensor = outputs["loss"]
+        return torch.stack((losses, outputs["valid"].to(losses)), dim=-1)
+
+    def _asked(self, model: nn.Module, inputs: Mapping[str, Any], ask: _Ask) -> Any:
         attach(causal_model(model))  # what others did to the forward since goes under ours
         if not isinstance(inputs, Mapping):
             raise InputError(
@@ -133,10 +158,7 @@ class HiddenStateLoss(Counted):
                 "the batch has no labels; have the data collator add them, such as "
                 "DataCollatorForLanguageModeling(tokenizer, mlm=False)"
             )
-        outputs = model(**inputs, confidence=_Ask(self, num_items_in_batch))
-        self.count(LossStats(outputs["kept"], outputs["valid"]))
-        loss: Tensor = outputs["loss"]
-        return loss
+        return model(**inputs, confidence=ask)
 
 
 def causal_model(model: nn.Module) -> nn.Module:
@@ -245,30 +267,33 @@ def _forward(
     compute = ask.compute
     results: list[tuple[Tensor, LossStats]] = []
 
-    def instead(head: nn.Linear, hidden: Tensor) -> Tensor:
+    def instead(layer: OutputLayer, hidden: Tensor) -> Tensor:
         if hidden.shape[:-1] != target.shape:
             raise InputError(
                 f"hidden states are {tuple(hidden.shape)} and labels {tuple(target.shape)}; there "
                 "must be one label, not shifted, for each position"
             )
-        hidden = hidden.to(head.weight.device)
+        hidden = hidden.to(layer.device)
         if shifted is None and labels.device.type == "cpu":
             # by their places in the batch; the loss itself looks on every device, and waits for it
-            check_labels(labels, head.out_features, IGNORED)
+            check_labels(labels, layer.classes, IGNORED)
         loss, stats = linear_loss(
             hidden,
-            head.weight,
+            layer.weight(),
             target.to(hidden.device),
-            linear_bias=head.bias,
+            linear_bias=layer.linear.bias,
             weight=compute.weight,
             ignore_index=IGNORED,
-            reduction=compute.reduction,
+            reduction="none" if ask.by_row else compute.reduction,
             normalize=compute.normalize,
             logit_scale=squeeze.scale,
             logit_softcap=squeeze.cap,
             label_smoothing=0.0,
             chunk_size=None,
         )
+        if ask.by_row:
+            results.append((loss.sum(-1), LossStats(stats.kept, (target != IGNORED).sum(-1))))
+            return loss.new_zeros(1, 1, 1)
         # The layer's output must be what the backward comes from: FSDP2 hangs its hooks on it.
         # Three dimensions, for what the model does to logits
         loss = loss.reshape(1, 1, 1)
@@ -283,6 +308,8 @@ def _forward(
             "the loss needs exactly one call, with the hidden states of all positions"
         )
     loss, stats = results[0]
+    if ask.by_row:
+        return WeightedOutput(loss=loss, kept=stats.kept, valid=stats.valid)
     loss = compute.divided(loss.reshape(()), stats, ask.items)
     return WeightedOutput(loss=loss, kept=stats.kept, valid=stats.valid)
 
@@ -296,7 +323,7 @@ def _settled(model: nn.Module) -> bool:
     if sharded and dist.is_available() and dist.is_initialized():
         # one that had the model whole has tried it already; where another had not, all of them do,
         # for each forward is a collective
-        everywhere = torch.tensor(int(known), device=output_layer(model).weight.device)
+        everywhere = torch.tensor(int(known), device=output_layer(model).device)
         dist.all_reduce(everywhere, op=dist.ReduceOp.MIN)
         return bool(everywhere.item())
     return known

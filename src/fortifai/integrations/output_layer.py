@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -32,8 +33,48 @@ class Squeeze:
         return x if self.cap is None else self.cap * torch.tanh(x / self.cap)
 
 
-def output_layer(model: nn.Module) -> nn.Linear:
-    """The layer that turns hidden states into logits, of (classes, width).
+@dataclasses.dataclass(frozen=True)
+class OutputLayer:
+    """What turns hidden states into logits.
+
+    Attributes:
+        module: What the model calls.
+        linear: Whose weight and bias it has: the module itself, or what PEFT put it around.
+        tokens: PEFT's layer of `trainable_token_indices`, which has rows of its own for some
+            tokens; None without.
+    """
+
+    module: nn.Module
+    linear: nn.Linear
+    tokens: Any
+
+    @property
+    def classes(self) -> int:
+        """Rows of the weight; `out_features` is the width in the copies of PEFT's tied layers."""
+        return self.linear.weight.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weight is."""
+        return self.linear.weight.device
+
+    def weight(self) -> Tensor:
+        """(classes, width), as it is used: with its gradient to the rows that PEFT trains."""
+        layer = self.tokens
+        if layer is None:
+            return self.linear.weight
+        if layer.disable_adapters or not layer.active_adapters:
+            if layer.merged:  # as its own forward does
+                layer.unmerge()
+            return self.linear.weight
+        if layer.merged:
+            return self.linear.weight
+        merged: Tensor = layer.get_merged_weights(layer.active_adapters)
+        return merged
+
+
+def output_layer(model: nn.Module) -> OutputLayer:
+    """The layer that turns hidden states into logits.
 
     Raises:
         InputError: There is none, it is no plain linear layer, or the model's loss is more than
@@ -53,40 +94,69 @@ def output_layer(model: nn.Module) -> nn.Linear:
             f"{name} is an encoder-decoder, whose labels stand in place already; this loss shifts "
             "them and is for causal language models: use fortifai.losses there"
         )
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    if getattr(text, "output_router_logits", False) is True:
+    if getattr(_text_config(model), "output_router_logits", False) is True:
         raise InputError(
             f"{name} adds a router loss to its own, which this loss would leave out; set "
             "config.output_router_logits = False (in TRL router_aux_loss_coef=0.0) to train "
             "without it"
         )
-    if hasattr(head, "modules_to_save"):  # PEFT trains a copy of the layer
-        active = cast(Any, head).active_adapters
-        if len(active) == 1 and active[0] in head.modules_to_save:
-            head = head.modules_to_save[active[0]]
-    # A subclass may compute something else: quantized, adapted by LoRA
-    own = "forward" in head.__dict__ and not hasattr(head, "_hf_hook")  # which accelerate calls
-    if not isinstance(head, nn.Linear) or type(head).forward is not nn.Linear.forward or own:
-        raise InputError(
-            f"the output layer of {name} is {type(head).__module__}.{type(head).__name__}"
-            f"{' with a forward of its own' if own else ''}, not a plain torch.nn.Linear, so its "
-            "weight alone does not give the logits; take adapters and quantization off it (with "
-            "LoRA leave it out of target_modules), or use "
-            "fortifai.integrations.transformers.loss on logits"
-        )
+    layer = _seen_through(head, name)
     if (getattr(model, "tp_size", None) or 1) > 1:
         raise InputError(
             f"{name} is split by tensor parallelism, and so is its output layer; train with data "
             "parallelism (DDP, FSDP2), or use fortifai.integrations.transformers.loss on logits"
         )
-    return head
+    return layer
+
+
+def _text_config(model: nn.Module) -> Any:
+    """The configuration of the language model, which multimodal ones keep as a part of theirs."""
+    config: Any = getattr(model, "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def _seen_through(head: Any, name: str) -> OutputLayer:
+    """The output layer behind what PEFT put around it."""
+    if hasattr(head, "modules_to_save"):  # copies that are trained in its place
+        active = head.active_adapters
+        original = head.disable_adapters or not active
+        if original or any(adapter not in head.modules_to_save for adapter in active):
+            head = head.original_module
+        else:
+            head = head.modules_to_save[active[0]]
+    tokens = getattr(head, "token_adapter", None)
+    if tokens is None and hasattr(head, "trainable_tokens_delta"):
+        tokens = head
+    linear = head if tokens is None else tokens.base_layer
+    # A subclass may compute something else: quantized, adapted by LoRA
+    own = any(
+        "forward" in module.__dict__ and not hasattr(module, "_hf_hook")  # which accelerate calls
+        for module in {head, linear}
+    )
+    if not isinstance(linear, nn.Linear) or type(linear).forward is not nn.Linear.forward or own:
+        raise InputError(
+            f"the output layer of {name} is {type(linear).__module__}.{type(linear).__name__}"
+            f"{' with a forward of its own' if own else ''}, not a plain torch.nn.Linear, so its "
+            "weight alone does not give the logits; take adapters and quantization off it (with "
+            "LoRA leave it out of target_modules), or use "
+            "fortifai.integrations.transformers.loss on logits"
+        )
+    if tokens is not None and linear.bias is not None:
+        raise InputError(
+            f"the output layer of {name} has a bias, which PEFT leaves out for "
+            "trainable_token_indices; leave trainable_token_indices out of the adapter's "
+            'configuration, or train a copy of the whole layer by modules_to_save=["lm_head"]'
+        )
+    return OutputLayer(head, linear, tokens)
 
 
 class StandIn:
     """Stands in for an output layer's forward while a model's forward runs."""
 
-    def __init__(self, head: nn.Linear, instead: Callable[[nn.Linear, Tensor], Tensor]) -> None:
-        self.head, self.instead = head, instead
+    def __init__(
+        self, layer: OutputLayer, instead: Callable[[OutputLayer, Tensor], Tensor]
+    ) -> None:
+        self.layer, self.instead = layer, instead
         self.calls = 0
 
     # How many rows are kept decides shapes here: in a compiled model this part runs uncompiled.
@@ -94,18 +164,18 @@ class StandIn:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _forward(self, hidden: Tensor) -> Tensor:
         self.calls += 1
-        return self.instead(self.head, hidden)
+        return self.instead(self.layer, hidden)
 
     def __enter__(self) -> StandIn:
-        self.before = self.head.__dict__.get("forward")
-        cast(Any, self.head).forward = self._forward
+        self.before = self.layer.module.__dict__.get("forward")
+        cast(Any, self.layer.module).forward = self._forward
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.before is None:
-            del self.head.forward
+            del self.layer.module.forward
         else:
-            cast(Any, self.head).forward = self.before
+            cast(Any, self.layer.module).forward = self.before
 
 
 def measured(model: nn.Module, forward: Callable[..., Any]) -> Squeeze:
@@ -115,10 +185,8 @@ def measured(model: nn.Module, forward: Callable[..., Any]) -> Squeeze:
         InputError: The model cannot be tried, the output layer is not called once, something else
             is done to the logits, or the model's own loss is not that of the next tokens.
     """
-    head = output_layer(model)
-    # two tokens and two labels from the midst of the vocabulary, where none is special
-    midst = [int(head.out_features * part) for part in (0.3, 0.5, 0.6, 0.8)]
-    ids, labels = torch.tensor(midst, device=head.weight.device).view(2, 1, 2)
+    layer = output_layer(model)
+    ids, labels = torch.tensor(_tokens(model, layer.classes), device=layer.device).view(2, 1, 2)
     training = {module: module.training for module in model.modules()}
     model.eval()  # dropout would draw random numbers, and shift those of the training
     try:
@@ -138,6 +206,42 @@ def measured(model: nn.Module, forward: Callable[..., Any]) -> Squeeze:
     return squeeze
 
 
+def _tokens(model: nn.Module, classes: int) -> list[int]:
+    """Two tokens, the first that of the beginning of a text if the model has one; and two labels.
+
+    The others are from the midst of the vocabulary, and none of those that the configuration names
+    (an image's, which a multimodal model would want the image of).
+    """
+    text: Any = _text_config(model)
+    config: Any = getattr(model, "config", None)
+    embeddings = cast(Any, model).get_input_embeddings()
+    rows = (getattr(text, "vocab_size", None), getattr(embeddings, "num_embeddings", None))
+    size = min(classes, *(n for n in rows if isinstance(n, int) and n > 0))
+    named = set(_named_tokens(config.to_dict() if hasattr(config, "to_dict") else {}))
+    midst: list[int] = []
+    for part in (0.3, 0.5, 0.6, 0.8):
+        start = int(size * part)
+        others = (token % size for token in range(start, start + size))
+        free = (token for token in others if token not in named and token not in midst)
+        midst.append(next(free, start))
+    for place in (text, config, getattr(model, "generation_config", None)):
+        first = getattr(place, "bos_token_id", None)
+        first = first[0] if isinstance(first, Sequence) and first else first
+        if isinstance(first, int) and 0 <= first < size:
+            return [first, *midst[1:]]
+    return midst
+
+
+def _named_tokens(config: Mapping[str, Any]) -> Iterator[int]:
+    """The token ids that a configuration and its parts name."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _named_tokens(value)
+        elif re.search(r"_token_(id|index)s?$", str(key)):  # id2label has numbers
+            ids = value if isinstance(value, Sequence) else [value]
+            yield from (token for token in ids if isinstance(token, int))
+
+
 def _squeeze_of(model: nn.Module, forward: Callable[..., Any], ids: Tensor) -> Squeeze:
     """What the model does to its logits.
 
@@ -147,21 +251,22 @@ def _squeeze_of(model: nn.Module, forward: Callable[..., Any], ids: Tensor) -> S
     name = type(model).__name__
     probes: list[Tensor] = []
 
-    def instead(head: nn.Linear, hidden: Tensor) -> Tensor:
-        shape = (*hidden.shape[:-1], head.out_features)
-        # double, so that the model's arithmetic on them shows digits that its dtype has not
-        row = torch.linspace(-1000, 1000, shape[-1], dtype=torch.float64, device=hidden.device)
+    def instead(layer: OutputLayer, hidden: Tensor) -> Tensor:
+        shape = (*hidden.shape[:-1], layer.classes)
+        # float32, so that the model's arithmetic on them shows digits that half precision has not;
+        # not float64, which not every device has
+        row = torch.linspace(-1000, 1000, shape[-1], dtype=torch.float32, device=hidden.device)
         probe = row.expand(shape).clone()
         probe[..., 0, :] *= 1e-6
         probe[..., -1, -1] = 1e6
         probes.append(probe)
         return probe
 
-    with StandIn(output_layer(model), instead) as head:
+    with StandIn(output_layer(model), instead) as stand_in:
         given = _logits(forward(input_ids=ids))
-    if head.calls != 1:
+    if stand_in.calls != 1:
         raise InputError(
-            f"{name} called its output layer {head.calls} times in one forward; the loss needs "
+            f"{name} called its output layer {stand_in.calls} times in one forward; the loss needs "
             "exactly one call, with the hidden states of all positions"
         )
     (probe,) = probes
@@ -174,8 +279,8 @@ def _squeeze_of(model: nn.Module, forward: Callable[..., Any], ids: Tensor) -> S
             scale=1.0 if abs(scale - 1) < 1e-6 else scale,
             cap=largest if largest < 5e5 * abs(scale) else None,
         )
-        # 1e-6: a model may compute in float32
-        if torch.allclose(given, found(probe), rtol=1e-6, atol=1e-12):
+        # 2e-6: some roundings of float32
+        if torch.allclose(given, found(probe), rtol=2e-6, atol=1e-12):
             return found
     raise InputError(
         f"{name} does more to the logits of its output layer than to scale them and to cap them by "
@@ -193,6 +298,9 @@ def _check_own_loss(
     takes no labels, or gives no logits beside its loss, is left to its name.
     """
     if "labels" not in inspect.signature(type(model).forward).parameters:
+        return
+    # where the vocabulary is padded beyond its configuration, the model itself has no loss
+    if getattr(_text_config(model), "vocab_size", None) not in (None, output_layer(model).classes):
         return
     outputs = forward(input_ids=ids, labels=labels)
     own = outputs.get("loss") if isinstance(outputs, Mapping) else None

@@ -6,20 +6,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import reduce
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
 from fortifai.confidence import AnyWeight, Keep
 from fortifai.errors import InputError
-from fortifai.integrations.counting import Counted, KeptShare, check_labels, chosen_weight
+from fortifai.integrations.counting import (
+    Counted,
+    KeptShare,
+    check_labels,
+    chosen_weight,
+    share_of,
+)
+from fortifai.integrations.evaluation import TokenMeans, mean_or_warning
 from fortifai.integrations.hidden_states import HiddenStateLoss
 from fortifai.losses.checks import Normalize
 from fortifai.losses.functional import weighted_cross_entropy
+from fortifai.losses.weighing import LossStats
 
 
 class ConfidenceLoss(Counted):
@@ -34,6 +44,11 @@ class ConfidenceLoss(Counted):
 
     What a model adds to its loss by itself (the router loss of mixtures of experts) is not added:
     Trainer does not let such a function see it.
+
+    Attributes:
+        ignore_index: See `loss`.
+        evaluations: Told, where no gradient is wanted, of each batch's loss by `reduction` and its
+            stats.
     """
 
     def __init__(
@@ -41,6 +56,7 @@ class ConfidenceLoss(Counted):
     ) -> None:
         super().__init__(weight, normalize)
         self.ignore_index = ignore_index
+        self.evaluations: list[Callable[[Tensor, LossStats], None]] = []
 
     def __call__(
         self, outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | int | None = None
@@ -83,6 +99,9 @@ class ConfidenceLoss(Counted):
             return_stats=True,
         )
         self.count(stats)
+        if not torch.is_grad_enabled():
+            for tell in self.evaluations:
+                tell(loss, stats)
         return self.divided(loss, stats, num_items_in_batch)
 
 
@@ -142,9 +161,11 @@ class LogKeptShare(TrainerCallback):
         compute = loss(threshold=0.9)
         Trainer(..., compute_loss_func=compute, callbacks=[LogKeptShare(compute)])
 
-    It stands in `trainer.state.log_history` and on the console. Trainer tells reporting services
-    (`report_to`) before its users' callbacks, so there it is missing; `ConfidenceTrainer` logs it
-    everywhere. Of several processes it is the main one's share.
+    It is that of all processes since the last log, and stands in `trainer.state.log_history` and
+    on the console. Trainer tells the services of `report_to` before its users' callbacks, so there
+    it is missing: set ``report_to="none"`` and give their callbacks behind this one, such as
+    ``callbacks=[LogKeptShare(compute), TensorBoardCallback()]``. `ConfidenceTrainer` logs it
+    everywhere.
     """
 
     def __init__(self, compute: Counted) -> None:
@@ -158,11 +179,60 @@ class LogKeptShare(TrainerCallback):
         if logs is None or "loss" not in logs:
             return
         sums = self._share.pop()
-        if sums is not None:
-            logs["kept_share"] = state.log_history[-1]["kept_share"] = (sums[0] / sums[1]).item()
+        if sums is None:
+            sums = torch.zeros(2, device=args.device)
+        share = share_of(reduce(sums, "sum"))
+        logs["kept_share"] = state.log_history[-1]["kept_share"] = share
 
 
-class ConfidenceMixin:
+class EvalLossByToken(TrainerCallback):
+    """Makes ``eval_loss`` of a Trainer with a `ConfidenceLoss` the mean over all tokens.
+
+        compute = loss(threshold=0.9)
+        Trainer(..., compute_loss_func=compute, callbacks=[EvalLossByToken(compute)])
+
+    Trainer's is the mean of the means of batches. This replaces it in what `evaluate` and `predict`
+    return, in `trainer.state.log_history` and for `metric_for_best_model`; for the services of
+    `report_to` see `LogKeptShare`. On several processes the rows that fill up the last batch count
+    twice, since the loss is told of batches, not of rows. `ConfidenceTrainer` needs it not.
+    """
+
+    def __init__(self, compute: ConfidenceLoss) -> None:
+        self._normalize = compute.normalize
+        self._seen: list[Tensor] = []
+        compute.evaluations.append(self._add)
+
+    def _add(self, loss: Tensor, stats: LossStats) -> None:
+        by_kept = self._normalize == "kept"
+        total = (loss * stats.kept, stats.kept) if by_kept else (loss, stats.valid.to(loss))
+        self._seen.append(torch.stack(total))
+
+    def _replace(self, metrics: dict[str, Any], logged: dict[str, Any]) -> None:
+        prefix = next((k.removesuffix("_runtime") for k in metrics if k.endswith("_runtime")), None)
+        if not self._seen or prefix is None:
+            return
+        # added up in float64, which not every device has
+        sums = torch.stack(self._seen).cpu().double().sum(0).to(self._seen[0])
+        self._seen = []
+        total, count = reduce(sums, "sum")
+        key = f"{prefix}_loss"
+        metrics[key] = mean_or_warning(key, total, count)
+        if key in logged:
+            logged[key] = metrics[key]
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        """Replaces the loss of the evaluation that has just been; `evaluate` returns these logs."""
+        if logs is not None and "loss" not in logs:
+            self._replace(logs, state.log_history[-1])
+
+    def on_predict(self, args: Any, state: Any, control: Any, metrics: Any, **_: Any) -> None:
+        """The same for `predict`, which logs nothing."""
+        self._replace(metrics, {})
+
+
+class ConfidenceMixin(TokenMeans):
     """What `ConfidenceTrainer` adds to a Trainer; put it before any subclass of Trainer.
 
     Attributes:
@@ -171,7 +241,8 @@ class ConfidenceMixin:
 
     model: Any
     args: Any
-    accelerator: Any
+    is_deepspeed_enabled: bool
+    is_fsdp_enabled: bool
 
     def __init__(
         self,
@@ -210,29 +281,35 @@ class ConfidenceMixin:
                 has no labels.
         """
         if not torch.is_grad_enabled():
-            # of a mixin mypy does not know what it is mixed into: Trainer, here and below
-            return super().compute_loss(  # type: ignore[misc]
-                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
-            )
+            with self.watched(model, inputs):
+                # of a mixin mypy does not know what it is mixed into: Trainer, here and below
+                return super().compute_loss(  # type: ignore[misc]
+                    model,
+                    inputs,
+                    return_outputs=return_outputs,
+                    num_items_in_batch=num_items_in_batch,
+                )
         if return_outputs:
             raise InputError(
                 "outputs are asked for in training, where no logits are made; use transformers' "
                 "Trainer with compute_loss_func=fortifai.integrations.transformers.loss(...)"
             )
-        return self.loss_of(self.confidence, model, inputs, num_items_in_batch)
-
-    def loss_of(
-        self,
-        compute: HiddenStateLoss,
-        model: nn.Module,
-        inputs: Mapping[str, Any],
-        items: Tensor | int | None,
-    ) -> Tensor:
-        """The loss of a micro-batch as Trainer wants it, which averages over processes."""
-        value = compute(model, inputs, items)
-        if self.args.average_tokens_across_devices and items is not None:
+        value = self.confidence(model, inputs, num_items_in_batch)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            # gradients are averaged over processes
             value = value * self.accelerator.num_processes
         return value
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's, with a warning where steps would vanish in half precision."""
+        optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
+        # what shards the model keeps weights of its own in float32
+        elsewhere = self.is_deepspeed_enabled or (
+            self.is_fsdp_enabled and self.accelerator.mixed_precision != "no"
+        )
+        if optimizer is not None and not elsewhere:
+            _warn_of_vanishing_steps(optimizer)
+        return optimizer
 
     def _get_num_items_in_batch(
         self, batch_samples: list[Any], device: torch.device
@@ -249,8 +326,7 @@ class ConfidenceMixin:
             sums = self._since_log.pop()
             if sums is None:
                 sums = torch.zeros(2, device=self.args.device)
-            kept, valid = self.accelerator.reduce(sums, reduction="sum").tolist()
-            logs["kept_share"] = kept / valid if valid else float("nan")
+            logs["kept_share"] = share_of(self.accelerator.reduce(sums, reduction="sum"))
         super().log(logs, start_time)  # type: ignore[misc]
 
 
@@ -267,7 +343,13 @@ class ConfidenceTrainer(ConfidenceMixin, Trainer):
     ``kept_share``, the sum of weights over valid labels, stands beside each training loss that is
     logged. Evaluation gives plain cross entropy, whatever the weight: ``eval_loss`` compares
     models, its exponential is the perplexity, and the best checkpoint is not the one that is
-    surest of itself. It makes logits only where `compute_metrics` wants them.
+    surest of itself. It is the mean over all labels of the evaluation set, whatever the batch size
+    and the number of processes; NaN, with a warning, where there are none. It makes logits only
+    where `compute_metrics` wants them.
+
+    Warns:
+        UserWarning: Trained parameters are in half precision, and the optimizer keeps no float32
+            copies of them.
 
     Raises:
         InputError: Not exactly one of weight, threshold and gamma is given, or it is out of range;
@@ -289,13 +371,15 @@ class ConfidenceTrainer(ConfidenceMixin, Trainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Any, Any]:
         """As Trainer's, without logits where only the loss is wanted."""
-        if not prediction_loss_only or inputs.get("labels") is None:
+        labelled = any(inputs.get(name) is not None for name in ("labels", "shift_labels"))
+        if not prediction_loss_only or not labelled:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            items = self._get_num_items_in_batch([inputs], self.args.device)
-            value = self.loss_of(self._plain, model, inputs, items)
-        return value.detach(), None, None
+        with self.compute_loss_context_manager():
+            sums = self._plain.by_row(model, inputs)
+        self.tally(sums)
+        total, labels = sums.sum(0)
+        return total / labels.clamp(min=1), None, None
 
 
 def _check_arguments(name: str, args: Any, accelerator: Any) -> None:
@@ -318,6 +402,27 @@ def _check_arguments(name: str, args: Any, accelerator: Any) -> None:
                 f"parallelism_config has {kind}_size above 1, which splits rows or the output "
                 f"layer; {name} works with data parallelism (DDP, FSDP2)"
             )
+
+
+# Those of other packages may keep float32 copies, or round so that small steps add up
+_WITHOUT_COPIES = ("torch.", "transformers.")
+
+
+def _warn_of_vanishing_steps(optimizer: torch.optim.Optimizer) -> None:
+    if not type(optimizer).__module__.startswith(_WITHOUT_COPIES):
+        return
+    trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    half = [p for p in trained if p.dtype in (torch.bfloat16, torch.float16)]
+    if half:
+        kind = str(half[0].dtype).removeprefix("torch.")
+        least = torch.finfo(half[0].dtype).eps / 2
+        warnings.warn(
+            f"{len(half)} of {len(trained)} trained tensors are {kind}, of which "
+            f"{type(optimizer).__name__} keeps no float32 copies: a step below {least:.1g} of a "
+            "weight's size vanishes, and most steps of fine-tuning do; load the model with "
+            "dtype=torch.float32, and set bf16=True to compute in bfloat16 all the same",
+            stacklevel=3,
+        )
 
 
 def _without_first_labels(batch: Any) -> Any:

@@ -30,7 +30,8 @@ class ConfidenceSFTTrainer(ConfidenceMixin, SFTTrainer):
 
     ``kept_share``, the sum of weights over valid labels, stands beside each training loss that is
     logged. ``entropy`` and ``mean_token_accuracy`` of training are not: they would need the
-    logits. Evaluation is SFTTrainer's own: plain cross entropy, with both.
+    logits. Evaluation is SFTTrainer's own, plain cross entropy, with both; all three are means over
+    the labels of the whole evaluation set.
 
     Raises:
         InputError: As `ConfidenceTrainer`, or another `loss_type` is asked for.
@@ -68,3 +69,29 @@ class ConfidenceSFTTrainer(ConfidenceMixin, SFTTrainer):
         self._total_train_tokens += tokens
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         return value
+
+    def row_sums(self, outputs: Any, labels: Tensor) -> Tensor:
+        """Of each row cross entropy, labels, entropy, and how many were the likeliest: (batch, 4).
+
+        From what SFTTrainer's own forward gives for each token in place of logits, (batch, 4); from
+        versions that have logits the first two.
+        """
+        log_p = getattr(outputs, "log_probs", None)
+        if log_p is None:
+            return super().row_sums(outputs, labels)
+        # all are 0 where no label counts
+        parts = (-log_p, outputs.label_mask, outputs.entropy, outputs.is_top1)
+        return torch.stack([part.sum(-1).to(log_p.dtype) for part in parts], dim=-1)
+
+    def tally(self, sums: Tensor) -> None:
+        """As of all trainers; but batches without padding are one row, which must not be cut."""
+        if self._rows is not None and getattr(self, "padding_free", False):
+            self._rows.append(self.accelerator.gather(sums))
+        else:
+            super().tally(sums)
+
+    def take_means(self, metrics: dict[str, float], prefix: str, sums: Tensor) -> None:
+        """The loss, and SFTTrainer's own measures, which it would log as means of means, too."""
+        super().take_means(metrics, prefix, sums)
+        for name, total in zip(("entropy", "mean_token_accuracy"), sums[2:], strict=False):
+            self._metrics["eval"][name] = [(total / sums[1].clamp(min=1)).item()]

@@ -103,7 +103,8 @@ def weighted_cross_entropy(
     :math:`w(\log p_t) \cdot (-\log p_t)` (ForTIFAI, 2509.08972, section 2.2). A weight of exactly 0
     gives loss 0 and gradient 0 even where :math:`p_t = 0`; the result is never NaN for logits that
     have a softmax. Logits that have none (a NaN, +inf, or -inf for every class) give NaN, truncated
-    or not, so that a diverged model shows.
+    or not, so that a diverged model shows; those of ignored targets may be anything, and have
+    gradient 0.
 
     Args:
         input: Logits, (C), (N, C) or (N, C, d1, ..., dK). Half precision is computed in float32.
@@ -131,10 +132,11 @@ def weighted_cross_entropy(
     check_weight(weight)
     check_options(ignore_index, reduction, normalize, logit_softcap, label_smoothing)
     _check(input, target, ignore_index)
-    logits = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
+    valid = target != ignore_index
+    logits = _without_ignored(input, valid)
+    logits = logits.float() if input.dtype in (torch.float16, torch.bfloat16) else logits
     if logit_softcap is not None:
         logits = logit_softcap * torch.tanh(logits / logit_softcap)
-    valid = target != ignore_index
     n_valid = valid.sum()
     if keeps_all(weight) and reduction != "none":
         # PyTorch's own reduction, so that this is cross entropy to the last bit
@@ -158,6 +160,19 @@ def weighted_cross_entropy(
     if not return_stats:
         return loss
     return loss, LossStats(weights.detach().sum(), n_valid)
+
+
+def _without_ignored(input: Tensor, valid: Tensor) -> Tensor:
+    """The logits with 0 for those of ignored targets, whose gradients are then 0, too.
+
+    The backward of a softmax multiplies the gradient 0 of an ignored target by p, and where logits
+    are infinite or NaN, as those of paddings may be, 0 times that is NaN.
+    """
+    # elsewhere than on the CPU a look whether there are any would wait for the device
+    if input.device.type == "cpu" and not torch.compiler.is_compiling() and valid.all():
+        return input
+    classes_at = 0 if input.dim() == 1 else 1
+    return input.masked_fill(~valid.unsqueeze(classes_at), 0.0)
 
 
 def _weights_of_valid(
