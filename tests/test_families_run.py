@@ -177,6 +177,25 @@ def test_a_variance_that_diverges_ends_the_chain_and_not_the_run(tmp_path):
     assert "ended before generation" in (tmp_path / "out" / "report" / "index.html").read_text()
 
 
+def test_a_mixture_that_becomes_singular_ends_its_chain_and_not_the_run(tmp_path):
+    """Twelve points, and nothing that keeps a component from becoming one of them."""
+    raw = changed(
+        GMM,
+        generations=150,
+        corpus=GMM["corpus"] | {"samples": 12},
+        family={"kind": "gmm", "components": 2, "reg_covar": 0.0},
+        arms={"em": {}, "floor": {"family": {"reg_covar": 1e-2}}},
+        seeds=[0],
+    )
+    raw["every"] = 10
+    experiment.run(config.resolve(raw), tmp_path, tmp_path / "out")
+    arms = tmp_path / "out" / "arms"
+    end = json.loads((arms / "em" / "seed-0" / "ended.json").read_text())
+    assert "singular" in end["reason"]
+    assert (arms / "em" / "seed-0" / f"generation-{end['generation'] - 1:02d}").is_dir()
+    assert (arms / "floor" / "seed-0" / "generation-149").is_dir()
+
+
 # --- known results ----------------------------------------------------------------------------
 
 
@@ -286,10 +305,15 @@ def test_a_wrong_configuration_is_told_before_work_starts(raw, said, tmp_path):
         (np.array([[1.0, np.nan], [2.0, 3.0]]), "NaN|not finite|infinite"),
         (np.array([[1.0, np.inf], [2.0, 3.0]]), "NaN|not finite|infinite"),
         (np.stack([np.arange(400.0), np.ones(400)], axis=1), "no spread in column 2"),
+        (
+            np.random.default_rng(0).normal(size=(400, 1))
+            + 3e-9 * np.random.default_rng(1).normal(size=(400, 2)),
+            "too little spread in some direction beside the others",
+        ),
         (np.zeros((400, 2, 2)), "axes|shape"),
         (np.random.default_rng(0).normal(size=(40, 2)), "too few"),
     ],
-    ids=["nan", "infinite", "singular", "axes", "few"],
+    ids=["nan", "infinite", "singular", "nearly singular", "axes", "few"],
 )
 def test_wrong_points_are_told_before_work_starts(values, said, tmp_path):
     np.save(tmp_path / "x.npy", values)

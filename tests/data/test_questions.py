@@ -105,12 +105,12 @@ def test_missing_fields_are_named_with_what_stands_there(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[1]", "question 1, is a int"),
+        ("[1]", "row 1, is a int"),
         ("[", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
         ("[]", "holds an empty list"),
-        ("{}", "holds one dict"),
-        (json.dumps({"data": [ROW]}, indent=1), "holds one dict"),
+        ("{}", "question 1, has no field 'context'"),
+        (json.dumps({"data": [ROW]}, indent=1), "question 1, has no field 'context'"),
         ("hello", "line 1, is not JSON"),
         ("", "is empty"),
     ],

@@ -235,6 +235,63 @@ def test_rows_of_the_hub_that_are_documents(monkeypatch):
     assert [(d.text, d.line) for d in corpus.documents] == [("a\nb", 1), ("c", 3)]
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "json", "ndjson", "parquet"])
+@pytest.mark.parametrize(
+    "odd",
+    [
+        ["= x ="],
+        ["= x =", "= y ="],
+        ["", "= x =", ""],
+        ["", "= x =", "", "", "= y =", ""],  # far fewer blank rows than WikiText has
+        [*[""] * 80, "= x ="],  # a table with many empty texts
+    ],
+)
+def test_a_row_that_looks_like_a_heading_is_one_document(tmp_path, kind, odd):
+    rows = [f"Text number {n} has one line." for n in range(100)]
+    rows = [{"text": text} for text in [*rows[:50], *odd, *rows[50:]]]
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
+    else:
+        write(tmp_path, f"x.{kind}", "\n".join(map(json.dumps, rows)))
+    corpus = read_text([f"x.{kind}"], root=tmp_path)
+    texts = [(n, row["text"]) for n, row in enumerate(rows, start=1) if row["text"]]
+    assert [(d.line, d.text) for d in corpus.documents] == texts
+    for index, (number, _) in enumerate(texts):
+        assert corpus.find_line(number) == (index, 0)
+
+
+def test_what_rows_are_can_be_said(tmp_path):
+    """Lines of a part of WikiText, of one article, or as .jsonl: nothing else tells them apart."""
+    rows = [" Of a . \n", "", " = B = \n", "", " Of b . \n", " More\nof b . \n"]
+    write(tmp_path, "x.jsonl", "\n".join(json.dumps({"text": row}) for row in rows))
+    pq.write_table(pa.table({"text": rows}), tmp_path / "x.parquet")
+    pq.write_table(pa.table({"text": ROWS}), tmp_path / "wiki.parquet")
+    for name in ("x.jsonl", "x.parquet"):
+        lines = read_text([name], root=tmp_path, rows="lines")
+        assert [(d.title, d.line) for d in lines.documents] == [("", 1), ("B", 3)]
+        # a line feed within a row moves nothing
+        assert lines.find_line(6) == (1, lines.documents[1].text.index(" More"))
+        assert len(read_text([name], root=tmp_path).documents) == 4
+    assert len(read_text(["wiki.parquet"], root=tmp_path).documents) == 2
+    assert len(read_text(["wiki.parquet"], root=tmp_path, rows="documents").documents) == 5
+    # .jsonl is never taken for WikiText
+    write(tmp_path, "wiki.jsonl", "\n".join(json.dumps({"text": row}) for row in ROWS))
+    assert len(read_text(["wiki.jsonl"], root=tmp_path).documents) == 5
+
+
+def test_the_yaml_says_what_rows_are(tmp_path):
+    from fortifai.config import TextCorpus
+    from fortifai.setups.sources import _read_corpus
+
+    write(tmp_path, "x.jsonl", "\n".join(json.dumps({"text": row}) for row in ROWS))
+    told = {"kind": "text", "files": ["x.jsonl"], "held_out": ["x.jsonl"]}
+    for rows, count in ((None, 5), ("documents", 5), ("lines", 2)):
+        corpus, held_out, _ = _read_corpus(TextCorpus(**told, rows=rows), tmp_path)
+        assert len(corpus.documents) == len(held_out.documents) == count
+    with pytest.raises(ValueError, match="documents"):
+        TextCorpus(**told, rows="articles")
+
+
 def test_all_of_wikitext2(real_data):
     corpus = read_text(["wikitext2/wiki.test.raw"], root=real_data)
     lines = (real_data / "wikitext2/wiki.test.raw").read_bytes().decode().split("\n")

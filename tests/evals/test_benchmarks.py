@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import datetime
+import decimal
 import gzip
 import json
 import os
@@ -14,6 +16,8 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -28,7 +32,7 @@ from fortifai import config, experiment
 from fortifai.errors import InputError
 from fortifai.evals import benchmarks, harness, harness_tasks
 from fortifai.evals.benchmarks import Benchmark
-from fortifai.evals.benchmarks_data import load_rows
+from fortifai.evals.benchmarks_data import load_rows, save_rows
 from fortifai.loop.store import read_jsonl
 from fortifai.models import scratch
 from fortifai.models.causal_lm import CausalLM
@@ -692,6 +696,115 @@ def test_files_that_are_missing_or_of_something_else(tmp_path, blimp):
     assert "item 2" in fault(Benchmark("mmlu", "mmlu", only=("virology",)), root=tmp_path)
     path.write_text("a,b,c\n1,2\n")
     assert "row 2" in fault(Benchmark("mmlu", "mmlu", only=("virology",)), root=tmp_path)
+
+
+def saved_and_loaded(suite, asked, folder):
+    before = suite.fingerprint
+    suite.save(folder)
+    again = benchmarks.Suite.load(asked, folder)
+    assert again.rows == suite.rows
+    assert again.fingerprint == before
+    (task,) = again.built[0].tasks.values()
+    return list(task.task_docs)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet"])
+def test_fields_that_only_some_items_have(tmp_path, kind):
+    """Absent and null are None for the task, however deep and in whichever row."""
+    rows = hellaswag_rows()[:4]
+    more = [{}, {"split_type": "zeroshot"}, {"split_type": None, "meta": {"a": 1}}]
+    more += [{"meta": {"b": [{"c": "x"}, {}]}, "split_type": "indomain"}]
+    rows = [row | extra for row, extra in zip(rows, more, strict=True)]
+    path = tmp_path / f"h.{kind}"
+    if kind == "jsonl":
+        write(path, rows)
+    elif kind == "json":
+        path.write_text(json.dumps(rows))
+    else:  # PyArrow too takes the fields of the first row for those of all
+        whole = [{"split_type": None, "meta": None} | row for row in rows]
+        pq.write_table(pa.Table.from_pylist(whole), path)
+    asked = [Benchmark("hellaswag", path.name)]
+    docs = saved_and_loaded(benchmarks.read(asked, tmp_path), asked, tmp_path / "saved")
+    assert [doc["split_type"] for doc in docs] == [None, "zeroshot", None, "indomain"]
+    assert [doc["meta"] and doc["meta"]["a"] for doc in docs] == [None, None, 1, None]
+    assert docs[3]["meta"]["b"] == [{"c": "x"}, {"c": None}]
+
+
+MOMENT = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901)
+UTC = datetime.datetime(2026, 1, 2, 2, 0, tzinfo=datetime.UTC)
+PERIOD = datetime.timedelta(days=-2, microseconds=7)
+ODD = {
+    "timestamp": (pa.timestamp("us"), MOMENT, MOMENT),
+    "nanoseconds": (pa.timestamp("ns"), MOMENT, MOMENT),
+    # 3 o'clock there
+    "zone": (pa.timestamp("s", tz="Europe/Berlin"), UTC, UTC),
+    "date": (pa.date32(), MOMENT.date(), MOMENT.date()),
+    "time": (pa.time64("us"), MOMENT.time(), MOMENT.time()),
+    "duration": (pa.duration("ns"), PERIOD, PERIOD),
+    "decimal": (pa.decimal128(9, 2), decimal.Decimal("1.50"), decimal.Decimal("1.50")),
+    "bytes": (pa.binary(), b"\x00\xff", b"\x00\xff"),
+    "map": (pa.map_(pa.string(), pa.string()), [("k", "v")], [["k", "v"]]),
+    "nested": (
+        pa.struct([("d", pa.list_(pa.date32()))]),
+        {"d": [MOMENT.date()]},
+        {"d": [MOMENT.date()]},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_values_that_json_has_no_form_for(tmp_path, name):
+    kind, stored, expected = ODD[name]
+    rows = hellaswag_rows()[:3]
+    table = pa.Table.from_pylist(rows).append_column("odd", pa.array([stored, None, stored], kind))
+    pq.write_table(table, tmp_path / "h.parquet")
+    asked = [Benchmark("hellaswag", "h.parquet")]
+    suite = benchmarks.read(asked, tmp_path)
+    kept = [row["odd"] for row in suite.rows["hellaswag"]["hellaswag"]["validation"]]
+    assert kept == [expected, None, expected]
+    docs = saved_and_loaded(suite, asked, tmp_path / "saved")
+    assert [doc["odd"] for doc in docs] == [expected, None, expected]
+    assert type(docs[0]["odd"]) is type(expected)
+
+
+def test_items_that_were_saved_without_the_fields_they_lack(tmp_path):
+    """As runs of an earlier version have them."""
+    save_rows(tmp_path / "x.parquet", {"t": {"s": [{"a": 1}, {"b": 2}]}})
+    whole = [{"a": 1, "b": None}, {"a": None, "b": 2}]
+    assert load_rows(tmp_path / "x.parquet") == {"t": {"s": whole}}
+
+
+def test_fields_of_several_kinds_are_told(tmp_path):
+    rows = hellaswag_rows()[:3]
+    several = ([1, "a", None], [None, 2**70, 1], [[1], {"a": 1}, None], [{"a": 1}, {"a": "x"}, {}])
+    for odd in several:
+        write(tmp_path / "h.jsonl", [r | {"odd": o} for r, o in zip(rows, odd, strict=True)])
+        said = fault(Benchmark("hellaswag", "h.jsonl"), root=tmp_path)
+        assert "the field 'odd' is not of one kind in all items" in said
+    (tmp_path / "t.csv").write_text("goal,sol1,sol1,label\na,b,c,0\n")
+    assert "two columns 'sol1'" in fault(Benchmark("piqa", "t.csv"), root=tmp_path)
+
+
+def test_files_of_items_in_a_folder_whatever_their_suffix(tmp_path, blimp):
+    names = [f"{name}.jsonl.gz" for name in blimp.only]
+    plain = benchmarks.read([blimp], tmp_path).rows
+    for ending in (".JSONL.GZ", ".ndjson", ".json", ".parquet"):
+        folder = tmp_path / ending
+        folder.mkdir()
+        for name in names:
+            packed = (Path(blimp.data) / name).read_bytes()
+            rows = [json.loads(x) for x in gzip.decompress(packed).decode().split("\n") if x]
+            path = folder / name.replace(".jsonl.gz", ending)
+            if ending == ".parquet":
+                pq.write_table(pa.Table.from_pylist(rows), path)
+            elif ending == ".JSONL.GZ":
+                path.write_bytes(packed)
+            elif ending == ".json":
+                path.write_text(json.dumps(rows))
+            else:
+                path.write_text("\n".join(map(json.dumps, rows)))
+        asked = Benchmark("blimp", str(folder), None, blimp.only)
+        assert benchmarks.read([asked], tmp_path).rows == plain
 
 
 def test_fields_that_only_the_harness_knows(tmp_path, monkeypatch, lm):

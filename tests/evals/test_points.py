@@ -368,3 +368,43 @@ NAN = np.full((4, 2), math.nan)
 def test_wrong_input_is_told(call, said):
     with pytest.raises(InputError, match=said):
         call()
+
+
+@pytest.mark.parametrize("d", [1, 2, 5])
+def test_singular_is_where_cholesky_may_fail(d):
+    """Whatever the scales of the axes are: correlations decide."""
+    rng = np.random.default_rng(d)
+    scale = 10.0 ** rng.integers(-60, 60, size=d)
+    base = rng.normal(size=(d, 3 * d))
+    good = base @ base.T * np.outer(scale, scale)
+    assert measures.is_singular(np.stack([good, 1e-80 * good])).tolist() == [False, False]
+    flat = base.copy()
+    flat[-1] = flat[0] if d > 1 else 0.0
+    singular = flat @ flat.T * np.outer(scale, scale)
+    zero = good.copy()
+    zero[0] = zero[:, 0] = 0.0
+    assert measures.is_singular(np.stack([singular, good, zero])).tolist() == [True, False, True]
+
+
+def test_what_is_not_singular_can_be_scaled_and_added():
+    """Correlations ever nearer to 1: until `is_singular` says so, all factors exist."""
+    low, count = 1.0, 0
+    for exponent in np.linspace(-12, -16, 200):
+        rho = 1 - 10**exponent
+        c = np.array([[1.0, rho], [rho, 1.0]]) * np.outer([1.0, 1e-30], [1.0, 1e-30])
+        if not measures.is_singular(c[None])[0]:
+            low, count = 10**exponent, count + 1
+            for other in (0.9 * c, c / 3, c + 0.1 * c, c + np.diag([1e-40, 0])):
+                np.linalg.cholesky(other)
+    # eps is 2.2e-16; the smaller eigenvalue is 1 - rho
+    assert 4e-15 < low < 8e-15
+    assert count > 50
+
+
+def test_symmetric_is_to_what_float32_loses():
+    c = np.eye(2)[None].repeat(2, axis=0)
+    c[1, 0, 1] = 1e-7
+    assert measures.is_symmetric(c)
+    c[1, 0, 1] = 1e-5
+    assert not measures.is_symmetric(c)
+    assert measures.is_symmetric(np.zeros((0, 2, 2)))

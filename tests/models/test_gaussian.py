@@ -232,6 +232,19 @@ def test_what_cannot_go_on_ends():
         fit(make(), np.tile([-3e100, 3e100], 20)[:, None, None])
 
 
+@pytest.mark.parametrize("noise", [{"kind": "none"}, {"kind": "additive", "scale": 0.1}])
+def test_singular_covariances_end(noise):
+    """Where no variance is 0 or infinite too; noise divides by the variances."""
+    line = np.stack([np.arange(50.0), 3 * np.arange(50.0)], axis=1)[:, None]
+    near = line + 1e-9 * np.random.default_rng(0).normal(size=line.shape)
+    for x in (line, near, np.full((50, 1, 2), 3.0)):
+        with pytest.raises(Ended, match="collapsed to a point: its smallest variance is"):
+            fit(make(noise=noise), x)
+    wide = 1e200 * np.random.default_rng(0).normal(size=(50, 1, 2))
+    with pytest.raises(Ended, match="no longer finite"):
+        fit(make(noise=noise), wide)
+
+
 def test_an_ended_fit_leaves_the_model_as_it_was():
     x = points(d=1)
     model = make()

@@ -9,7 +9,9 @@ from sklearn.mixture import GaussianMixture
 
 from fortifai.confidence import Focal, Keep, TruncateQuantile
 from fortifai.config import GMMConfig
+from fortifai.data.points import Mixture
 from fortifai.errors import InputError
+from fortifai.evals.points import mixture_l2
 from fortifai.loop.ended import Ended
 from fortifai.loop.progress import Silent
 from fortifai.models.gmm import GMM, GMMFamily
@@ -104,6 +106,65 @@ def test_what_cannot_go_on_ends():
         fit(make(components=3), np.zeros((1, 2)))
     with pytest.raises(Ended, match="singular"):
         fit(make(reg_covar=0.0), np.repeat([[0.0, 0.0], [1.0, 1.0]], 20, axis=0))
+
+
+LINE = np.stack([np.arange(50.0), 2 * np.arange(50.0)], axis=1)
+JITTER = np.random.default_rng(0).normal(size=(50, 2))
+
+
+@pytest.mark.parametrize("kind", ["full", "diag", "tied"])
+@pytest.mark.parametrize(
+    ("x", "diag_ends"),
+    [
+        (LINE, False),  # along the axes there is spread
+        (LINE + 1e-8 * JITTER, False),
+        (np.full((50, 2), 3.0), True),
+        (1e-200 * JITTER, True),
+        (1e120 * JITTER, True),
+        (1e200 * JITTER, True),
+    ],
+)
+def test_wherever_the_linear_algebra_gives_up_the_chain_ends(kind, x, diag_ends):
+    """Without a floor under the covariances; every warning is an error here."""
+    model = make(covariance=kind, reg_covar=0.0, components=2)
+    if kind == "diag" and not diag_ends:
+        fit(model, x)
+        assert np.isfinite(model.log_prob(x)).all()
+        return
+    with pytest.raises(Ended):
+        fit(model, x)
+    assert model.mixture is None
+
+
+@pytest.mark.parametrize("kind", ["full", "diag", "tied"])
+def test_what_a_fit_leaves_can_be_drawn_from_measured_and_fitted_again(kind):
+    """From a few points mixtures collapse within some generations, by all roads there are."""
+    for seed in range(4):
+        x = np.random.default_rng(seed).normal(size=(8, 2))
+        model = make(covariance=kind, reg_covar=0.0, components=2)
+        with pytest.raises(Ended, match="singular"):
+            collapse(model, x)
+
+
+def collapse(model, x):
+    for generation in range(500):
+        fit(model, x, seed=generation)
+        x = model.regenerate(x, seeds=[generation], progress=Silent())
+        assert np.isfinite(model.log_prob(np.ones((3, 2)))).all()
+        assert mixture_l2(model.mixture, model.mixture) == 0.0
+
+
+def test_a_singular_mixture_that_was_kept_ends_its_chain_too():
+    """One that an earlier version committed, when less was asked of it."""
+    model = make(TruncateQuantile(0.8), reg_covar=0.0)
+    model.mixture = Mixture(np.ones(1), np.zeros((1, 2)), np.ones((1, 2, 2)))
+    for use in (
+        lambda: fit(model, two()),
+        lambda: model.log_prob(two()),
+        lambda: model.regenerate(two(), seeds=[0], progress=Silent()),
+    ):
+        with pytest.raises(Ended, match="singular"):
+            use()
 
 
 def test_wrong_input_is_told():

@@ -17,6 +17,7 @@ class Act:
 
     Attributes:
         content: What the model says, in a right completion; else `body` is sent as it is.
+        message: More fields of its message, in place of those.
         cut: Announce the whole answer, send half of it and close.
         hold: Event to wait for before answering.
     """
@@ -28,6 +29,7 @@ class Act:
     cut: bool = False
     hold: threading.Event | None = None
     finish: str = "stop"
+    message: dict[str, Any] = dataclasses.field(default_factory=dict)
     refusal: str | None = None
     usage: dict[str, int] | None = dataclasses.field(
         default_factory=lambda: {"prompt_tokens": 100, "completion_tokens": 50}
@@ -36,7 +38,12 @@ class Act:
     def payload(self) -> bytes:
         if self.body is not None:
             return self.body.encode()
-        message = {"role": "assistant", "content": self.content, "refusal": self.refusal}
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": self.content,
+            "refusal": self.refusal,
+        }
+        message |= self.message
         whole = {
             "id": "x",
             "object": "chat.completion",
@@ -78,9 +85,8 @@ def serving(script: Callable[[int, dict[str, Any]], Act]) -> Iterator[Endpoint]:
             data = act.payload()
             with contextlib.suppress(ConnectionError):
                 self.send_response(act.status)
-                self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(data)))
-                for name, value in act.headers.items():
+                for name, value in ({"Content-Type": "application/json"} | act.headers).items():
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(data[: len(data) // 2] if act.cut else data)

@@ -119,6 +119,20 @@ def test_check_reports_and_drops(run: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "none.jsonl").exists()
 
 
+def test_no_file_that_is_there_is_replaced(run: Run, tmp_path: Path) -> None:
+    write_questions(tmp_path / "q.jsonl", bios(40, 0)[1])
+    (tmp_path / "mine").write_text("mine")
+    for arguments, option in (
+        (["check", "q.jsonl", "--drop", "--out", "mine"], "--out"),
+        (["check", "q.jsonl", "--findings", "mine"], "--findings"),
+        (["score", "no-model", "q.jsonl", "--answers", "mine"], "--answers"),
+    ):
+        with pytest.raises(InputError, match=f"^{option} is 'mine', which is there already"):
+            run(*arguments)
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert names(tmp_path) == {"q.jsonl", "mine"}
+
+
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
@@ -218,6 +232,9 @@ def test_two_files_under_one_name(name: str, run: Run, corpus: Path, tmp_path: P
         (["build", "text.txt", "--out", "q", "--writer", "llm"], "needs --model"),
         (["build", "none.txt", "--out", "q"], "there is no file"),
         (["build", "text.txt", "--out", "text.txt"], "which is read"),
+        (["build", "text.txt", "--out", "q.parquet"], "JSON lines are written"),
+        (["build", "text.txt", "--out", "q.jsonl.gz"], "JSON lines are written"),
+        (["check", "q.jsonl", "--findings", "f.csv"], "JSON lines are written"),
         (["build", "text.txt", "--out", "no/q"], "there is no folder 'no'"),
         (["build", "text.txt", "--out", "."], "a folder"),
         (["build", "text.txt", "--out", "q", "--writer", "llm", "--model", "m"], "is not set"),

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from fortifai.evals.score import Score
     from fortifai.models.causal_lm import CausalLM
 
-Column = Annotated[str, typer.Option(help="Column of .jsonl and .parquet that holds the text.")]
+Column = Annotated[str, typer.Option(help="Column of rows that holds the text.")]
 Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of the sampling.")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,8 +42,10 @@ app = typer.Typer(
 )
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
-Column = Annotated[str, typer.Option(help="Column of .jsonl and .parquet that holds the text.")]
-TextFile = typer.Argument(metavar="TEXT", help="A text file or a glob; .jsonl and .parquet too.")
+Column = Annotated[str, typer.Option(help="Column of rows that holds the text.")]
+TextFile = typer.Argument(
+    metavar="TEXT", help="A text file or a glob; .jsonl, .ndjson, .json, .parquet too."
+)
 
 
 class Writer(enum.StrEnum):
@@ -125,7 +127,7 @@ def build(
     _only_for(writer, given if writer is Writer.swap else _given({"seed": seed}))
     _check_out(out, "--out", text)
     if writer is Writer.swap:
-        _check_new(out)
+        _check_new(out, "--out")
         from fortifai.questions import swap
 
         made = swap.write(read_corpus(text, column), per_paragraph=per_paragraph, seed=seed or 0)
@@ -164,6 +166,7 @@ def _ask(
     listen: Listen,
 ) -> LlmWritten:
     from fortifai.questions import llm
+    from fortifai.questions.budget import Limits
     from fortifai.questions.endpoint import Settings
 
     def chosen(**names: str) -> dict[str, Any]:
@@ -179,7 +182,7 @@ def _ask(
             max_tokens="max_tokens",
         )
     )
-    limits = llm.Limits(
+    limits = Limits(
         **chosen(
             calls="max_calls",
             cost="max_cost",
@@ -193,7 +196,7 @@ def _ask(
     _check_out(journal, "--journal", text)
     _check_apart(journal, "--journal", out)
     if not journal.exists():
-        _check_new(out)  # with its journal, it may be this run's own
+        _check_new(out, "--out")  # with its journal, it may be this run's own
     return llm.write(
         read_corpus(text, column),
         settings,
@@ -208,7 +211,9 @@ def _ask(
 
 @app.command()
 def check(
-    questions: Annotated[Path, typer.Argument(metavar="Q.jsonl", help="Questions: .json, .jsonl.")],
+    questions: Annotated[
+        Path, typer.Argument(metavar="Q.jsonl", help="Questions: .json or .jsonl.")
+    ],
     text: Annotated[
         str | None,
         typer.Argument(metavar="[TEXT]", help="Their text; without it locations stay unchecked."),
@@ -241,6 +246,8 @@ def check(
             _check_out(path, name, text, questions)
     if out is not None and findings is not None:
         _check_apart(findings, "--findings", out)
+    _check_new(out, "--out")
+    _check_new(findings, "--findings")
     rows = read_rows(questions)
     corpus = None if text is None else read_corpus(text, column)
     scorer = None if model is None else load_model(model, None, bos)
@@ -266,7 +273,9 @@ def check(
 @app.command()
 def score(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model's folder, or a hub id.")],
-    questions: Annotated[Path, typer.Argument(metavar="Q.jsonl", help="Questions: .json, .jsonl.")],
+    questions: Annotated[
+        Path, typer.Argument(metavar="Q.jsonl", help="Questions: .json or .jsonl.")
+    ],
     device: Annotated[str | None, typer.Option(help="Such as cpu or cuda.")] = None,
     bos: BosOption = None,
     answers: Annotated[
@@ -282,6 +291,7 @@ def score(
 
     if answers is not None:
         _check_out(answers, "--answers", None, questions)
+    _check_new(answers, "--answers")
     asked, notes = read_questions([questions], root=Path.cwd())
     for note in notes:
         err_console.print(Text(f"note: {note}"), soft_wrap=True)
@@ -314,7 +324,12 @@ def _records(shares: Mapping[str, Share]) -> dict[str, dict[str, float]]:
 
 
 def _check_out(path: Path, option: str, *inputs: str | Path | None) -> None:
-    """Refuse what cannot be written, before any work."""
+    """Refuse what cannot be written, or not read again by its name, before any work."""
+    from fortifai.data.files import file_format
+
+    told = file_format(path)
+    if told.packed or told.kind not in ("text", "json", "jsonl"):
+        raise InputError(f"{option} is {str(path)!r}; JSON lines are written, call it .jsonl")
     if path.is_dir() or not path.name:
         raise InputError(f"{option} is {str(path)!r}, a folder; give the name of a file")
     if not path.absolute().parent.is_dir():
@@ -327,10 +342,12 @@ def _check_out(path: Path, option: str, *inputs: str | Path | None) -> None:
             raise InputError(f"{option} is {str(path)!r}, which is read; give another name")
 
 
-def _check_new(out: Path) -> None:
-    if out.exists():
+def _check_new(path: Path | None, option: str) -> None:
+    """Refuse to replace a file: what was written there may have cost days, or dollars."""
+    if path is not None and path.exists():
         raise InputError(
-            f"--out is {str(out)!r}, which is there already; give another name, or remove the file"
+            f"{option} is {str(path)!r}, which is there already; give another name, or remove the "
+            "file"
         )
 
 
@@ -343,21 +360,23 @@ def _check_apart(path: Path, option: str, out: Path) -> None:
 def _save(path: Path, questions: Sequence[Question]) -> None:
     from fortifai.data.questions import write_questions
 
-    # a name of its own: a text or a journal may well be called OUT.part
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write_questions(part, questions)
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise RunFailed(f"{path} could not be written ({error.strerror})") from error
+    _replace(path, lambda part: write_questions(part, questions))
 
 
 def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    _replace(path, lambda part: part.write_text(lines, encoding="utf-8", newline="\n"))
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file whole or not at all."""
+    # a name of its own: a text or a journal may well be called OUT.part
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.write_text(lines, encoding="utf-8", newline="\n")
+        write(part)
+        part.replace(path)
     except OSError as error:
+        part.unlink(missing_ok=True)
         raise RunFailed(f"{path} could not be written ({error.strerror})") from error
 
 
@@ -397,6 +416,8 @@ def _show_written(made: LlmWritten, out: Path) -> None:
         f"{made.new_calls:,} calls now, {made.calls:,} in all; {made.tokens[0]:,} tokens in, "
         f"{made.tokens[1]:,} out{spent}"
     )
+    if made.over:
+        say(f"the endpoint does not keep --max-tokens: an answer has {made.over:,} tokens")
     where = f" written to {out}" if made.questions else f"; {out} is not written"
     say(
         f"{len(made.questions):,} questions on {made.done:,} of {made.paragraphs:,} paragraphs"

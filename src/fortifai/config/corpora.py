@@ -8,24 +8,27 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from fortifai.config.section import Section
 from fortifai.data.bios import check_attributes
+from fortifai.data.text import Rows
 
 Files = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class HubSource(Section):
-    """A data set of the hub."""
+    """A data set of the hub; `rows` as in the corpus `hub`."""
 
     dataset: str
     config: str | None = None
     split: str = "train"
     column: str = "text"
+    rows: Rows | None = None
 
 
 class FileSource(Section):
-    """Local files: text, .jsonl, .parquet, gzip of these; globs allowed."""
+    """Local files, as the corpus `text` reads them; globs allowed."""
 
     files: Files
     column: str = "text"
+    rows: Rows | None = None
 
 
 Source = FileSource | HubSource
@@ -44,22 +47,32 @@ class SplitsConfig(Section):
 
 
 class TextCorpus(Section):
-    """Local text files."""
+    """Local files of text or of rows with a column of text.
+
+    `rows`: whether rows are documents or WikiText's lines; not given: documents, but for a .parquet
+    file that is plainly WikiText. See `fortifai.data.text.read_text`.
+    """
 
     kind: Literal["text"]
     files: Files
     column: str = "text"
+    rows: Rows | None = None
     held_out: Files | Annotated[float, Field(gt=0, lt=1)] = 0.05
 
 
 class HubCorpus(Section):
-    """A data set of the hub; `held_out_split` names the text no generation trains on."""
+    """A data set of the hub; `held_out_split` names the text no generation trains on.
+
+    `rows`: whether rows are documents or WikiText's lines; not given: documents, but for a data set
+    that is plainly WikiText.
+    """
 
     kind: Literal["hub"]
     dataset: str
     config: str | None = None
     split: str = "train"
     column: str = "text"
+    rows: Rows | None = None
     held_out: Annotated[float, Field(gt=0, lt=1)] | None = None
     held_out_split: str | None = None
 

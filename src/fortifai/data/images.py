@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import math
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fortifai.data.files import expand, hub_rows, read_bytes
 from fortifai.data.points import read_npy
-from fortifai.data.text import expand, hub_rows
 from fortifai.errors import InputError, nearest
 
 Pixels = NDArray[np.float32]
@@ -109,7 +107,7 @@ def digits() -> Images:
 
 
 def read_idx(images: str | Path, labels: str | Path | None, root: Path) -> Images:
-    """Read the IDX files that MNIST comes in, plain or gzipped whatever their names say.
+    """Read the IDX files that MNIST comes in; packed ones too, whatever their names say.
 
     A file of images is the magic number 0x00000803, the number of images, of rows and of columns
     (4 bytes each, the highest first) and a byte for each pixel, which is divided by 255. A file of
@@ -149,7 +147,7 @@ def _one(name: str | Path, root: Path) -> Path:
 
 
 def _read_idx(path: Path, magic: int) -> NDArray[np.uint8]:
-    data = _read_bytes(path)
+    data = read_bytes(path)
     axes = magic & 0xFF
     header = 4 * (1 + axes)
     wanted = f"{magic:#010x} ({_IDX_NAMES[magic]})"
@@ -172,24 +170,6 @@ def _read_idx(path: Path, magic: int) -> NDArray[np.uint8]:
             "give the whole file"
         )
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
-
-
-def _read_bytes(path: Path) -> bytes:
-    """The bytes of a file, unpacked if they are gzip."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror}); give a readable file"
-        ) from None
-    if not data.startswith(b"\x1f\x8b"):
-        return data
-    try:
-        return gzip.decompress(data)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(
-            f"{path} is not a whole gzip file: {len(data)} bytes came ({error}); give it again"
-        ) from error
 
 
 def read_array(file: str | Path, root: Path) -> Images:

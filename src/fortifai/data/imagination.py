@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fortifai.data.text import Corpus, Document, expand, hub_rows, jsonl_rows, parquet_rows
+from fortifai.data.files import expand, hub_rows, read_rows
+from fortifai.data.text import Corpus, Document
 from fortifai.errors import InputError, nearest
 
 HELLASWAG_ITEMS = 3000
@@ -64,7 +65,7 @@ def hellaswag(
 
     Args:
         root: Folder of relative paths.
-        files: .jsonl or .parquet files with ``ctx``, ``endings`` and ``label``, or
+        files: Files of rows with ``ctx``, ``endings`` and ``label``, or
         hub: ``dataset``, ``config`` and ``split``.
 
     Raises:
@@ -110,11 +111,7 @@ def _rows(
     if hub is not None:
         rows = list(hub_rows(hub["dataset"], config=hub["config"], split=hub["split"]))
     else:
-        rows = [
-            row
-            for path in expand(files, root)
-            for row in (parquet_rows(path) if path.suffix == ".parquet" else jsonl_rows(path))
-        ]
+        rows = [row for path in expand(files, root) for row in read_rows(path)]
     if not rows:
         raise InputError(f"{name} has no rows; give a source with some")
     for number, row in enumerate(rows, start=1):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fortifai.data.text import expand, read_utf8
+from fortifai.data.files import expand, file_format, read_utf8
 from fortifai.errors import InputError
 
 Points = NDArray[np.float64]
@@ -239,7 +239,7 @@ def _check(name: str, value: float, ok: bool, allowed: str) -> None:
 
 
 def read_points(files: Sequence[str | Path], root: Path) -> Points:
-    """Read .npy and .csv files and stack their rows.
+    """Read .npy and .csv files (.csv perhaps packed, .gz or .zst) and stack their rows.
 
     A .csv holds numbers separated by commas, below one header row at most (a first row in which no
     cell is a number); blank lines are passed over. A .npy holds integers or floats, one row a
@@ -271,9 +271,10 @@ def read_points(files: Sequence[str | Path], root: Path) -> Points:
 
 
 def _read_file(path: Path) -> Points:
-    if path.suffix == ".csv":
+    kind = file_format(path).kind
+    if kind == "csv":
         return _read_csv(path)
-    if path.suffix != ".npy":
+    if kind != "npy":
         raise InputError(f"{path} is neither .npy nor .csv; give points in one of these formats")
     array = read_npy(path)
     if array.dtype.kind not in "iuf":

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fortifai.data.text import expand, jsonl_rows, read_utf8
+from fortifai.data.files import Row, expand
+from fortifai.data.files import read_rows as read_objects
 from fortifai.errors import InputError, nearest
 
 FIELDS = ("context", "sentence_true", "sentence_false", "location")
@@ -56,19 +57,21 @@ def read_questions(files: Sequence[str | Path], *, root: Path) -> tuple[list[Que
     location, for each of 491 articles.
 
     Args:
-        files: .json or .jsonl files (perhaps gzipped), or globs, relative to `root`.
+        files: Files of rows, as `fortifai.data.files.read_rows` takes them, or globs, relative to
+            `root`.
         root: Folder of relative paths.
 
     Returns:
         The questions and notes for the user, such as on duplicates.
 
     Raises:
-        InputError: A file is missing or not JSON, or a row lacks a field or has an impossible one.
+        InputError: A file is missing or not of rows, or a row lacks a field or has an impossible
+            one.
     """
     questions: dict[str, Question] = {}
     notes: list[str] = []
     for path in expand(files, root):
-        rows = _rows(path)
+        rows = read_objects(path)
         found: dict[str, Question] = {}
         for number, row in enumerate(rows, start=1):
             question = _question(row, path, number)
@@ -92,12 +95,12 @@ def read_rows(path: Path) -> list[Question]:
     """Every row of one file as it stands, to be checked: duplicates and equal sentences too.
 
     Raises:
-        InputError: The file is missing or not JSON, or a row lacks a field or has an impossible
+        InputError: The file is missing or not of rows, or a row lacks a field or has an impossible
             one.
     """
     return [
         _question(row, path, number, distinct=False)
-        for number, row in enumerate(_rows(path), start=1)
+        for number, row in enumerate(read_objects(path), start=1)
     ]
 
 
@@ -116,28 +119,8 @@ def write_questions(path: Path, questions: Iterable[Question]) -> None:
     path.write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
-def _rows(path: Path) -> list[Any]:
-    text = read_utf8(path)
-    try:
-        whole = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        if text.lstrip().startswith("["):
-            raise InputError(f"{path} is not JSON ({error})") from error
-        return list(jsonl_rows(path))
-    rows = [whole] if isinstance(whole, dict) and FIELDS[0] in whole else whole
-    if not isinstance(rows, list) or not rows:
-        what = "an empty list" if rows == [] else f"one {type(rows).__name__}"
-        raise InputError(
-            f"{path} holds {what}; questions are a list of objects, or one object a line, with "
-            f"{', '.join(FIELDS)}"
-        )
-    return rows
-
-
-def _question(row: Any, path: Path, number: int, *, distinct: bool = True) -> Question:
+def _question(row: Row, path: Path, number: int, *, distinct: bool = True) -> Question:
     where = f"{path}, question {number},"
-    if not isinstance(row, dict):
-        raise InputError(f"{where} is a {type(row).__name__}, not an object with fields")
     missing = [field for field in FIELDS if field not in row]
     if missing:
         raise InputError(

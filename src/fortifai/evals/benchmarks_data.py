@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import datetime
+import decimal
 import hashlib
 import io
 import json
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,14 +21,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fortifai.data.text import jsonl_rows, parquet_rows, read_utf8
+from fortifai.data.files import Row, file_format, read_utf8
+from fortifai.data.files import read_rows as read_objects
 from fortifai.errors import InputError, nearest
 
-Row = dict[str, Any]
 Rows = dict[str, dict[str, list[Row]]]
 """By task, by split: its items, in their order."""
 
-ENDINGS = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
+KINDS = ("jsonl", "json", "csv", "parquet")
+"""Formats of items; of several files that could be meant, the first one is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,9 +138,12 @@ def read_rows(benchmark: Benchmark, leaves: Sequence[Leaf], root: Path) -> Rows:
 
 
 def save_rows(path: Path, rows: Rows) -> None:
-    """Write items as one parquet table: ``task``, ``split`` and the item as JSON."""
+    """Write items as one parquet table: ``task``, ``split`` and the item as JSON.
+
+    What JSON has no form for (dates, decimals, bytes) is an object with the key `_TAG`.
+    """
     flat = [
-        (task, split, json.dumps(row, ensure_ascii=False))
+        (task, split, json.dumps(row, ensure_ascii=False, default=_tagged))
         for task, splits in rows.items()
         for split, items in splits.items()
         for row in items
@@ -150,13 +157,51 @@ def load_rows(path: Path) -> Rows:
     out: Rows = {}
     table = pq.read_table(path).to_pydict()
     for task, split, row in zip(table["task"], table["split"], table["row"], strict=True):
-        out.setdefault(task, {}).setdefault(split, []).append(json.loads(row))
-    return out
+        out.setdefault(task, {}).setdefault(split, []).append(
+            json.loads(row, object_hook=_untagged)
+        )
+    # what an earlier version wrote has items without the fields that they lack
+    return {
+        task: {split: _filled(items) for split, items in splits.items()}
+        for task, splits in out.items()
+    }
 
 
 def digest(rows: Rows) -> str:
     """SHA-256 of items."""
-    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode("utf-8")).hexdigest()
+    told = json.dumps(rows, sort_keys=True, default=_tagged)
+    return hashlib.sha256(told.encode("utf-8")).hexdigest()
+
+
+_TAG = "\0kind"
+"""No field of a data set has a name with a NUL."""
+
+
+def _tagged(value: Any) -> dict[str, Any]:
+    """A value that JSON has no form for, as an object; its inverse is `_untagged`."""
+    kind, told = type(value).__name__, str(value)
+    if isinstance(value, bytes):
+        told = value.hex()
+    elif isinstance(value, datetime.timedelta):
+        told = str(value // datetime.timedelta(microseconds=1))
+    elif not isinstance(value, decimal.Decimal):
+        told = value.isoformat()
+    return {_TAG: kind, "value": told}
+
+
+_READ: dict[str, Callable[[str], Any]] = {
+    "bytes": bytes.fromhex,
+    "timedelta": lambda told: datetime.timedelta(microseconds=int(told)),
+    "Decimal": decimal.Decimal,
+    "datetime": datetime.datetime.fromisoformat,
+    "date": datetime.date.fromisoformat,
+    "time": datetime.time.fromisoformat,
+}
+"""What reads each kind of value back."""
+
+
+def _untagged(row: dict[str, Any]) -> Any:
+    return _READ[row[_TAG]](row["value"]) if _TAG in row else row
 
 
 # --- which file -------------------------------------------------------------------------------
@@ -212,14 +257,26 @@ def _in(path: Path, benchmark: Benchmark, leaves: Sequence[Leaf], leaf: Leaf, sp
     stems += keys if split == leaf.split and len(leaf.splits) == 1 else []
     stems += [split] if len(leaves) == 1 else []
     for stem in stems:
-        for ending in ENDINGS:
-            if (path / f"{stem}{ending}").is_file():
-                return path / f"{stem}{ending}"
+        if there := _called(path / stem):
+            return there[0]
     raise InputError(
         f"benchmarks.{name}.data: {path} has no file for {leaf.name}, split {split!r} (such as "
         f"{stems[-1]}.jsonl or {stems[0]}.csv); add it"
         + (", or name the tasks that are there with only" if len(leaves) > 1 else "")
     )
+
+
+def _called(stem: Path) -> list[Path]:
+    """The files of items whose path is `stem` and a suffix; of the first kind first."""
+    if not stem.parent.is_dir():
+        return []
+    named = [(file_format(path), path) for path in sorted(stem.parent.iterdir())]
+    found = [
+        (KINDS.index(form.kind), form.packed, path)
+        for form, path in named
+        if form.kind in KINDS and form.stem == stem.name and path.is_file()
+    ]
+    return [path for *_, path in sorted(found)]
 
 
 def _wanted(leaf: Leaf, split: str) -> str:
@@ -232,17 +289,18 @@ def _wanted(leaf: Leaf, split: str) -> str:
 
 
 def _read(path: Path, leaf: Leaf) -> list[Row]:
-    if path.name.endswith(".parquet"):
-        rows = parquet_rows(path)
-    elif path.name.removesuffix(".gz").endswith(".csv"):
-        rows = mmlu_rows(path) if leaf.dataset in _MMLU else _csv_rows(path)
-    elif path.name.removesuffix(".gz").endswith((".jsonl", ".json")):
-        rows = jsonl_rows(path)
-    else:
+    kind = file_format(path).kind
+    if kind not in KINDS:
         raise InputError(
-            f"{path} is of no known format; benchmark items are read from "
-            f"{', '.join(ENDINGS)} files"
+            f"{path} is of no known format; benchmark items are read from .jsonl, .ndjson, .json, "
+            ".csv and .parquet files"
         )
+    if kind == "csv":
+        rows = mmlu_rows(path) if leaf.dataset in _MMLU else _csv_rows(path)
+    else:
+        rows = read_objects(path)
+    if kind == "parquet":
+        rows = [{k: _plain(v, f"{path}, field {k!r}") for k, v in row.items()} for row in rows]
     if not rows:
         raise InputError(f"{path} holds no items; give the file of {leaf.name}")
     check = _CHECKS.get(leaf.dataset)
@@ -253,11 +311,56 @@ def _read(path: Path, leaf: Leaf) -> list[Row]:
                 f"{path}, item {number}, is not one of {leaf.name}: {fault}; it has the fields "
                 f"{', '.join(map(str, row)) or '(none)'}"
             )
-    return rows
+    return _columns(rows, path)
+
+
+def _columns(rows: Sequence[Row], path: Path) -> list[Row]:
+    """The items with the fields of all of them, None where one has not, each of one kind."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    for name in names:
+        try:
+            pa.array([row.get(name) for row in rows])
+        except (pa.ArrowException, OverflowError) as error:
+            reason = str(error).split("\n")[0]
+            raise InputError(
+                f"{path}: the field {name!r} is not of one kind in all items ({reason}); give it "
+                "one, or leave it out"
+            ) from error
+    return _filled(rows)
+
+
+def _filled(rows: Sequence[Row]) -> list[Row]:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return [{name: row.get(name) for name in names} for row in rows]
+
+
+_KEPT = (type(None), bool, int, float, str, bytes, decimal.Decimal, datetime.date, datetime.time)
+
+
+def _plain(value: Any, where: str) -> Any:
+    """A value of a parquet file as Python's own; moments with a zone are told in UTC."""
+    if isinstance(value, dict):
+        return {name: _plain(each, where) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each, where) for each in value]
+    if hasattr(value, "to_pydatetime"):  # pandas', whose nanoseconds Python's have not
+        value = value.to_pydatetime(warn=False)
+    elif hasattr(value, "to_pytimedelta"):
+        value = value.to_pytimedelta()
+    if isinstance(value, datetime.datetime) and value.tzinfo is not None:
+        return value.astimezone(datetime.UTC)
+    if isinstance(value, uuid.UUID):
+        return str(value)
+    if not isinstance(value, (*_KEPT, datetime.timedelta)):
+        raise InputError(f"{where} holds a {type(value).__name__}; leave that field out")
+    return value
 
 
 def _csv_rows(path: Path) -> list[Row]:
     lines = _table(path)
+    if lines and len(set(lines[0])) < len(lines[0]):
+        twice = next(name for name in lines[0] if lines[0].count(name) > 1)
+        raise InputError(f"{path} has two columns {twice!r}; rename one")
     return [dict(zip(lines[0], line, strict=True)) for line in lines[1:]] if lines else []
 
 

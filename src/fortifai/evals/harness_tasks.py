@@ -22,8 +22,9 @@ from lm_eval.config.group import GroupConfig
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
+from fortifai.data.files import Row
 from fortifai.errors import InputError, nearest
-from fortifai.evals.benchmarks_data import Benchmark, Leaf, Row, Rows
+from fortifai.evals.benchmarks_data import Benchmark, Leaf, Rows
 from fortifai.evals.harness_process import as_its_command, muted
 
 GROUP_FIELDS = frozenset(field.name for field in dataclasses.fields(GroupConfig))
@@ -326,7 +327,13 @@ def _local(config: Mapping[str, Any], rows: Mapping[str, list[Row]]) -> dict[str
     out = dict(config)
 
     def local(**_: Any) -> Any:
-        return datasets.DatasetDict({s: datasets.Dataset.from_list(r) for s, r in rows.items()})
+        # not from_list, which takes the fields of the first item for those of all
+        return datasets.DatasetDict(
+            {
+                split: datasets.Dataset.from_dict({k: [i[k] for i in items] for k in items[0]})
+                for split, items in rows.items()
+            }
+        )
 
     out["custom_dataset"] = local
     for key in ("training_split", "validation_split", "test_split", "fewshot_split"):

@@ -195,6 +195,38 @@ def _check_sigmas(sigmas: float) -> None:
         raise InputError(f"sigmas is {sigmas}; give a finite number of at least 0")
 
 
+def is_singular(covariances: Floats) -> NDArray[np.bool_]:
+    """Whether float64 cannot tell covariances from singular ones.
+
+    The smallest eigenvalue of the correlations is at most 4 d (d + 1) eps: above d (d + 1) eps the
+    Cholesky factor exists whatever is rounded (Higham, Accuracy and Stability of Numerical
+    Algorithms, theorem 10.7), and so do those of multiples and of sums of such covariances.
+
+    Args:
+        covariances: (k, d, d), finite; a variance of 0 makes one singular.
+
+    Returns:
+        (k,).
+    """
+    d = covariances.shape[-1]
+    variance = np.diagonal(covariances, axis1=1, axis2=2)
+    none = (variance <= 0).any(axis=1)
+    scale = np.sqrt(np.where(variance > 0, variance, 1.0))
+    correlations = covariances / scale[:, :, None] / scale[:, None, :]
+    least = np.linalg.eigvalsh(correlations)[:, 0]
+    singular: NDArray[np.bool_] = none | (least <= 4 * d * (d + 1) * np.finfo(np.float64).eps)
+    return singular
+
+
+def is_symmetric(covariances: Floats) -> bool:
+    """Whether matrices (..., d, d) are symmetric, to 1e-6 of the largest entry.
+
+    That is room for sums in float32; what is off by more is no covariance, or one lost in rounding.
+    """
+    off = np.abs(covariances - np.swapaxes(covariances, -1, -2))
+    return not covariances.size or bool(off.max() <= 1e-6 * np.abs(covariances).max())
+
+
 # --- mixtures ---------------------------------------------------------------------------------
 
 
@@ -341,7 +373,7 @@ def _weights(name: str, values: ArrayLike) -> Floats:
 
 def _symmetric(name: str, values: ArrayLike, shape: tuple[int, ...]) -> Floats:
     x = _finite(name, values, shape)
-    if x.size and np.abs(x - np.swapaxes(x, -1, -2)).max() > 1e-6 * np.abs(x).max():
+    if not is_symmetric(x):
         raise InputError(f"{name} must be symmetric and is not; give (C + C^T) / 2")
     return x
 

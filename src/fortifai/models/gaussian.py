@@ -25,6 +25,7 @@ from fortifai.confidence import Weight, keeps_all
 from fortifai.config import AdditiveNoise, GaussianConfig, MultiplicativeNoise, NoNoise
 from fortifai.data.points import Mixture
 from fortifai.errors import InputError
+from fortifai.evals.points import is_singular, is_symmetric
 from fortifai.loop.ended import Ended
 from fortifai.loop.progress import Progress
 
@@ -113,6 +114,8 @@ class Gaussian:
         mean, covariance = np.empty((count, d)), np.empty((count, d, d))
         dropped = np.zeros(count)
 
+        # what overflows is told by the check; the setting is each thread's own
+        @np.errstate(over="ignore", invalid="ignore", divide="ignore")
         def estimate(block: slice) -> None:
             if self.mean is None or keeps_all(self.family.weight):
                 _enough(n, n, d)
@@ -122,11 +125,13 @@ class Gaussian:
                     mean[s], covariance[s], dropped[s] = self._weighted(points[s], s)
 
         _spread(estimate, points)
+        collapsed = "the Gaussian has collapsed to a point"
+        check_covariances(mean, covariance, collapsed)
         noise = self.family.config.noise
         if not isinstance(noise, NoNoise):
             for s in range(count):
                 _disturb(noise, mean[s], covariance[s], seeds[s])
-        _check(mean, covariance)
+            check_covariances(mean, covariance, collapsed)
         self.mean, self.covariance = mean, covariance
         progress.step("fit", 1, 1)
         return {"points": n, "truncated_share": dropped.tolist()}
@@ -157,7 +162,7 @@ class Gaussian:
     def _squared_distance(self, x: Floats, s: int) -> Floats:
         """r^2 under the draws of this model, (n,), of points (d, n)."""
         mean, covariance = self._fitted()
-        factor = np.linalg.cholesky(self.family.config.bias * covariance[s])
+        factor = factors(self.family.config.bias * covariance[s])
         standard = np.einsum("de,en->dn", np.linalg.inv(factor), x - mean[s][:, None])
         squared: Floats = np.einsum("dn,dn->n", standard, standard)
         return squared
@@ -166,7 +171,7 @@ class Gaussian:
         """As many new draws from N(mean, bias * covariance), whatever stands in `samples`."""
         mean, covariance = self._fitted()
         n, count, d = samples.shape
-        factors = np.linalg.cholesky(self.family.config.bias * covariance)
+        scales = factors(self.family.config.bias * covariance)
         out, states = np.empty((count, d, n)), _states(seeds)
 
         def draw(block: slice) -> None:
@@ -174,9 +179,9 @@ class Gaussian:
             for row, words in zip(drawn, states[block], strict=True):
                 rng.fill(row, words)
             if d == 1:
-                drawn *= factors[block]
+                drawn *= scales[block]
             else:
-                drawn[:] = np.einsum("sde,sen->sdn", factors[block], drawn)
+                drawn[:] = np.einsum("sde,sen->sdn", scales[block], drawn)
             drawn += mean[block, :, None]
 
         _spread(draw, out)
@@ -309,17 +314,41 @@ def _enough(kept: int, n: int, d: int) -> None:
         )
 
 
-def _check(mean: Floats, covariance: Floats) -> None:
-    """Stop at what cannot be sampled from or trained on."""
+def check_covariances(mean: Floats, covariance: Floats, collapsed: str) -> None:
+    """Stop at Gaussians that cannot be sampled from, trained on or measured.
+
+    Args:
+        mean: (k, d).
+        covariance: (k, d, d).
+        collapsed: What has happened where a covariance is singular, for the message.
+
+    Raises:
+        Ended: A value is not finite, a variance is beyond `LARGEST`, or a covariance is no longer
+            positive definite in float64: its smallest eigenvalue is below `SMALLEST`, or below
+            what numbers around the mean can tell apart, it `is_singular`, or so near to rounding
+            that it is no longer symmetric.
+    """
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise Ended("the variance has diverged: the estimates are no longer finite")
-    least = np.linalg.eigvalsh(covariance)[:, 0]
-    most = np.trace(covariance, axis1=1, axis2=2)
+    with np.errstate(over="ignore"):
+        most = np.trace(covariance, axis1=1, axis2=2)
+        # below the spacing of floating-point numbers around the mean all draws are one point
+        resolution = (4 * np.finfo(np.float64).eps * np.abs(mean).max(1)) ** 2
     if most.max() > LARGEST:
         raise Ended(f"the variance has diverged: it is {most.max():.3g}")
-    # below the spacing of floating-point numbers around the mean all draws are one point
-    resolution = (4 * np.finfo(np.float64).eps * np.abs(mean).max(1)) ** 2
-    if (least <= np.maximum(resolution, SMALLEST)).any():
-        raise Ended(
-            f"the Gaussian has collapsed to a point: its smallest variance is {least.min():.3g}"
-        )
+    least = np.linalg.eigvalsh(covariance)[:, 0]
+    small = least <= np.maximum(resolution, SMALLEST)
+    if small.any() or is_singular(covariance).any() or not is_symmetric(covariance):
+        raise Ended(f"{collapsed}: its smallest variance is {least.min():.3g}")
+
+
+def factors(covariance: Floats) -> Floats:
+    """Cholesky factors of covariances.
+
+    Raises:
+        Ended: One has none.
+    """
+    try:
+        return np.asarray(np.linalg.cholesky(covariance), dtype=np.float64)
+    except np.linalg.LinAlgError as error:
+        raise Ended("a covariance has become singular: it has no Cholesky factor") from error

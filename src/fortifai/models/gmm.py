@@ -21,6 +21,7 @@ from fortifai.data.points import Mixture
 from fortifai.errors import InputError
 from fortifai.loop.ended import Ended
 from fortifai.loop.progress import Progress
+from fortifai.models.gaussian import check_covariances, factors
 
 Floats = NDArray[np.float64]
 
@@ -93,19 +94,22 @@ class GMM:
                 f"{len(kept)} of {len(samples):,} points were kept, a share of "
                 f"{len(kept) / len(samples):.2g}; {needed} are needed"
             )
-        em = self._em(seed)
         try:
-            with warnings.catch_warnings():
+            em = self._em(seed)
+            with warnings.catch_warnings(), np.errstate(all="ignore"):
                 # told in what is returned instead
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 em.fit(kept)
-        except ValueError as error:
+        except ValueError as error:  # NumPy's LinAlgError is one
             raise Ended(
                 "a component has become singular (its points are one point, or lie in a plane)"
             ) from error
-        self.mixture = Mixture(em.weights_, em.means_, self._full(em.covariances_))
-        if not all(np.isfinite(values).all() for values in dataclasses.astuple(self.mixture)):
+        mixture = Mixture(em.weights_, em.means_, self._full(em.covariances_))
+        if not np.isfinite(mixture.weights).all():
             raise Ended("the mixture has diverged: its parameters are no longer finite")
+        # EM is content with less than drawing, measuring and the next fit need
+        check_covariances(mixture.means, mixture.covariances, "a component has become singular")
+        self.mixture = mixture
         progress.step("fit", 1, 1)
         return {
             "points": len(samples),
@@ -170,12 +174,10 @@ class GMM:
         n, d = samples.shape
         weights = mixture.weights / mixture.weights.sum()
         component = rng.choice(len(weights), size=n, p=weights)
-        factors = np.linalg.cholesky(mixture.covariances)
+        scales = factors(mixture.covariances)
         noise = rng.standard_normal((n, d))
         progress.step("draw", 1, 1)
-        drawn: Floats = mixture.means[component] + np.einsum(
-            "nij,nj->ni", factors[component], noise
-        )
+        drawn: Floats = mixture.means[component] + np.einsum("nij,nj->ni", scales[component], noise)
         return drawn
 
     def log_prob(self, samples: Floats) -> Floats:
@@ -186,7 +188,7 @@ class GMM:
         d = samples.shape[1]
         with np.errstate(divide="ignore"):  # a component of weight 0 has log-weight -inf
             log_weights = np.log(mixture.weights)
-        for k, factor in enumerate(np.linalg.cholesky(mixture.covariances)):
+        for k, factor in enumerate(factors(mixture.covariances)):
             standard = np.linalg.solve(factor, (samples - mixture.means[k]).T)
             constant = d * np.log(2 * np.pi) + 2 * np.log(np.diag(factor)).sum()
             terms[k] = log_weights[k] - 0.5 * (np.einsum("dn,dn->n", standard, standard) + constant)

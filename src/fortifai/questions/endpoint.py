@@ -4,48 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import email.utils
-import json
 import os
+import re
+import threading
 import time
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fortifai.errors import InputError
+from fortifai.questions.reply import Busy, ErrorInside, Reply, message_of, read_reply
+
+NEW, OLD = "max_completion_tokens", "max_tokens"
+"""The field of the longest answer: OpenAI's, and the one before, which many others know alone."""
 
 _AGAIN = frozenset({408, 409, 425, 429})
 LONGEST_WAIT = 300.0
-
-
-class Busy(Exception):  # noqa: N818 - a state of the endpoint, and asked again, not an error
-    """No answer this time; asking again may help.
-
-    Attributes:
-        why: What happened.
-        wait: Seconds that the endpoint asks to wait, or None.
-        paid: Whether the endpoint may have worked, and charge for it.
-    """
-
-    def __init__(self, why: str, wait: float | None = None, *, paid: bool = True) -> None:
-        super().__init__(why)
-        self.why, self.wait, self.paid = why, wait, paid
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Reply:
-    """What came back.
-
-    Attributes:
-        text: The model's own words, whatever they are.
-        problem: Why they are no whole answer (cut off, refused); empty if they are one.
-        tokens_in: Tokens of the prompt, None where the endpoint does not say.
-        tokens_out: Tokens of the answer, None where the endpoint does not say.
-    """
-
-    text: str
-    problem: str
-    tokens_in: int | None
-    tokens_out: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +81,11 @@ class Endpoint:
                 "the writer llm needs the package openai; pip install 'fortifai[writer]'"
             ) from error
         self.settings = settings
+        # who does not know one of the two may pass over it in silence: OpenAI's own knows the first
+        # and refuses to have both, others get both until they refuse
+        self._fields = (NEW,) if settings.base_url is None else (NEW, OLD)
+        self._refused: set[tuple[str, ...]] = set()
+        self._lock = threading.Lock()
         given = os.environ.get(settings.key_env, "")
         self._key = given.strip()  # a .env file with CRLF leaves its CR
         sound = self._key.isascii() and self._key.isprintable()
@@ -151,13 +130,15 @@ class Endpoint:
 
         Raises:
             Busy: No answer came, or it was broken: time ran out, 429, 5xx, a cut connection, no
-                JSON, no chat completion.
+                JSON, no chat completion; or it is to be asked with another field for the longest
+                answer.
             InputError: The endpoint refuses: wrong key, unknown model, a request that it does not
                 take.
         """
         import openai
 
-        own: dict[str, Any] = {}
+        fields = self._fields
+        own: dict[str, Any] = dict.fromkeys(fields, self.settings.max_tokens)
         if self.settings.temperature is not None:
             own["temperature"] = self.settings.temperature
         try:
@@ -170,7 +151,6 @@ class Endpoint:
                     "type": "json_schema",
                     "json_schema": {"name": "questions", "strict": True, "schema": dict(schema)},
                 },
-                max_completion_tokens=self.settings.max_tokens,
                 **own,
             )
             body: str = raw.http_response.text
@@ -180,19 +160,52 @@ class Endpoint:
             cause = error.__cause__ or error
             raise Busy(f"the connection failed ({self._safe(str(cause))})") from error
         except openai.APIStatusError as error:
-            raise self._status(error) from error
-        return _reply(body)
-
-    def _status(self, error: Any) -> Exception:
-        code, said = int(error.status_code), self._safe(_message(error.body) or str(error))
-        spent = "insufficient_quota" in str(error.body)
-        if code >= 500 or (code in _AGAIN and not spent):
+            said = message_of(error.body) or str(error)
             wait = retry_after(error.response.headers.get("retry-after"), time.time())
-            return Busy(f"HTTP {code} ({said})", wait, paid=False)
+            told = self._told(error.status_code, said, error.response.text, fields, wait)
+            raise told from error
+        try:
+            return read_reply(body)
+        except ErrorInside as inside:
+            # something may have been written before it went wrong
+            told = self._told(inside.code, inside.said, inside.whole, fields, None, worked=True)
+            raise told from inside
+
+    def _told(
+        self,
+        code: int,
+        said: str,
+        body: str,
+        fields: tuple[str, ...],
+        wait: float | None,
+        *,
+        worked: bool = False,
+    ) -> Exception:
+        """What an error of the endpoint is to us."""
+        shown = f"HTTP {code} ({self._safe(said)})"
+        spent = "insufficient_quota" in body
+        if code >= 500 or (code in _AGAIN and not spent):
+            return Busy(shown, wait, paid=worked and code >= 500)
+        if code in (400, 422) and self._renamed(body, fields):
+            return Busy(shown, 0.0, paid=False, fault=False)
         return InputError(
-            f"the endpoint {self.name} refuses with HTTP {code} ({said}); check --base-url, "
+            f"the endpoint {self.name} refuses with {shown}; check --base-url, "
             f"--model and the key in {self.settings.key_env}"
         )
+
+    def _renamed(self, body: str, sent: tuple[str, ...]) -> bool:
+        """Whether a refusal is of the field for the longest answer, and another can be sent."""
+        named = set(re.findall(f"{NEW}|{OLD}", body))
+        if not named:
+            return False
+        with self._lock:
+            self._refused.add(sent)
+            if self._fields != sent:
+                return True  # another thread has chosen already
+            order = ((OLD,), (NEW,)) if named == {NEW} else ((NEW,), (OLD,))
+            left = [fields for fields in order if fields not in self._refused]
+            self._fields = left[0] if left else sent
+            return bool(left)
 
     def _safe(self, text: str) -> str:
         """A message of the endpoint on one short line, without the key."""
@@ -221,44 +234,3 @@ def retry_after(value: str | None, now: float) -> float | None:
         except (ValueError, TypeError, OverflowError):
             return None
     return min(max(wait, 0.0), LONGEST_WAIT) if wait == wait else None
-
-
-def _message(body: object) -> str:
-    """The message in an error's body, wherever servers put it."""
-    inner = body.get("error", body) if isinstance(body, dict) else body
-    if isinstance(inner, dict):
-        inner = inner.get("message") or inner.get("detail") or ""
-    return inner if isinstance(inner, str) else ""
-
-
-def _reply(body: str) -> Reply:
-    """Read a chat completion; whatever is not one is an answer that never came."""
-    try:
-        whole = json.loads(body)
-        choice = whole["choices"][0]
-        message = choice["message"]
-    except (ValueError, RecursionError, KeyError, IndexError, TypeError) as error:
-        raise Busy(f"the answer is no chat completion ({type(error).__name__})") from error
-    if not isinstance(choice, dict) or not isinstance(message, dict):
-        raise Busy("the answer is no chat completion")
-    text = message.get("content")
-    problem = ""
-    if message.get("refusal"):
-        problem = "the model refused"
-    elif choice.get("finish_reason") == "length":
-        problem = "the answer was cut off at --max-tokens"
-    elif not isinstance(text, str) or not text.strip():
-        problem = "the answer is empty"
-    usage = whole.get("usage")
-    counts = usage if isinstance(usage, dict) else {}
-    return Reply(
-        text if isinstance(text, str) else "",
-        problem,
-        _count(counts.get("prompt_tokens")),
-        _count(counts.get("completion_tokens")),
-    )
-
-
-def _count(value: object) -> int | None:
-    good = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**9
-    return value if isinstance(value, int) and good else None

@@ -18,51 +18,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from fortifai.data.questions import Question, read_rows
 from fortifai.data.text import Corpus
 from fortifai.errors import InputError, RunFailed
+from fortifai.questions.budget import Aside, Budget, Limits
 from fortifai.questions.check import faults, unsupported
-from fortifai.questions.endpoint import Busy, Endpoint, Reply, Settings
+from fortifai.questions.endpoint import Endpoint, Settings
 from fortifai.questions.journal import Journal
 from fortifai.questions.passages import Paragraph, paragraphs
-from fortifai.questions.prompt import SCHEMA, Answer, Item, messages
+from fortifai.questions.prompt import SCHEMA, Answer, Item, messages, read_answer
+from fortifai.questions.reply import Busy, Reply
 
 Listen = Callable[[int, int], None]
 """Called with the paragraphs that are done, and how many there are."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """What a run may spend, the calls in its journal included, and how often it tries.
-
-    Attributes:
-        calls: Most calls, failed ones too; None for no limit.
-        cost: Most US dollars; None for no limit. A call is made only if the longest answer to it
-            would still be within.
-        price_in: US dollars for a million tokens of prompt.
-        price_out: US dollars for a million tokens of answer.
-        tries: Calls in a row that may fail for one paragraph.
-        backoff: Seconds before the second try; each further one waits twice as long, up to a
-            minute.
-        workers: Calls at a time.
-    """
-
-    calls: int | None = None
-    cost: float | None = None
-    price_in: float = 0.0
-    price_out: float = 0.0
-    tries: int = 5
-    backoff: float = 1.0
-    workers: int = 4
-
-    def __post_init__(self) -> None:
-        if self.cost is not None and not (self.price_in or self.price_out):
-            raise InputError(
-                "--max-cost needs the endpoint's prices; give --price-in and --price-out in US "
-                "dollars for a million tokens"
-            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +48,7 @@ class LlmWritten:
         tokens: Tokens in and out, as the endpoint says or, where it does not, estimated.
         cost: US dollars by the prices given.
         stopped: Why paragraphs are left; empty when all are done.
+        over: Tokens of the longest answer that is longer than was allowed; 0 if there is none.
     """
 
     questions: tuple[Question, ...]
@@ -92,6 +61,7 @@ class LlmWritten:
     tokens: tuple[int, int]
     cost: float
     stopped: str
+    over: int
 
 
 class _LimitReached(Exception):  # noqa: N818 - an end that was asked for
@@ -185,9 +155,7 @@ class _Run:
         self.useless: collections.Counter[int] = collections.Counter()
         self.answers: dict[int, Answer] = {}
         self.given_up: set[int] = set()
-        self.tokens = (0, 0)
-        self._reserved = 0.0
-        self._in_flight = 0
+        self.budget = Budget(limits, settings.max_tokens, trusted=settings.base_url is None)
         self._lock = threading.Condition()
         self._stop = threading.Event()
         try:
@@ -231,14 +199,14 @@ class _Run:
     def _paragraph(self, endpoint: Endpoint, index: int) -> None:
         failed = 0
         while not (index in self.answers or index in self.given_up or self._stop.is_set()):
-            cost = self._reserve(index)
+            aside = self._reserve(index)
             try:
                 reply = endpoint.ask(self.prompts[index], SCHEMA)
             except Busy as busy:
-                failed += 1
+                failed += busy.fault
                 # what may have been charged for counts as dear as it can be
-                most = (_guess(self.prompts[index]), self.settings.max_tokens)
-                self._add(_attempt(index, most if busy.paid else (0, 0), failed=busy.why), cost)
+                most = aside.tokens if busy.paid else (0, 0)
+                self._add(_attempt(index, most, failed=busy.why), aside)
                 if failed >= self.limits.tries:
                     self._stop.set()
                     raise RunFailed(
@@ -246,14 +214,15 @@ class _Run:
                         f"{busy.why}); what is done stands in {self.book.path}, and the same "
                         "command goes on from there"
                     ) from busy
-                self._wait(failed, busy.wait)
+                if busy.fault:
+                    self._wait(failed, busy.wait)
                 continue
             except BaseException:
                 self._stop.set()
-                self._release(cost)
+                self._release(aside)
                 raise
             failed = 0
-            self._add(self._record(index, reply), cost)
+            self._add(self._record(index, reply), aside)
             self._tell()
 
     def _record(self, index: int, reply: Reply) -> dict[str, Any]:
@@ -261,51 +230,52 @@ class _Run:
         problem = reply.problem
         if not problem:
             try:
-                Answer.model_validate_json(reply.text)
-            except ValidationError as error:
-                problem = f"not as asked for: {error.errors()[0]['msg']}"[:200]
-        guess_in, guess_out = _guess(self.prompts[index]), len(reply.text.encode()) // 2
+                read_answer(reply.text)
+            except ValueError as error:
+                problem = f"not as asked for: {error}"[:200]
+        most = self.settings.max_tokens
+        guess_in, guess_out = _guess(self.prompts[index]), reply.written // 2
+        if reply.problem:  # what was written may not all have come
+            guess_out = max(guess_out, most)
         tokens = (
             guess_in if reply.tokens_in is None else reply.tokens_in,
             guess_out if reply.tokens_out is None else reply.tokens_out,
         )
-        return _attempt(index, tokens, answer=reply.text, useless=problem)
+        # without a count it takes eight bytes a token to be sure: text has half of that
+        surely = reply.written // 8 if reply.tokens_out is None else reply.tokens_out
+        over = {"over": surely} if surely > most else {}
+        return _attempt(index, tokens, answer=reply.text, useless=problem, **over)
 
-    def _reserve(self, index: int) -> float:
+    def _reserve(self, index: int) -> Aside:
         """Set the money of one call aside.
 
         Raises:
             _LimitReached: It may not be made.
         """
-        limits = self.limits
-        dearest = self._price(_guess(self.prompts[index]), self.settings.max_tokens)
+        budget, most = self.budget, self.limits.calls
         with self._lock:
-            made = len(self.book.records) + self._in_flight
-            if limits.calls is not None and made >= limits.calls:
-                self._stop.set()
-                raise _LimitReached(f"--max-calls {limits.calls:,} is reached")
-            while limits.cost is not None and self.spent() + self._reserved + dearest > limits.cost:
-                if self._in_flight == 0 or self._stop.is_set():
+            while True:
+                if most is not None and len(self.book.records) + len(budget.under_way) >= most:
                     self._stop.set()
-                    raise _LimitReached(
-                        f"--max-cost {limits.cost:g} may be passed by the next call, which costs "
-                        f"up to {dearest:.4f}"
-                    )
+                    raise _LimitReached(f"--max-calls {most:,} is reached")
+                aside = budget.aside(_guess(self.prompts[index]))
+                if budget.fits(aside):
+                    break
+                if not budget.under_way or self._stop.is_set():
+                    self._stop.set()
+                    raise _LimitReached(budget.why_not(aside))
                 self._lock.wait()  # what is under way will cost less than was set aside for it
-            self._in_flight += 1
-            self._reserved += dearest
-        return dearest
+            budget.under_way.append(aside)
+        return aside
 
-    def _release(self, cost: float) -> None:
+    def _release(self, aside: Aside) -> None:
         with self._lock:
-            self._in_flight -= 1
-            self._reserved -= cost
+            self.budget.under_way.remove(aside)
             self._lock.notify_all()
 
-    def _add(self, record: dict[str, Any], cost: float) -> None:
+    def _add(self, record: dict[str, Any], aside: Aside) -> None:
         with self._lock:
-            self._in_flight -= 1
-            self._reserved -= cost
+            self.budget.under_way.remove(aside)
             self.book.add(record)
             self._note(record)
             self._lock.notify_all()
@@ -324,15 +294,20 @@ class _Run:
         if not 0 <= index < len(self.prompts):
             raise ValueError(f"a paragraph below {len(self.prompts)}")
         spent = int(record["tokens_in"]), int(record["tokens_out"])
-        self.tokens = (self.tokens[0] + spent[0], self.tokens[1] + spent[1])
-        if "answer" not in record:
+        answered = "answer" in record
+        self.budget.note(
+            spent,
+            over=int(record.get("over", 0)),
+            guess=_guess(self.prompts[index]) if answered else None,
+        )
+        if not answered:
             return
         if record["useless"]:
             self.useless[index] += 1
             if self.useless[index] >= self.limits.tries:
                 self.given_up.add(index)
         else:
-            self.answers.setdefault(index, Answer.model_validate_json(record["answer"]))
+            self.answers.setdefault(index, read_answer(record["answer"]))
 
     def _wait(self, failed: int, asked: float | None) -> None:
         """Twice as long each time, less a random part so that threads do not come back as one."""
@@ -345,15 +320,8 @@ class _Run:
                 done = len(self.finished)
             self.listen(done, len(self.prompts))
 
-    def spent(self) -> float:
-        """US dollars of all calls of the journal."""
-        return self._price(*self.tokens)
 
-    def _price(self, tokens_in: int, tokens_out: int) -> float:
-        return (tokens_in * self.limits.price_in + tokens_out * self.limits.price_out) / 1e6
-
-
-def _attempt(index: int, tokens: tuple[int, int], **what: str) -> dict[str, Any]:
+def _attempt(index: int, tokens: tuple[int, int], **what: str | int) -> dict[str, Any]:
     return {"paragraph": index, **what, "tokens_in": tokens[0], "tokens_out": tokens[1]}
 
 
@@ -393,9 +361,10 @@ def _collect(found: Sequence[Paragraph], per_paragraph: int, run: _Run, stopped:
         given_up=len(run.given_up - run.answers.keys()),
         calls=len(run.book.records),
         new_calls=len(run.book.records) - run.before,
-        tokens=run.tokens,
-        cost=run.spent(),
+        tokens=run.budget.tokens,
+        cost=run.budget.spent,
         stopped=stopped,
+        over=run.budget.over if run.budget.unkept else 0,
     )
 
 

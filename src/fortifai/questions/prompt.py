@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from fortifai.questions.passages import Paragraph
 
@@ -65,6 +67,47 @@ SCHEMA: dict[str, Any] = {
     "additionalProperties": False,
 }
 """`Answer` for the endpoint, written out: many take only a part of JSON Schema, without lengths."""
+
+
+_THOUGHT = r"think(?:ing)?|reasoning|thought"
+_OPENS = re.compile(rf"\s*<(?:{_THOUGHT})>")
+_CLOSES = re.compile(rf"</(?:{_THOUGHT})>")
+_BEGINS = re.compile(r"\{\s*\"questions\"\s*:")
+
+
+def read_answer(text: str) -> Answer:
+    """The answer in what a model wrote: all of it, or the one such object behind its reasoning.
+
+    Many put it between fences, after a sentence, or after ``<think>...</think>``, and templates
+    may have written the opening tag themselves. Two different answers are none.
+
+    Raises:
+        ValueError: There is none, with what is wrong in a few words.
+    """
+    try:
+        return Answer.model_validate_json(text)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+    closed = [found.end() for found in _CLOSES.finditer(text)]
+    if not closed and _OPENS.match(text):
+        raise ValueError("the reasoning has no end")
+    told = text[closed[-1] :] if closed else text
+    answers: list[Answer] = []
+    for found in _BEGINS.finditer(told):
+        try:
+            _, end = json.JSONDecoder().raw_decode(told, found.start())
+            answer = Answer.model_validate_json(told[found.start() : end])
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+        except (ValueError, RecursionError):
+            pass  # such as what it quotes of the task; the first reason stands
+        else:
+            answers += [answer] if answer not in answers else []
+    if len(answers) > 1:
+        raise ValueError(f"{len(answers)} different answers")
+    if not answers:
+        raise ValueError(reason)
+    return answers[0]
 
 
 def messages(paragraph: Paragraph, count: int) -> list[dict[str, str]]:

@@ -33,6 +33,7 @@ from fortifai.data import points
 from fortifai.data.points import Mixture
 from fortifai.errors import InputError
 from fortifai.evals import points_view
+from fortifai.evals.points import is_singular
 from fortifai.evals.score import Score
 from fortifai.evals.view import Stage
 from fortifai.loop.progress import Progress
@@ -191,7 +192,13 @@ def read(config: PointsExperiment, root: Path) -> PointsInputs:
     points.check_points(pooled, "the points")
     truth = _truth(config)
     mean, covariance = _moments(truth) if truth else (pooled.mean(0), np.cov(pooled.T, ddof=0))
-    data = PointsInputs(config, real, held_out, mean, np.atleast_2d(covariance), truth, ())
+    covariance = np.atleast_2d(covariance)
+    if is_singular(covariance[None])[0]:
+        raise InputError(
+            "the points have too little spread in some direction beside the others for a "
+            "covariance in float64; leave a column out, or add noise"
+        )
+    data = PointsInputs(config, real, held_out, mean, covariance, truth, ())
     for name, arm in config.arms.items():
         _check_arm(name, arm, data)
     return data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -66,10 +67,11 @@ def _read_corpus(
     config: TextCorpusConfig, root: Path
 ) -> tuple[Corpus, Corpus | float, list[Question]]:
     if isinstance(config, TextCorpus):
-        corpus = text.read_text(config.files, root=root, column=config.column)
+        read = functools.partial(text.read_text, root=root, column=config.column, rows=config.rows)
+        corpus = read(config.files)
         if isinstance(config.held_out, float):
             return corpus, config.held_out, []
-        return corpus, text.read_text(config.held_out, root=root, column=config.column), []
+        return corpus, read(config.held_out), []
     if isinstance(config, HubCorpus):
         return _read_hub(config)
     if isinstance(config, BiosCorpus):
@@ -101,9 +103,13 @@ def _read_bios(config: BiosCorpus) -> tuple[Corpus, list[Question]]:
 
 def _source(config: FileSource | HubSource, root: Path) -> Corpus:
     if isinstance(config, FileSource):
-        return text.read_text(config.files, root=root, column=config.column)
+        return text.read_text(config.files, root=root, column=config.column, rows=config.rows)
     return text.read_hub(
-        config.dataset, config=config.config, split=config.split, column=config.column
+        config.dataset,
+        config=config.config,
+        split=config.split,
+        column=config.column,
+        rows=config.rows,
     )
 
 
@@ -115,7 +121,13 @@ def _files_or_hub(config: FileSource | HubSource) -> dict[str, Any]:
 
 def _read_hub(config: HubCorpus) -> tuple[Corpus, Corpus | float, list[Question]]:
     def split(name: str) -> Corpus:
-        return text.read_hub(config.dataset, config=config.config, split=name, column=config.column)
+        return text.read_hub(
+            config.dataset,
+            config=config.config,
+            split=name,
+            column=config.column,
+            rows=config.rows,
+        )
 
     if config.held_out_split is not None:
         return split(config.split), split(config.held_out_split), []
