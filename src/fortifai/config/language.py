@@ -75,6 +75,21 @@ Epochs = Annotated[float, Field(gt=0), AfterValidator(_whole)]
 """A number of epochs; a whole one stays an int, as it is written."""
 
 
+class LoraConfig(Section):
+    """Adapters of rank `r` on the linear layers, trained instead of the weights themselves.
+
+    `targets`: last parts of layers' names. `modules_to_save`: modules trained whole. `carry`: the
+    next generation trains the adapter on; otherwise it is merged, and the next begins a new one.
+    """
+
+    r: PositiveInt = 16
+    alpha: PositiveFloat = 32
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
+    modules_to_save: tuple[str, ...] = ()
+    carry: bool = False
+
+
 class TrainConfig(Section):
     """How a generation is trained. `epochs` may be a fraction: 0.5 reads half of the blocks."""
 
@@ -91,6 +106,7 @@ class TrainConfig(Section):
     normalize: Literal["valid", "kept"] = "valid"
     checkpoint: Literal["last", "best_held_out", "best_kr"] = "last"
     report_to: tuple[str, ...] = ()
+    lora: LoraConfig | None = None
 
 
 class Greedy(Section):

@@ -10,21 +10,12 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from fortifai.confidence import AnyWeight, Dynamic, Truncate
 from fortifai.config import RegenerateConfig, TrainConfig
-from fortifai.errors import InputError
 from fortifai.loop.progress import Progress
 from fortifai.models.causal_lm import CausalLM
-from fortifai.models.hub import local_files_only
 
 Tokens = NDArray[np.int32]
 Select = Callable[[CausalLM], float]
@@ -118,26 +109,6 @@ class BoundLM:
     def save(self, folder: Path) -> None:
         """Write the weights and the tokenizer."""
         self.lm.save(folder)
-
-
-def describe(base: str) -> tuple[PreTrainedTokenizerFast, PreTrainedConfig]:
-    """The tokenizer and configuration of a hub id or folder, without its weights.
-
-    Raises:
-        InputError: There is no such folder or hub id, or no network to fetch it.
-    """
-    local = local_files_only(base)
-    try:
-        return (
-            AutoTokenizer.from_pretrained(base, trust_remote_code=False, local_files_only=local),
-            AutoConfig.from_pretrained(base, trust_remote_code=False, local_files_only=local),
-        )
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"family.base {base!r} could not be loaded ({reason}); give a local folder with a "
-            "causal language model, or a hub id with a network to fetch it"
-        ) from error
 
 
 def from_config(config: PreTrainedConfig, *, seed: int = 0) -> PreTrainedModel:

@@ -42,7 +42,9 @@ from fortifai.loop.seeds import derive
 from fortifai.loop.store import read_jsonl, write_json, write_jsonl
 from fortifai.models import scratch
 from fortifai.models.causal_lm import CausalLM
-from fortifai.models.family import CausalLMFamily, count_parameters, describe, from_config
+from fortifai.models.family import CausalLMFamily, count_parameters, from_config
+from fortifai.models.hub import exists
+from fortifai.models.loading import describe
 from fortifai.setups import exam
 from fortifai.setups.setup import Ground
 from fortifai.setups.sources import read_sources
@@ -239,8 +241,8 @@ def _read_benchmarks(
 
 
 def _local(base: str, root: Path) -> str:
-    """A folder relative to the YAML's, if there is one by this name; else the name as it is."""
-    return str(root / base) if (root / base).is_dir() else base
+    """A folder or file relative to the YAML's, if there is one; else the name as it is."""
+    return str(root / base) if exists(root / base) else base
 
 
 def _build(config: LanguageExperiment, vocab_size: int, *, seed: int) -> Any:
