@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from fortifai.config.section import Section, Share
 
@@ -65,6 +72,16 @@ class CausalLMConfig(Section):
                 "(sizes of a new model)"
             )
         return self
+
+    @field_validator("dtype")
+    @classmethod
+    def _trains(cls, dtype: str) -> str:
+        if dtype == "bfloat16":
+            raise ValueError(
+                "weights in bfloat16 do not train, since most steps of AdamW round to nothing; "
+                "leave dtype at float32, and set train.precision to bf16 for the speed"
+            )
+        return dtype
 
 
 def _whole(value: float) -> float:

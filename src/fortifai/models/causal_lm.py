@@ -17,6 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from fortifai.errors import InputError
 from fortifai.models import continuations, generation, loading, scoring, training
+from fortifai.models.lora import Adapter
 from fortifai.models.training import FitReport
 
 if TYPE_CHECKING:
@@ -99,9 +100,24 @@ class CausalLM:
         loaded.block = saved["block"]
         return loaded
 
-    def save(self, folder: Path) -> None:
-        """Write weights (safetensors), tokenizer and settings into `folder`; no pickle."""
+    def save(self, folder: Path, adapter: tuple[Adapter, Path] | None = None) -> None:
+        """Write weights (safetensors), tokenizer and settings into `folder`; no pickle.
+
+        Args:
+            folder: Made if it is not there.
+            adapter: What this model is, and the folder of the model it was merged into: then it is
+                written in place of weights and tokenizer, with the way from `folder` to that one.
+        """
         folder = Path(folder)
+        if adapter is None:
+            self._save_whole(folder)
+        else:
+            adapter[0].save(folder, base=adapter[1])
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        text = json.dumps({"block": self.block, "dtype": dtype}) + "\n"
+        (folder / SETTINGS_FILE).write_text(text, encoding="utf-8")
+
+    def _save_whole(self, folder: Path) -> None:
         own = self.model.generation_config
         try:
             own.validate(strict=True)
@@ -119,9 +135,6 @@ class CausalLM:
         finally:
             self.model.generation_config = own
         self.tokenizer.save_pretrained(folder)
-        dtype = str(self.model.dtype).removeprefix("torch.")
-        text = json.dumps({"block": self.block, "dtype": dtype}) + "\n"
-        (folder / SETTINGS_FILE).write_text(text, encoding="utf-8")
 
     def fit(
         self,
@@ -133,6 +146,7 @@ class CausalLM:
         workdir: Path,
         select: Callable[[CausalLM], float] | None,
         progress: Progress,
+        adapter: Adapter | None = None,
     ) -> FitReport:
         """Train on a token stream from the present weights; see `training.fit`."""
         self.block = min(train.block, scoring.positions(self.model))
@@ -145,6 +159,7 @@ class CausalLM:
             workdir=workdir,
             select=None if select is None else lambda: select(self),
             progress=progress,
+            adapter=adapter,
         )
 
     def regenerate(

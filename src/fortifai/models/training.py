@@ -19,6 +19,8 @@ from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, Trai
 
 from fortifai.errors import InputError, RunFailed
 from fortifai.integrations.transformers import ConfidenceTrainer
+from fortifai.models import lora
+from fortifai.models.lora import Adapter
 from fortifai.models.scoring import positions
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ class FitReport:
         seconds: Wall time.
         epochs: For each epoch ``epoch``, ``loss``, ``truncated_share``, ``tokens`` and, where a
             checkpoint was selected, ``score`` and ``kept`` (whether it was the best so far).
+        adapter: What was trained, and merged into the model, under `train.lora`.
     """
 
     loss: float
@@ -51,6 +54,7 @@ class FitReport:
     tokens: int
     seconds: float
     epochs: list[dict[str, Any]]
+    adapter: Adapter | None = None
 
 
 class Blocks(Dataset[Tensor]):
@@ -95,6 +99,7 @@ def fit(
     workdir: Path,
     select: Callable[[], float] | None,
     progress: Progress,
+    adapter: Adapter | None = None,
 ) -> FitReport:
     """Train `model` in place on a token stream.
 
@@ -114,10 +119,12 @@ def fit(
             epoch (the earliest of equals) are put back at the end. Needed unless
             `train.checkpoint` is ``last``, and not called then.
         progress: Told after each optimizer step.
+        adapter: Under `train.lora`, one of this model to train on, instead of a new one.
 
     Raises:
-        InputError: The stream has fewer than 2 tokens, `block` is longer than the model reads, or
-            the loss cannot be had from the model's hidden states (see `HiddenStateLoss`).
+        InputError: The stream has fewer than 2 tokens, `block` is longer than the model reads, the
+            weights are of half precision, the loss cannot be had from the model's hidden states
+            (see `HiddenStateLoss`), or the adapters of `train.lora` do not fit the model.
         RunFailed: The loss is not finite; names the step.
     """
     _check(model, train, select)
@@ -125,8 +132,7 @@ def fit(
     blocks = Blocks(samples, train.block)
     watch = _Watch(blocks, train, progress, select, model)
     began = time.perf_counter()
-    use_cache = model.config.use_cache
-    with _global_random_state_kept():
+    with _prepared(model, train, adapter, seed) as adapters:
         trainer = _Recorded(
             model=model,
             args=_arguments(model, train, seed=seed, workdir=workdir),
@@ -141,12 +147,10 @@ def fit(
         try:
             trainer.train()
         finally:
-            # Trainer switches the cache off in the model's configuration, and leaves it off
-            model.config.use_cache = use_cache
             model.zero_grad(set_to_none=True)
             model.eval()
             del watch.trainer  # each held the other, and both the optimizer's memory
-    watch.restore_best()
+        watch.restore_best()
     return FitReport(
         loss=watch.epochs[-1]["loss"],
         truncated_share=float(np.mean([e["truncated_share"] for e in watch.epochs])),
@@ -154,7 +158,22 @@ def fit(
         tokens=sum(e["tokens"] for e in watch.epochs),
         seconds=time.perf_counter() - began,
         epochs=watch.epochs,
+        adapter=adapters[0] if adapters else None,
     )
+
+
+@contextlib.contextmanager
+def _prepared(
+    model: PreTrainedModel, train: TrainConfig, adapter: Adapter | None, seed: int
+) -> Iterator[list[Adapter]]:
+    """What a fit changes for its time alone; yields what `lora.training` does, empty without."""
+    with _global_random_state_kept(), _without_cache(model):
+        if train.lora is None:
+            yield []
+            return
+        torch.manual_seed(seed)
+        with lora.training(model, train.lora, adapter) as adapters:
+            yield adapters
 
 
 def _check(model: PreTrainedModel, train: TrainConfig, select: Callable[[], float] | None) -> None:
@@ -162,6 +181,19 @@ def _check(model: PreTrainedModel, train: TrainConfig, select: Callable[[], floa
         raise InputError(
             f"train.block is {train.block}, but the model reads {positions(model)} tokens at most; "
             "lower it"
+        )
+    dtypes = {str(p.dtype).removeprefix("torch.") for p in model.parameters()}
+    halves = sorted(dtypes & {"bfloat16", "float16"})
+    if getattr(model, "quantization_method", None) is not None:
+        raise InputError(
+            "the weights of the model are quantised, so they cannot be trained; give the "
+            "checkpoint that was quantised, or a GGUF file of it"
+        )
+    if halves:
+        raise InputError(
+            f"the weights of the model are {', '.join(halves)}, in which most steps of "
+            "AdamW round to nothing; load it with dtype float32, and train.precision bf16 for the "
+            "speed"
         )
     if train.checkpoint != "last" and select is None:
         raise InputError(
@@ -291,23 +323,48 @@ class _Watch(TrainerCallback):
                 score = self.select()
             better = score > self.best[0] or self.best[1] is None
             if better:
-                state_dict = self.model.state_dict()
                 self.best = (
                     score if score == score else -math.inf,
-                    {k: v.detach().to("cpu", copy=True) for k, v in state_dict.items()},
+                    {k: v.detach().to("cpu", copy=True) for k, v in self._changing().items()},
                 )
             record |= {"score": score, "kept": better}
         self.epochs.append(record)
 
+    def _changing(self) -> dict[str, Tensor]:
+        """The model's state without what is not trained: under LoRA its adapters alone."""
+        named = self.model.named_parameters(remove_duplicate=False)
+        frozen = {name for name, parameter in named if not parameter.requires_grad}
+        return {k: v for k, v in self.model.state_dict().items() if k not in frozen}
+
     def restore_best(self) -> None:
         """Put the weights of the best epoch back; does nothing where none was selected."""
         if self.best[1] is not None:
-            self.model.load_state_dict(self.best[1])
+            self.model.load_state_dict(self.best[1], strict=False)
             self.best = (self.best[0], None)
 
 
 def _looks_each_step(device: torch.device) -> bool:
     return device.type == "cpu"
+
+
+@contextlib.contextmanager
+def _without_cache(model: PreTrainedModel) -> Iterator[None]:
+    """No cache of keys in training, and the configuration as it was afterwards.
+
+    Trainer switches the cache off in the configuration at the top and leaves it off; one of text
+    and images has its own, which the text part goes by, a level below.
+    """
+    configs = [model.config, model.config.get_text_config(decoder=True)]
+    before = [vars(config).get("use_cache") for config in configs]
+    configs[-1].use_cache = False
+    try:
+        yield
+    finally:
+        for config, use_cache in zip(configs, before, strict=True):
+            if use_cache is not None:
+                config.use_cache = use_cache
+            else:
+                vars(config).pop("use_cache", None)
 
 
 @contextlib.contextmanager

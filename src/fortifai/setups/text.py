@@ -191,7 +191,7 @@ def read(config: LanguageExperiment, root: Path) -> TextInputs:
         assert family.base is not None
         tokenizer, model_config = describe(_local(family.base, root))
         _check_positions(config, family.base, model_config)
-        longest = getattr(model_config, "max_position_embeddings", None) or 1024
+        longest = _positions(model_config) or 1024
         parameters = count_parameters(lambda: from_config(model_config))
     cut = splits.split_corpus(
         sources.corpus,
@@ -262,8 +262,14 @@ def _build(config: LanguageExperiment, vocab_size: int, *, seed: int) -> Any:
     )
 
 
+def _positions(model_config: Any) -> int | None:
+    """How many a model reads; that of text and images says it of its text part."""
+    text = model_config.get_text_config(decoder=True)
+    return getattr(text, "max_position_embeddings", None)
+
+
 def _check_positions(config: LanguageExperiment, base: str, model_config: Any) -> None:
-    positions = getattr(model_config, "max_position_embeddings", None)
+    positions = _positions(model_config)
     if positions is not None and config.positions > positions:
         raise InputError(
             f"{base} has {positions} positions and the experiment needs {config.positions} "
