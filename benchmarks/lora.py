@@ -44,7 +44,7 @@ def measure(model: Path, mode: str, args: argparse.Namespace) -> dict[str, float
         learning_rate=2e-5 if mode == "full" else 2e-4,
         lora=None if mode == "full" else LoraConfig(r=args.rank),
     )
-    began = time.perf_counter()
+    began, used = time.perf_counter(), time.process_time()
     lm.fit(
         tokens,
         TruncateConfig(kind="truncate", threshold=0.9).build(),
@@ -54,7 +54,12 @@ def measure(model: Path, mode: str, args: argparse.Namespace) -> dict[str, float
         select=None,
         progress=Silent(),
     )
-    return {"seconds": time.perf_counter() - began, "peak": peak(), "loaded": loaded}
+    return {
+        "seconds": time.perf_counter() - began,
+        "processor seconds": time.process_time() - used,
+        "peak MiB": peak(),
+        "peak MiB before": loaded,
+    }
 
 
 def peak() -> float:
@@ -72,6 +77,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def main() -> None:
+    """Run both modes in turn and print what was found."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", help="a GGUF file, a folder or a hub id")
     parser.add_argument("--turns", type=int, default=3)
@@ -90,7 +96,8 @@ def main() -> None:
         from fortifai.models.causal_lm import CausalLM
 
         CausalLM.from_base(args.model, device="cpu").save(Path(folder))
-        options = [f"--{k.replace('_', '-')}={v}" for k, v in vars(args).items() if k not in skipped]
+        given = {k: v for k, v in vars(args).items() if k not in ("model", "turns", "mode")}
+        options = [f"--{k.replace('_', '-')}={v}" for k, v in given.items()]
         for _ in range(args.turns):
             for mode in MODES:
                 command = [sys.executable, __file__, folder, *options, f"--mode={mode}"]
@@ -101,12 +108,10 @@ def main() -> None:
         for mode, turns in found.items()
     }
     pairs = list(zip(found["lora"], found["full"], strict=True))
-    for key in ("seconds", "peak"):
+    for key in ("seconds", "processor seconds", "peak MiB"):
         out[f"lora / full, {key}"] = spread([a[key] / b[key] for a, b in pairs])
     print(json.dumps(out, indent=1))
 
-
-skipped = ("model", "turns", "mode")
 
 if __name__ == "__main__":
     main()

@@ -13,7 +13,7 @@ import importlib.util
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,7 +146,7 @@ def _chosen(model: PreTrainedModel, settings: LoraConfig) -> dict[str, Any]:
     else:
         targets = set(settings.targets)
         _check_names("targets", targets, inside)
-    _check_names("modules_to_save", settings.modules_to_save, [n for n, _ in model.named_modules()])
+    _check_saved(model, settings.modules_to_save)
     beside = [n for n in linear if n not in inside and any(_is_named(n, t) for t in targets)]
     return {
         "task_type": "CAUSAL_LM",
@@ -156,8 +156,6 @@ def _chosen(model: PreTrainedModel, settings: LoraConfig) -> dict[str, Any]:
         "target_modules": sorted(targets),
         "exclude_modules": sorted(beside) or None,
         "modules_to_save": sorted(settings.modules_to_save) or None,
-        # an embedding trained whole stays the output layer's too, where it is so in the model
-        "ensure_weight_tying": bool(settings.modules_to_save),
     }
 
 
@@ -184,6 +182,21 @@ def _check_names(key: str, wanted: Any, there: list[str]) -> None:
         shown = ", ".join(name for name in known if not name.isdigit())
         raise InputError(
             f"train.lora.{key} names {', '.join(absent)}, which the model has not; it has {shown}"
+        )
+
+
+def _check_saved(model: PreTrainedModel, wanted: Sequence[str]) -> None:
+    modules = dict(model.named_modules())
+    _check_names("modules_to_save", wanted, list(modules))
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    if ends[1] is None or ends[0].weight is not ends[1].weight:
+        return
+    tied = [n for n in wanted for key, m in modules.items() if m in ends and _is_named(key, n)]
+    if tied:
+        # peft trains a copy of one of the two, and the merged model would not be the trained one
+        raise InputError(
+            f"train.lora.modules_to_save names {tied[0]}, whose weights are those of the input "
+            "embedding and of the output layer at once in this model; leave it out"
         )
 
 

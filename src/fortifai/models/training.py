@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 CHECK_EVERY = 16
 """On an accelerator losses are looked at this often: each look waits for the device."""
 
+TOKENS_AT_ONCE = 256
+"""Of a batch under LoRA on a CPU; with more, products of matrices are no faster."""
+
 
 @dataclasses.dataclass(frozen=True)
 class FitReport:
@@ -206,11 +209,12 @@ def _arguments(
     model: PreTrainedModel, train: TrainConfig, *, seed: int, workdir: Path
 ) -> TrainingArguments:
     reports = list(train.report_to)
+    rows = _rows_at_once(model, train)
     args = TrainingArguments(
         output_dir=str(workdir),
         num_train_epochs=train.epochs,
-        per_device_train_batch_size=train.batch_size,
-        gradient_accumulation_steps=train.gradient_accumulation,
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=train.gradient_accumulation * (train.batch_size // rows),
         learning_rate=train.learning_rate,
         lr_scheduler_type="constant_with_warmup"
         if train.schedule == "constant"
@@ -237,6 +241,19 @@ def _arguments(
     _ = args.device  # sets n_gpu, which would otherwise wrap the model for all GPUs at hand
     args._n_gpu = min(args.n_gpu, 1)
     return args
+
+
+def _rows_at_once(model: PreTrainedModel, train: TrainConfig) -> int:
+    """Rows of a batch that are read at once: under LoRA on a CPU as few as fill its cores.
+
+    Without gradients and an optimizer's state for the weights, what is kept for the backward is
+    most of the memory. The gradients of pieces add up to the batch's where each label counts the
+    same, which ``kept`` does not know before its end.
+    """
+    if train.lora is None or train.normalize != "valid" or model.device.type != "cpu":
+        return train.batch_size
+    few = max(1, TOKENS_AT_ONCE // train.block)
+    return max(n for n in range(1, train.batch_size + 1) if train.batch_size % n == 0 and n <= few)
 
 
 def uses_bf16(train: TrainConfig, device: torch.device) -> bool:
