@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-all lint install clean
+.PHONY: demo test test-all models lint install clean
 
 install: $(INSTALLED)
 
@@ -23,6 +23,10 @@ test: $(INSTALLED)
 
 test-all: $(INSTALLED)
 	$(BIN)/python -m pytest -m ""
+
+# two real checkpoints for the slow tests, about 350 MB, kept in ~/.cache/fortifai/models
+models: $(INSTALLED)
+	$(BIN)/python -m tests.real_models
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import real_models
+
 # before anything imports Triton, whose functions become interpreted ones when they are defined
 os.environ["TRITON_INTERPRET"] = "1"
 
@@ -15,3 +17,22 @@ def real_data() -> Path:
     if not DATA.is_dir():
         pytest.skip(f"real data are not here: {DATA.name} is no folder beside the project")
     return DATA
+
+
+def _real_model(name: str) -> Path:
+    file = real_models.path(name)
+    if file is None:
+        pytest.skip(f"{real_models.MODELS[name].file} is not here: run `make models`")
+    return file
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct, Q4_1, a GGUF file; tests that need it skip without it."""
+    return _real_model("smollm2")
+
+
+@pytest.fixture(scope="session")
+def gemma3_270m() -> Path:
+    """Gemma-3-270m (base), Q4_K_M, a GGUF file; tests that need it skip without it."""
+    return _real_model("gemma3-270m")

@@ -83,19 +83,26 @@ def load_model(name: str, device: str | None, bos: Bos | None = None) -> CausalL
 
 def _check_folder(name: str) -> None:
     """Refuse a folder that is not a model's, with the nearest that is."""
+    from fortifai.models.hub import locate
+
     folder = Path(name)
     # one with an adapter alone names its base model in it
     if not folder.is_dir() or any((folder / file).is_file() for file in _CONFIGS):
         return
+    if locate(name).gguf is not None:
+        return
     found = sorted(
         path.parent
         for where in ("model", "arms/*/seed-*/generation-*/model")
-        for path in folder.glob(f"{where}/config.json")
+        for file in _CONFIGS
+        for path in folder.glob(f"{where}/{file}")
     )
     what = "is a run, not a model" if (folder / "arms").is_dir() else "holds no model"
     if found:
         raise InputError(f"{name} {what}; give one of its models, such as {found[-1]}")
-    raise InputError(f"{name} {what}: there is no config.json; give a model's folder, or a hub id")
+    raise InputError(
+        f"{name} {what}: there is no config.json; give a model's folder, a GGUF file or a hub id"
+    )
 
 
 @contextmanager

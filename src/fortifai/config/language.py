@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from fortifai.config.section import Section, Share
 from fortifai.data.tokens import Bos
@@ -72,6 +79,16 @@ class CausalLMConfig(Section):
             )
         return self
 
+    @field_validator("dtype")
+    @classmethod
+    def _trains(cls, dtype: str) -> str:
+        if dtype == "bfloat16":
+            raise ValueError(
+                "weights in bfloat16 do not train, since most steps of AdamW round to nothing; "
+                "leave dtype at float32, and set train.precision to bf16 for the speed"
+            )
+        return dtype
+
 
 def _whole(value: float) -> float:
     return int(value) if value == int(value) else value
@@ -79,6 +96,21 @@ def _whole(value: float) -> float:
 
 Epochs = Annotated[float, Field(gt=0), AfterValidator(_whole)]
 """A number of epochs; a whole one stays an int, as it is written."""
+
+
+class LoraConfig(Section):
+    """Adapters of rank `r` on the linear layers, trained instead of the weights themselves.
+
+    `targets`: last parts of layers' names. `modules_to_save`: modules trained whole. `carry`: the
+    next generation trains the adapter on; otherwise it is merged, and the next begins a new one.
+    """
+
+    r: PositiveInt = 16
+    alpha: PositiveFloat = 32
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
+    modules_to_save: tuple[str, ...] = ()
+    carry: bool = False
 
 
 class TrainConfig(Section):
@@ -97,6 +129,7 @@ class TrainConfig(Section):
     normalize: Literal["valid", "kept"] = "valid"
     checkpoint: Literal["last", "best_held_out", "best_kr"] = "last"
     report_to: tuple[str, ...] = ()
+    lora: LoraConfig | None = None
 
 
 class Greedy(Section):

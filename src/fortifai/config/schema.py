@@ -73,6 +73,15 @@ class LanguageArm(Section):
     train: TrainConfig = TrainConfig()
     regenerate: RegenerateConfig = RegenerateConfig()
 
+    @model_validator(mode="after")
+    def _carries_from_the_last(self) -> LanguageArm:
+        if self.train.lora is not None and self.train.lora.carry and self.start != "previous":
+            raise ValueError(
+                f"train.lora.carry trains on the adapter of the generation before, but start is "
+                f"{self.start!r}; set start to previous, or carry to false"
+            )
+        return self
+
 
 class PointsArm(Section):
     """One arm of a density, whole.

@@ -9,25 +9,17 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
-from transformers.utils import logging
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from fortifai.data import tokens
 from fortifai.data.tokens import Bos
 from fortifai.errors import InputError
-from fortifai.models import continuations, generation, scoring, training
-from fortifai.models.hub import local_files_only
+from fortifai.models import continuations, generation, loading, scoring, training
+from fortifai.models.lora import Adapter
 from fortifai.models.training import FitReport
 
 if TYPE_CHECKING:
@@ -38,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["CausalLM", "FitReport"]
 
 SETTINGS_FILE = "fortifai.json"
-Dtype = Literal["float32", "bfloat16"]
 
 
 class CausalLM:
@@ -78,35 +69,16 @@ class CausalLM:
         cls,
         name_or_path: str | Path,
         *,
-        dtype: Dtype = "float32",
+        dtype: loading.Dtype = "float32",
         device: torch.device | str | None = None,
         bos: Bos = "auto",
     ) -> CausalLM:
-        """A pretrained model, from a hub id or a local folder; never runs code that comes with it.
+        """A pretrained model, from a hub id, a folder or a GGUF file; see `loading.read`.
 
         Raises:
-            InputError: There is no such folder or hub id, no network, or it is not a causal
-                language model with a fast tokenizer.
+            InputError: There is none by that name, or it is not whole; see `loading.read`.
         """
-        name = str(name_or_path)
-        how = {"trust_remote_code": False, "local_files_only": local_files_only(name)}
-        try:
-            with _quiet():
-                tokenizer = AutoTokenizer.from_pretrained(name, **how)
-                model = AutoModelForCausalLM.from_pretrained(
-                    name, dtype=getattr(torch, dtype), **how
-                )
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise InputError(
-                f"no causal language model could be loaded from {name!r} ({reason}); give a local "
-                "folder, or a hub id with a network to fetch it"
-            ) from error
-        if not tokenizer.is_fast:
-            raise InputError(
-                f"the tokenizer of {name!r} is a slow one, without character offsets; use a model "
-                "with a fast tokenizer (tokenizer.json)"
-            )
+        tokenizer, model = loading.read(name_or_path, dtype)
         return cls(model, tokenizer, device=device, bos=bos)
 
     @classmethod
@@ -140,9 +112,24 @@ class CausalLM:
         loaded.block = saved["block"]
         return loaded
 
-    def save(self, folder: Path) -> None:
-        """Write weights (safetensors), tokenizer and settings into `folder`; no pickle."""
+    def save(self, folder: Path, adapter: tuple[Adapter, Path] | None = None) -> None:
+        """Write weights (safetensors), tokenizer and settings into `folder`; no pickle.
+
+        Args:
+            folder: Made if it is not there.
+            adapter: What this model is, and the folder of the model it was merged into: then it is
+                written in place of weights and tokenizer, with the way from `folder` to that one.
+        """
         folder = Path(folder)
+        if adapter is None:
+            self._save_whole(folder)
+        else:
+            adapter[0].save(folder, base=adapter[1])
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        text = json.dumps({"block": self.block, "bos": self.bos, "dtype": dtype}) + "\n"
+        (folder / SETTINGS_FILE).write_text(text, encoding="utf-8")
+
+    def _save_whole(self, folder: Path) -> None:
         own = self.model.generation_config
         try:
             own.validate(strict=True)
@@ -155,14 +142,11 @@ class CausalLM:
                 pad_token_id=own.pad_token_id,
             )
         try:
-            with _quiet():
+            with loading.quiet():
                 self.model.save_pretrained(folder)
         finally:
             self.model.generation_config = own
         self.tokenizer.save_pretrained(folder)
-        dtype = str(self.model.dtype).removeprefix("torch.")
-        text = json.dumps({"block": self.block, "bos": self.bos, "dtype": dtype}) + "\n"
-        (folder / SETTINGS_FILE).write_text(text, encoding="utf-8")
 
     def fit(
         self,
@@ -174,6 +158,7 @@ class CausalLM:
         workdir: Path,
         select: Callable[[CausalLM], float] | None,
         progress: Progress,
+        adapter: Adapter | None = None,
     ) -> FitReport:
         """Train on a token stream from the present weights; see `training.fit`."""
         self._check_known(samples)
@@ -188,6 +173,7 @@ class CausalLM:
             workdir=workdir,
             select=None if select is None else lambda: select(self),
             progress=progress,
+            adapter=adapter,
         )
 
     def regenerate(
@@ -344,15 +330,3 @@ class CausalLM:
             yield
         finally:
             self.model.train(training_mode)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' own progress bars, which know nothing of ours."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

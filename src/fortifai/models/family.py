@@ -12,9 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -23,10 +21,11 @@ from transformers import (
 from fortifai.confidence import AnyWeight, Dynamic, Truncate
 from fortifai.config import RegenerateConfig, TrainConfig
 from fortifai.data.tokens import SpecialTokens, special_tokens
-from fortifai.errors import InputError
 from fortifai.loop.progress import Progress
 from fortifai.models.causal_lm import SETTINGS_FILE, CausalLM
-from fortifai.models.hub import local_files_only
+from fortifai.models.hub import ADAPTER
+from fortifai.models.loading import describe
+from fortifai.models.lora import Adapter
 
 Tokens = NDArray[np.int32]
 Select = Callable[[CausalLM], float]
@@ -64,25 +63,46 @@ class CausalLMFamily:
     def create(self, start: Literal["base", "scratch"], *, seeds: Sequence[int]) -> BoundLM:
         """The shared base model, or new random weights."""
         (seed,) = seeds
-        lm = CausalLM.load(self.base) if start == "base" else self.scratch(seed)
-        return BoundLM(lm, self)
+        if start == "scratch":
+            return BoundLM(self.scratch(seed), self)
+        return BoundLM(CausalLM.load(self.base), self, pristine=True)
 
     def load(self, folder: Path) -> BoundLM:
         """The model that an earlier generation saved."""
-        return BoundLM(CausalLM.load(folder), self)
+        carried = self.carries and (folder / ADAPTER).is_file()
+        return BoundLM(CausalLM.load(folder), self, Adapter.load(folder) if carried else None)
+
+    @property
+    def carries(self) -> bool:
+        """Whether a generation trains on the adapter of the one before."""
+        return self.train.lora is not None and self.train.lora.carry
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class BoundLM:
-    """A language model with its arm's settings: `fortifai.loop.recurse.Model`."""
+    """A language model with its arm's settings: `fortifai.loop.recurse.Model`.
+
+    Attributes:
+        lm: The model, adapters merged into it.
+        family: The arm's settings.
+        adapter: What the model is beyond the family's base, where that is an adapter alone.
+        pristine: Whether it is the base itself.
+    """
 
     lm: CausalLM
     family: CausalLMFamily
+    adapter: Adapter | None = None
+    pristine: bool = False
 
     def fit(self, samples: Tokens, *, seeds: Sequence[int], progress: Progress) -> dict[str, Any]:
         """Train; see `CausalLM.fit`."""
         (seed,) = seeds
         weight = self._settled(samples)
+        carried = self.adapter if self.family.carries else None
+        if carried is not None:
+            # taking an adapter out of the weights again would leave its rounding in them
+            del self.lm
+            self.lm = CausalLM.load(self.family.base)
         report = self.lm.fit(
             samples,
             weight,
@@ -91,9 +111,15 @@ class BoundLM:
             workdir=self.family.workdir,
             select=self.family.select,
             progress=progress,
+            adapter=carried,
         )
-        out = dataclasses.asdict(report)
-        del out["seconds"]  # what is written down must be the same when the run is repeated
+        self.adapter = report.adapter if self.pristine or carried is not None else None
+        self.pristine = False
+        out = dataclasses.asdict(dataclasses.replace(report, adapter=None))
+        del (
+            out["adapter"],
+            out["seconds"],
+        )  # what is written down must be the same when the run is repeated
         if isinstance(self.family.weight, Dynamic):
             out["threshold"] = cast(Truncate, weight).threshold
         return out
@@ -120,28 +146,8 @@ class BoundLM:
         return self.lm.continuation_log_prob(pairs)
 
     def save(self, folder: Path) -> None:
-        """Write the weights and the tokenizer."""
-        self.lm.save(folder)
-
-
-def describe(base: str) -> tuple[PreTrainedTokenizerFast, PreTrainedConfig]:
-    """The tokenizer and configuration of a hub id or folder, without its weights.
-
-    Raises:
-        InputError: There is no such folder or hub id, or no network to fetch it.
-    """
-    local = local_files_only(base)
-    try:
-        return (
-            AutoTokenizer.from_pretrained(base, trust_remote_code=False, local_files_only=local),
-            AutoConfig.from_pretrained(base, trust_remote_code=False, local_files_only=local),
-        )
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"family.base {base!r} could not be loaded ({reason}); give a local folder with a "
-            "causal language model, or a hub id with a network to fetch it"
-        ) from error
+        """Write the weights and the tokenizer, or the adapter alone where that is enough."""
+        self.lm.save(folder, None if self.adapter is None else (self.adapter, self.family.base))
 
 
 def saved_tokens(folder: Path) -> tuple[PreTrainedTokenizerFast, SpecialTokens]:

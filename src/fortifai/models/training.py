@@ -19,6 +19,8 @@ from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, Trai
 
 from fortifai.errors import InputError, RunFailed
 from fortifai.integrations.transformers import ConfidenceTrainer
+from fortifai.models import lora
+from fortifai.models.lora import Adapter
 from fortifai.models.scoring import positions
 
 if TYPE_CHECKING:
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 
 CHECK_EVERY = 16
 """On an accelerator losses are looked at this often: each look waits for the device."""
+
+TOKENS_AT_ONCE = 256
+"""Of a batch under LoRA on a CPU; with more, products of matrices are no faster."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +48,7 @@ class FitReport:
         seconds: Wall time.
         epochs: For each epoch ``epoch``, ``loss``, ``truncated_share``, ``tokens`` and, where a
             checkpoint was selected, ``score`` and ``kept`` (whether it was the best so far).
+        adapter: What was trained, and merged into the model, under `train.lora`.
     """
 
     loss: float
@@ -51,6 +57,7 @@ class FitReport:
     tokens: int
     seconds: float
     epochs: list[dict[str, Any]]
+    adapter: Adapter | None = None
 
 
 class Blocks(Dataset[Tensor]):
@@ -105,6 +112,7 @@ def fit(
     workdir: Path,
     select: Callable[[], float] | None,
     progress: Progress,
+    adapter: Adapter | None = None,
 ) -> FitReport:
     """Train `model` in place on a token stream.
 
@@ -125,10 +133,12 @@ def fit(
             epoch (the earliest of equals) are put back at the end. Needed unless
             `train.checkpoint` is ``last``, and not called then.
         progress: Told after each optimizer step.
+        adapter: Under `train.lora`, one of this model to train on, instead of a new one.
 
     Raises:
-        InputError: The stream has fewer than 2 tokens, `block` is longer than the model reads, or
-            the loss cannot be had from the model's hidden states (see `HiddenStateLoss`).
+        InputError: The stream has fewer than 2 tokens, `block` is longer than the model reads, the
+            weights are of half precision, the loss cannot be had from the model's hidden states
+            (see `HiddenStateLoss`), or the adapters of `train.lora` do not fit the model.
         RunFailed: The loss is not finite; names the step.
     """
     _check(model, train, select)
@@ -136,8 +146,7 @@ def fit(
     blocks = Blocks(samples, train.block, front)
     watch = _Watch(blocks, train, progress, select, model)
     began = time.perf_counter()
-    use_cache = model.config.use_cache
-    with _global_random_state_kept():
+    with _prepared(model, train, adapter, seed) as adapters:
         trainer = _Recorded(
             model=model,
             args=_arguments(model, train, seed=seed, workdir=workdir),
@@ -152,12 +161,10 @@ def fit(
         try:
             trainer.train()
         finally:
-            # Trainer switches the cache off in the model's configuration, and leaves it off
-            model.config.use_cache = use_cache
             model.zero_grad(set_to_none=True)
             model.eval()
             del watch.trainer  # each held the other, and both the optimizer's memory
-    watch.restore_best()
+        watch.restore_best()
     return FitReport(
         loss=watch.epochs[-1]["loss"],
         truncated_share=float(np.mean([e["truncated_share"] for e in watch.epochs])),
@@ -165,7 +172,22 @@ def fit(
         tokens=sum(e["tokens"] for e in watch.epochs),
         seconds=time.perf_counter() - began,
         epochs=watch.epochs,
+        adapter=adapters[0] if adapters else None,
     )
+
+
+@contextlib.contextmanager
+def _prepared(
+    model: PreTrainedModel, train: TrainConfig, adapter: Adapter | None, seed: int
+) -> Iterator[list[Adapter]]:
+    """What a fit changes for its time alone; yields what `lora.training` does, empty without."""
+    with _global_random_state_kept(), _without_cache(model):
+        if train.lora is None:
+            yield []
+            return
+        torch.manual_seed(seed)
+        with lora.training(model, train.lora, adapter) as adapters:
+            yield adapters
 
 
 def _check(model: PreTrainedModel, train: TrainConfig, select: Callable[[], float] | None) -> None:
@@ -173,6 +195,19 @@ def _check(model: PreTrainedModel, train: TrainConfig, select: Callable[[], floa
         raise InputError(
             f"train.block is {train.block}, but the model reads {positions(model)} tokens at most; "
             "lower it"
+        )
+    dtypes = {str(p.dtype).removeprefix("torch.") for p in model.parameters()}
+    halves = sorted(dtypes & {"bfloat16", "float16"})
+    if getattr(model, "quantization_method", None) is not None:
+        raise InputError(
+            "the weights of the model are quantised, so they cannot be trained; give the "
+            "checkpoint that was quantised, or a GGUF file of it"
+        )
+    if halves:
+        raise InputError(
+            f"the weights of the model are {', '.join(halves)}, in which most steps of "
+            "AdamW round to nothing; load it with dtype float32, and train.precision bf16 for the "
+            "speed"
         )
     if train.checkpoint != "last" and select is None:
         raise InputError(
@@ -185,11 +220,12 @@ def _arguments(
     model: PreTrainedModel, train: TrainConfig, *, seed: int, workdir: Path
 ) -> TrainingArguments:
     reports = list(train.report_to)
+    rows = _rows_at_once(model, train)
     args = TrainingArguments(
         output_dir=str(workdir),
         num_train_epochs=train.epochs,
-        per_device_train_batch_size=train.batch_size,
-        gradient_accumulation_steps=train.gradient_accumulation,
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=train.gradient_accumulation * (train.batch_size // rows),
         learning_rate=train.learning_rate,
         lr_scheduler_type="constant_with_warmup"
         if train.schedule == "constant"
@@ -216,6 +252,19 @@ def _arguments(
     _ = args.device  # sets n_gpu, which would otherwise wrap the model for all GPUs at hand
     args._n_gpu = min(args.n_gpu, 1)
     return args
+
+
+def _rows_at_once(model: PreTrainedModel, train: TrainConfig) -> int:
+    """Rows of a batch that are read at once: under LoRA on a CPU as few as fill its cores.
+
+    Without gradients and an optimizer's state for the weights, what is kept for the backward is
+    most of the memory. The gradients of pieces add up to the batch's where each label counts the
+    same, which ``kept`` does not know before its end.
+    """
+    if train.lora is None or train.normalize != "valid" or model.device.type != "cpu":
+        return train.batch_size
+    few = max(1, TOKENS_AT_ONCE // train.block)
+    return max(n for n in range(1, train.batch_size + 1) if train.batch_size % n == 0 and n <= few)
 
 
 def uses_bf16(train: TrainConfig, device: torch.device) -> bool:
@@ -302,23 +351,48 @@ class _Watch(TrainerCallback):
                 score = self.select()
             better = score > self.best[0] or self.best[1] is None
             if better:
-                state_dict = self.model.state_dict()
                 self.best = (
                     score if score == score else -math.inf,
-                    {k: v.detach().to("cpu", copy=True) for k, v in state_dict.items()},
+                    {k: v.detach().to("cpu", copy=True) for k, v in self._changing().items()},
                 )
             record |= {"score": score, "kept": better}
         self.epochs.append(record)
 
+    def _changing(self) -> dict[str, Tensor]:
+        """The model's state without what is not trained: under LoRA its adapters alone."""
+        named = self.model.named_parameters(remove_duplicate=False)
+        frozen = {name for name, parameter in named if not parameter.requires_grad}
+        return {k: v for k, v in self.model.state_dict().items() if k not in frozen}
+
     def restore_best(self) -> None:
         """Put the weights of the best epoch back; does nothing where none was selected."""
         if self.best[1] is not None:
-            self.model.load_state_dict(self.best[1])
+            self.model.load_state_dict(self.best[1], strict=False)
             self.best = (self.best[0], None)
 
 
 def _looks_each_step(device: torch.device) -> bool:
     return device.type == "cpu"
+
+
+@contextlib.contextmanager
+def _without_cache(model: PreTrainedModel) -> Iterator[None]:
+    """No cache of keys in training, and the configuration as it was afterwards.
+
+    Trainer switches the cache off in the configuration at the top and leaves it off; one of text
+    and images has its own, which the text part goes by, a level below.
+    """
+    configs = [model.config, model.config.get_text_config(decoder=True)]
+    before = [vars(config).get("use_cache") for config in configs]
+    configs[-1].use_cache = False
+    try:
+        yield
+    finally:
+        for config, use_cache in zip(configs, before, strict=True):
+            if use_cache is not None:
+                config.use_cache = use_cache
+            else:
+                vars(config).pop("use_cache", None)
 
 
 @contextlib.contextmanager

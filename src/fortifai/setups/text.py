@@ -43,13 +43,9 @@ from fortifai.loop.seeds import derive
 from fortifai.loop.store import read_jsonl, write_json, write_jsonl
 from fortifai.models import scratch
 from fortifai.models.causal_lm import CausalLM
-from fortifai.models.family import (
-    CausalLMFamily,
-    count_parameters,
-    describe,
-    from_config,
-    saved_tokens,
-)
+from fortifai.models.family import CausalLMFamily, count_parameters, from_config, saved_tokens
+from fortifai.models.hub import exists
+from fortifai.models.loading import describe
 from fortifai.setups import exam
 from fortifai.setups.setup import Ground
 from fortifai.setups.sources import read_sources
@@ -210,7 +206,7 @@ def read(config: LanguageExperiment, root: Path) -> TextInputs:
         assert family.base is not None
         tokenizer, model_config = describe(_local(family.base, root))
         _check_positions(config, family.base, model_config)
-        longest = getattr(model_config, "max_position_embeddings", None) or 1024
+        longest = _positions(model_config) or 1024
     parameters = count_parameters(lambda: from_config(model_config))
     special = special_tokens(tokenizer, model_config, bos=family.bos)
     cut = splits.split_corpus(
@@ -266,8 +262,8 @@ def _read_benchmarks(
 
 
 def _local(base: str, root: Path) -> str:
-    """A folder relative to the YAML's, if there is one by this name; else the name as it is."""
-    return str(root / base) if (root / base).is_dir() else base
+    """A folder or file relative to the YAML's, if there is one; else the name as it is."""
+    return str(root / base) if exists(root / base) else base
 
 
 def _build(config: LanguageExperiment, vocab_size: int, *, seed: int) -> Any:
@@ -287,8 +283,14 @@ def _build(config: LanguageExperiment, vocab_size: int, *, seed: int) -> Any:
     )
 
 
+def _positions(model_config: Any) -> int | None:
+    """How many a model reads; that of text and images says it of its text part."""
+    text = model_config.get_text_config(decoder=True)
+    return getattr(text, "max_position_embeddings", None)
+
+
 def _check_positions(config: LanguageExperiment, base: str, model_config: Any) -> None:
-    positions = getattr(model_config, "max_position_embeddings", None)
+    positions = _positions(model_config)
     if positions is not None and config.positions > positions:
         raise InputError(
             f"{base} has {positions} positions and the experiment needs {config.positions} "

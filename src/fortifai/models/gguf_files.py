@@ -1,0 +1,221 @@
+"""What transformers leaves out when it reads a GGUF file, made good or refused.
+
+It dequantises the tensors whose names it knows and maps most of the metadata. Left out are scaled
+rotary positions, soft-caps, tokens that end a turn, how numbers are split into tokens, and tensors
+without a place in the model. Sources: llama.cpp, convert_hf_to_gguf.py and src/llama-vocab.cpp.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import decoders, pre_tokenizers
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils.hub import cached_file
+
+from fortifai.errors import InputError
+from fortifai.models.hub import Place
+
+_DIGITS_APART = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
+"""Byte-level vocabularies that split as GPT-2's does, and each digit from the next."""
+
+_AS_GPT2 = ("default", "gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jais", "roberta-bpe", "mellum")
+
+_WIDE = {"gemma2": 46, "gemma3": 62}
+"""Layers of the 27B models, whose attention is scaled by hidden size / heads, not by head size."""
+
+
+def check(place: Place) -> None:
+    """Refuse a GGUF file where the packages that read it are not installed."""
+    if place.gguf is None:
+        return
+    absent = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
+    if absent:
+        raise InputError(
+            f"{place.name!r} is a GGUF file, which needs the package {' and '.join(absent)}; "
+            "install fortifai[gguf]"
+        )
+
+
+def dense(place: Place) -> dict[str, Any]:
+    """What from_pretrained takes to give plain tensors, not marked as quantised."""
+    if place.gguf is None:
+        return {}
+    from transformers import GgufConfig
+
+    return {"quantization_config": GgufConfig(dequantize=True)}
+
+
+def complete(place: Place, config: PreTrainedConfig) -> None:
+    """Put into a configuration what the file says and transformers does not take from it.
+
+    Raises:
+        InputError: Positions are scaled in a way that is not known here.
+    """
+    told, names = _metadata(place)
+    arch = told["general.architecture"]
+
+    def value(key: str, default: Any = None) -> Any:
+        return told.get(f"{arch}.{key}", default)
+
+    for cap in ("final_logit_softcapping", "attn_logit_softcapping"):
+        if value(cap) is not None and hasattr(config, cap):
+            setattr(config, cap, value(cap))
+    if _WIDE.get(arch) == value("block_count"):
+        config.query_pre_attn_scalar = config.hidden_size // config.num_attention_heads
+    if arch == "gpt2":
+        config.n_positions, config.n_inner = value("context_length"), value("feed_forward_length")
+    scaling = value("rope.scaling.type", "none")
+    if scaling == "linear":
+        _scale(config, {"rope_type": "linear", "factor": value("rope.scaling.factor", 1.0)})
+    elif scaling != "none" and arch not in ("gpt-oss", "gpt_oss"):
+        raise InputError(
+            f"{place.name!r} scales its positions by {scaling!r}, which transformers does not read "
+            "from GGUF files; give the folder that the file was made from"
+        )
+    if "rope_freqs.weight" in names:
+        _scale(config, _llama3(place, config))
+
+
+def _scale(config: PreTrainedConfig, scaling: dict[str, Any]) -> None:
+    rope = dict(config.rope_parameters)
+    if "full_attention" in rope:  # Gemma 3 scales its global layers alone
+        rope["full_attention"] = rope["full_attention"] | scaling
+    else:
+        rope |= scaling
+    config.rope_parameters = rope
+
+
+def _llama3(place: Place, config: PreTrainedConfig) -> dict[str, Any]:
+    """The scaling of Llama 3.1 and later, told from the factors that the file gives instead.
+
+    f_i = 1 for wavelengths below 8192 / 4, `factor` above 8192 / 1, and in between
+    1 / ((1 - s) / factor + s) with s = (8192 / wavelength - 1) / (4 - 1).
+    """
+    found = _tensor(place, "rope_freqs.weight").astype(np.float64).ravel()
+    base = config.rope_parameters["rope_theta"]
+    low, high, old, factor = 1.0, 4.0, 8192, float(found.max())
+    wavelength = 2 * math.pi * base ** (np.arange(len(found)) / len(found))
+    smooth = np.clip((old / wavelength - low) / (high - low), 0, 1)
+    expected = 1 / ((1 - smooth) / factor + smooth)
+    # the file holds float32
+    if not np.allclose(found, expected, rtol=1e-4):
+        raise InputError(
+            f"{place.name!r} scales its positions (rope_freqs.weight) in another way than Llama 3, "
+            "which transformers does not read from GGUF files; give the folder it was made from"
+        )
+    return {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": low,
+        "high_freq_factor": high,
+        "original_max_position_embeddings": old,
+    }
+
+
+def settle(place: Place, model: PreTrainedModel) -> None:
+    """Check that every tensor went into the model, and take over what ends a text or a turn.
+
+    Raises:
+        InputError: The file has tensors that the model has no place for.
+    """
+    told, names = _metadata(place)
+    if left := _without_place(told["general.architecture"], names, model):
+        raise InputError(
+            f"{place.name!r} has {len(left)} tensors that {type(model).__name__} has no place for "
+            f"({', '.join(left[:3])}), so it would be another model; give the folder that it was "
+            "made from"
+        )
+    ends = [told.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    ids = list(dict.fromkeys(end for end in ends if end is not None))
+    if model.generation_config is not None and len(ids) > 1:
+        model.generation_config.eos_token_id = ids
+
+
+def _without_place(arch: str, names: tuple[str, ...], model: PreTrainedModel) -> list[str]:
+    import gguf
+    from transformers.integrations.gguf.utils import is_gguf_arch_supported
+
+    known = [key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == arch]
+    # experts are put together, so their names say nothing; of some architectures transformers
+    # tells by itself what it did not use
+    if not known or is_gguf_arch_supported(arch) or any("_exps" in name for name in names):
+        return []
+    count = model.config.get_text_config(decoder=True).num_hidden_layers
+    places = gguf.get_tensor_name_map(known[0], count)
+    taken = {"rope_freqs.weight"}
+    for name in model.state_dict():
+        owner, _, leaf = name.rpartition(".")
+        while owner:
+            if (found := places.get_name(owner)) is not None:
+                taken.add(f"{found}.{leaf}")
+            _, _, owner = owner.partition(".")  # some were made from the model without its head
+    return sorted(set(names) - taken)
+
+
+def settle_tokenizer(place: Place, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Let a tokenizer split text as the file says.
+
+    Raises:
+        InputError: It says so in a way that is not known here.
+    """
+    told, _ = _metadata(place)
+    backend = tokenizer.backend_tokenizer
+    if told.get("tokenizer.ggml.model") == "gpt2":
+        _split_bytes(place, backend, told.get("tokenizer.ggml.pre", "default"))
+    first_space = told.get("tokenizer.ggml.add_space_prefix", True)
+    if not first_space and isinstance(backend.pre_tokenizer, pre_tokenizers.Metaspace):
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
+        backend.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+        )
+
+
+def _split_bytes(place: Place, backend: Any, kind: str) -> None:
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+
+    if kind in GGUF_PRE_TOKENIZER_SPLITS or kind in _AS_GPT2:
+        return
+    if kind not in _DIGITS_APART:
+        raise InputError(
+            f"{place.name!r} splits text as {kind!r} does, which transformers does not read from "
+            "GGUF files; put the model's tokenizer.json beside the file"
+        )
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), backend.pre_tokenizer]
+    )
+
+
+# --- the file ---------------------------------------------------------------------------------
+
+
+def stamp(place: Place) -> tuple[str, int, int]:
+    """The file with its size and the time of its last change."""
+    path = _file(place)
+    told = Path(path).stat()
+    return path, told.st_size, told.st_mtime_ns
+
+
+def _file(place: Place) -> str:
+    return str(cached_file(place.repo, place.gguf, local_files_only=place.is_local))
+
+
+def _metadata(place: Place) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+    """Metadata, long lists by their length alone, and the tensors' names."""
+    from transformers.integrations.gguf import read_gguf_metadata
+
+    metadata, names = read_gguf_metadata(_file(place))
+    return metadata, names
+
+
+def _tensor(place: Place, name: str) -> np.ndarray:
+    import gguf
+
+    reader = gguf.GGUFReader(_file(place))
+    (tensor,) = (tensor for tensor in reader.tensors if tensor.name == name)
+    return gguf.quants.dequantize(tensor.data, tensor.tensor_type)
