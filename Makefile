@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-all models lint install clean
+.PHONY: demo test test-all test-pretrained models lint install clean
 
 install: $(INSTALLED)
 
@@ -18,11 +18,18 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	$(BIN)/fortifai run demo
 
+# a process for each core, each of them with one thread; a file's tests share what they make
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest -m ""
+	$(PYTEST) -m ""
+
+# on real checkpoints; one process, since a model of 270 million parameters fills its memory
+test-pretrained: models
+	$(BIN)/python -m pytest -m pretrained
 
 # two real checkpoints for the slow tests, about 350 MB, kept in ~/.cache/fortifai/models
 models: $(INSTALLED)

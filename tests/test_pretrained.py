@@ -1,6 +1,6 @@
 """Real pretrained checkpoints: what they read, how likely text is to them, and that they are sound.
 
-Slow; `make models` fetches the checkpoints, and the text is WikiText-2's.
+`make models` fetches the checkpoints; the text is WikiText-2's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fortifai.evals.kr_test import kr_test
 from fortifai.loop.progress import Silent
 from fortifai.models.causal_lm import CausalLM
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.pretrained
 
 WINDOW = 128
 SPELLED = "a <bos> b <eos> <start_of_turn>c<end_of_turn> <|im_start|>d<|im_end|> <|endoftext|> e"
