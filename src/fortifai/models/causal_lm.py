@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["CausalLM", "FitReport"]
 
 SETTINGS_FILE = "fortifai.json"
+BOS_BEFORE: Bos = "never"
+"""How models read that were saved before it was written down: they were trained without bos."""
 
 
 class CausalLM:
@@ -107,7 +109,7 @@ class CausalLM:
             folder,
             dtype=saved["dtype"],
             device=device,
-            bos=bos or saved.get("bos", "auto"),
+            bos=bos or saved.get("bos", BOS_BEFORE),
         )
         loaded.block = saved["block"]
         return loaded

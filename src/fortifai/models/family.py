@@ -22,7 +22,7 @@ from fortifai.confidence import AnyWeight, Dynamic, Truncate
 from fortifai.config import RegenerateConfig, TrainConfig
 from fortifai.data.tokens import SpecialTokens, special_tokens
 from fortifai.loop.progress import Progress
-from fortifai.models.causal_lm import SETTINGS_FILE, CausalLM
+from fortifai.models.causal_lm import BOS_BEFORE, SETTINGS_FILE, CausalLM
 from fortifai.models.hub import ADAPTER
 from fortifai.models.loading import describe
 from fortifai.models.lora import Adapter
@@ -154,7 +154,7 @@ def saved_tokens(folder: Path) -> tuple[PreTrainedTokenizerFast, SpecialTokens]:
     """The tokenizer and the special tokens of a model that `CausalLM.save` wrote."""
     tokenizer, config = describe(str(folder))
     saved = json.loads((folder / SETTINGS_FILE).read_text("utf-8"))
-    return tokenizer, special_tokens(tokenizer, config, bos=saved.get("bos", "auto"))
+    return tokenizer, special_tokens(tokenizer, config, bos=saved.get("bos", BOS_BEFORE))
 
 
 def from_config(config: PreTrainedConfig, *, seed: int = 0) -> PreTrainedModel:
