@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from fortifai import files
 from fortifai.commands.common import FOUND, err_console, load_model, out_console, read_corpus, say
 from fortifai.errors import InputError, RunFailed
 
@@ -335,7 +336,7 @@ def _save(path: Path, questions: Sequence[Question]) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         write_questions(part, questions)
-        part.replace(path)
+        files.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)
         raise RunFailed(f"{path} could not be written ({error.strerror})") from error
