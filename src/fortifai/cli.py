@@ -108,11 +108,12 @@ def run(
     resolved = config.resolve(config.apply_set(raw, set_ or []))
     _quiet_libraries()
     from fortifai import experiment, setups, terminal
+    from fortifai.plan import plan
 
     folder = out or Path("runs") / resolved.name
     if dry_run:
         data = setups.read(resolved, root)
-        terminal.print_plan(out_console, resolved, experiment.plan(resolved, data), folder)
+        terminal.print_plan(out_console, resolved, plan(resolved, data), folder)
         return
     try:
         with terminal.watching(resolved, err_console) as listen:
@@ -124,8 +125,7 @@ def run(
         raise typer.Exit(130) from None
     from fortifai.report import write_report
 
-    path = write_report([folder])
-    out_console.print(Text(f"report: {path.resolve()}"), soft_wrap=True)
+    _show_report(write_report([folder], tell=_warn))
 
 
 @app.command()
@@ -139,8 +139,15 @@ def report(
     """Write the report of a run, finished or not, or of several side by side."""
     from fortifai.report import write_report
 
-    path = write_report(runs, out)
+    _show_report(write_report(runs, out, tell=_warn))
+
+
+def _show_report(path: Path) -> None:
     out_console.print(Text(f"report: {path.resolve()}"), soft_wrap=True)
+
+
+def _warn(sentence: str) -> None:
+    err_console.print(Text(sentence), soft_wrap=True, highlight=False)
 
 
 @app.command()

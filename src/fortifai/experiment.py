@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from threadpoolctl import threadpool_limits
 
-from fortifai import __version__, config, setups
+from fortifai import files, run_folder, setups
 from fortifai.config import AnyExperiment
 from fortifai.errors import InputError, RunFailed
 from fortifai.evals.score import Score
@@ -26,107 +23,16 @@ from fortifai.loop.executor import Event, Job, Listen, Tell, run_jobs, torch_thr
 from fortifai.loop.progress import Progress
 from fortifai.loop.recurse import Chain, recurse
 from fortifai.loop.store import ChainStore, committing, inspect, locked, write_json
+from fortifai.machine import cores
+from fortifai.plan import chains, plan
 from fortifai.setups import Inputs, Shared
 
-CONFIG = "config.yaml"
+RUN: Job = ("run", "")
+"""The run as a whole, where events name a chain."""
 SHARED: Job = ("shared data", "")
 """What is prepared for all chains, where events name a chain; no arm's name has a space."""
 GIVE_WAY = 30.0
 """Seconds that a chain waits for a killed run's process to let go of its folder."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ArmPlan:
-    """What one arm will do.
-
-    Attributes:
-        arm: Its name.
-        trained: Samples read in training, by generation, one seed.
-        steps: Optimizer steps, all seeds; 0 where there are none.
-        rewritten: Samples written, all seeds.
-        real_share: Share of real data that each generation trains on.
-    """
-
-    arm: str
-    trained: tuple[int, ...]
-    steps: int
-    rewritten: int
-    real_share: tuple[float, ...]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class RunPlan:
-    """What a run will do, known before it does anything.
-
-    Attributes:
-        arms: What each arm will do.
-        seeds: How many.
-        generations: How many.
-        unit: What samples are counted in.
-        facts: What there is to say of the data, name and value.
-        disk_bytes: About how much the run folder will hold.
-        notes: What a user should know.
-    """
-
-    arms: tuple[ArmPlan, ...]
-    seeds: int
-    generations: int
-    unit: str
-    facts: tuple[tuple[str, str], ...]
-    disk_bytes: int
-    notes: tuple[str, ...]
-
-
-def plan(experiment: AnyExperiment, data: Inputs) -> RunPlan:
-    """Samples, steps and disk of a run."""
-    arms = tuple(_plan_arm(experiment, name, data) for name in experiment.arms)
-    commits = -(-experiment.generations // experiment.every) + 1
-    kept = commits if experiment.keep == "all" else 2  # the last and the next
-    kept += experiment.keep_first and experiment.keep != "all"
-    count = len(experiment.arms) * len(chains(experiment))
-    written = sum(a.rewritten for a in arms) * data.sample_bytes
-    if experiment.keep_samples == "needed":
-        chain_seeds = len(experiment.arms) * len(experiment.seeds)
-        written = min(written, 2 * data.split_size * data.sample_bytes * chain_seeds)
-    return RunPlan(
-        arms=arms,
-        seeds=len(experiment.seeds),
-        generations=experiment.generations,
-        unit=data.unit,
-        facts=data.facts,
-        disk_bytes=data.model_bytes * (kept * count + 1) + written,
-        notes=data.notes,
-    )
-
-
-def _plan_arm(experiment: AnyExperiment, name: str, data: Inputs) -> ArmPlan:
-    regime, seeds = experiment.arms[name].regime.build(), len(experiment.seeds)
-    trained, shares, steps, rewritten = [], [], 0, 0
-    for generation in range(experiment.generations):
-        step = regime(generation, experiment.split_count)
-        parts = [(p, _share(data.split_size, p.between)) for p in step.train]
-        total = sum(n for _, n in parts)
-        shares.append(sum(n for p, n in parts if p.generation == 0) / total)
-        read, updates = data.effort(name, total)
-        trained.append(read)
-        steps += updates
-        rewritten += data.split_size * len(step.rewrites)
-    return ArmPlan(name, tuple(trained), steps * seeds, rewritten * seeds, tuple(shares))
-
-
-def _share(size: int, between: tuple[float, float]) -> int:
-    # rounded at both ends, as the loop does: the shares of many parts then add up to the whole
-    return round(size * between[1]) - round(size * between[0])
-
-
-def chains(experiment: AnyExperiment) -> dict[str, tuple[int, ...]]:
-    """The chains of every arm: the folder of each and its seeds.
-
-    One a seed, or one for all seeds where the family is vectorised over them.
-    """
-    if all(arm.family.kind == "gaussian" for arm in experiment.arms.values()):
-        return {"seeds": experiment.seeds}
-    return {f"seed-{seed}": (seed,) for seed in experiment.seeds}
 
 
 # --- running ----------------------------------------------------------------------------------
@@ -154,18 +60,24 @@ def run(
         RunFailed: Work that had started could not go on; what was finished is kept.
     """
     with _disk_told(out):
-        _check_same(experiment, out)
+        earlier = run_folder.earlier(experiment, out)
         data = setups.read(experiment, root)
-        with locked(out):
+        before = data
+        if earlier is not None and earlier.generations < experiment.generations:
+            before = setups.read(earlier, root)
+            _check_foundation(earlier, before, data, out)
+
+        def tell(sentence: str) -> None:
+            listen(Event("note", RUN, text=sentence))
+
+        with locked(out, tell=tell):
             _check_disk(experiment, data, out)
-            _write_head(experiment, data, out)
-            shared = out / "shared"
-            for fault in inspect(shared).faults:
-                listen(Event("note", SHARED, text=f"{fault}; it is prepared again"))
-            if not is_prepared(shared, data):
-                with torch_threads(experiment.threads), committing(shared) as folder:
-                    data.write(folder, _Preparing(listen))
-                    write_json(folder / "sources.json", {"fingerprint": data.fingerprint})
+            run_folder.sweep(out)
+            if earlier is None:
+                run_folder.write_head(experiment, data, out)
+            _prepare(experiment, data, before, out, listen)
+            if earlier is not None:
+                run_folder.renew_head(experiment, earlier, data, out, tell)
             jobs: list[Job] = [
                 (arm, name) for name in chains(experiment) for arm in experiment.arms
             ]
@@ -183,11 +95,32 @@ def default_workers(experiment: AnyExperiment, jobs: int) -> int:
     """As many chains at a time as the cores allow; one where they would share an accelerator."""
     if torch.cuda.is_available():
         return 1
-    return max(1, min(jobs, len(os.sched_getaffinity(0)) // experiment.threads))
+    return max(1, min(jobs, cores() // experiment.threads))
 
 
-def is_prepared(folder: Path, data: Inputs) -> bool:
-    """Whether `folder` is whole and was made from the same data.
+# --- what all chains share --------------------------------------------------------------------
+
+
+def _prepare(
+    experiment: AnyExperiment, data: Inputs, before: Inputs, out: Path, listen: Listen
+) -> None:
+    """Write ``shared/`` where it is not there, not whole, or made for fewer generations."""
+    shared, grows = out / "shared", before is not data
+    for fault in inspect(shared).faults:
+        listen(Event("note", SHARED, text=f"{fault}; it is prepared again"))
+    # a growth that was cut short may have left the new one
+    whole = is_prepared(shared, before, *((data,) if grows else ()))
+    if whole and not grows:
+        return
+    if grows:
+        _mark_stale(experiment, before, data, out, listen)
+    with torch_threads(experiment.threads), committing(shared) as folder:
+        data.write(folder, _Preparing(listen), before=shared if whole else None)
+        write_json(folder / "sources.json", {"fingerprint": data.fingerprint})
+
+
+def is_prepared(folder: Path, *data: Inputs) -> bool:
+    """Whether `folder` is whole and was made from the same data, or one of several.
 
     Raises:
         InputError: It was made from other data.
@@ -195,19 +128,57 @@ def is_prepared(folder: Path, data: Inputs) -> bool:
     if not inspect(folder).whole:
         return False
     made = json.loads((folder / "sources.json").read_text("utf-8"))["fingerprint"]
-    if made != data.fingerprint:
+    if made not in [one.fingerprint for one in data]:
         raise InputError(
-            f"the {data.unit} of the run have changed since {folder.parent} was started (corpus "
+            f"the {data[0].unit} of the run have changed since {folder.parent} was started (corpus "
             "or questions); restore them or choose another --out"
         )
     return True
+
+
+def _check_foundation(earlier: AnyExperiment, before: Inputs, data: Inputs, out: Path) -> None:
+    """Refuse to grow where the same generations would be others if more had been asked for."""
+    splits = earlier.split_count
+    if before.foundation(splits) != data.foundation(splits):
+        raise InputError(
+            f"{out} cannot go on from {earlier.generations} generations: regime fortifai takes a "
+            f"split for each, and with more of them the first {splits} splits, or the text that "
+            "the base model is pretrained on, are no longer what they were; choose another --out "
+            "(a run can grow where splits.tokens or corpus.samples is set and nothing is "
+            "pretrained on the rest)"
+        )
+
+
+def _mark_stale(
+    experiment: AnyExperiment, before: Inputs, data: Inputs, out: Path, listen: Listen
+) -> None:
+    """Have the old generations done again where measures look at splits that are new."""
+    if before.splits == data.splits:
+        return
+    listen(
+        Event(
+            "note",
+            RUN,
+            text=f"every generation is measured on all splits, and there are {data.splits} now "
+            f"instead of {before.splits}: the generations that are there are done again, with the "
+            "same models",
+        )
+    )
+    for arm in experiment.arms:
+        for name in chains(experiment):
+            folder = out / "arms" / arm / name
+            with locked(folder, wait=GIVE_WAY):
+                ChainStore(folder).set_stale(ChainStore(folder).committed())
+
+
+# --- one chain --------------------------------------------------------------------------------
 
 
 def run_chain(out: str, job: Job, progress: Progress, tell: Tell) -> None:
     """Run one chain of the run folder `out`."""
     arm, name = job
     folder = Path(out)
-    experiment = read_config(folder)
+    experiment = run_folder.read_config(folder)
     shared = setups.load(experiment, folder / "shared")
     chain_folder = folder / "arms" / arm / name
     with locked(chain_folder, wait=GIVE_WAY), _disk_told(folder), _where(arm, name):
@@ -254,41 +225,6 @@ class _Preparing:
         """There are no generations yet."""
 
 
-# --- the run folder's head --------------------------------------------------------------------
-
-
-def read_config(run_folder: Path) -> AnyExperiment:
-    """The resolved configuration of a run folder.
-
-    Raises:
-        InputError: It is not a run folder.
-    """
-    path = run_folder / CONFIG
-    if not path.is_file():
-        raise InputError(f"{run_folder} is not a run folder: it has no {CONFIG}")
-    return config.resolve(yaml.safe_load(path.read_text("utf-8")))
-
-
-def _check_same(experiment: AnyExperiment, out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file; a run is a folder, so choose another --out")
-    path = out / CONFIG
-    if not path.exists():
-        if out.exists() and any(p.name != ".lock" for p in out.iterdir()):
-            raise InputError(f"{out} holds other files and is not a run; choose another --out")
-        return
-    try:
-        old = yaml.safe_load(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as YAML; choose another --out") from error
-    keys = config.difference(old, config.plain(experiment))
-    if keys:
-        raise InputError(
-            f"{out} was started with another configuration; these keys differ: "
-            f"{', '.join(keys)}; restore them or choose another --out"
-        )
-
-
 def _check_disk(experiment: AnyExperiment, data: Inputs, out: Path) -> None:
     if (out / "arms").exists():
         return  # taken up again: part of the need is there already
@@ -300,64 +236,12 @@ def _check_disk(experiment: AnyExperiment, data: Inputs, out: Path) -> None:
         )
 
 
-def _write_head(experiment: AnyExperiment, data: Inputs, out: Path) -> None:
-    _write_whole(out / "run.json", json.dumps(_head(experiment), indent=1) + "\n")
-    _write_whole(out / "notes.json", json.dumps(list(data.notes), indent=1) + "\n")
-    record = dataclasses.asdict(plan(experiment, data))
-    _write_whole(out / "plan.json", json.dumps(record, indent=1) + "\n")
-    _write_whole(out / CONFIG, config.dump(experiment))
-
-
-def _write_whole(path: Path, text: str) -> None:
-    if path.exists():
-        return
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, "utf-8")
-    partial.replace(path)
-
-
-def _head(experiment: AnyExperiment) -> dict[str, Any]:
-    packages = ("torch", "transformers", "tokenizers", "accelerate", "numpy", "scikit-learn")
-    return {
-        "name": experiment.name,
-        "version": __version__,
-        "versions": {
-            "python": platform.python_version(),
-            **{p: importlib.metadata.version(p) for p in packages},
-        },
-        "machine": machine(),
-    }
-
-
-def machine() -> dict[str, Any]:
-    """The machine in a few words: processor, cores, memory, accelerator, system."""
-    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(memory / 2**30, 1),
-        "accelerator": accelerator,
-        "system": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass  # not Linux: the general name below is all there is
-    return platform.processor() or platform.machine()
-
-
 @contextmanager
 def _disk_told(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in files.FULL:
             raise
         raise _disk_full(out) from error
     except Exception as error:

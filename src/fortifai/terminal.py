@@ -22,8 +22,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fortifai.config import AnyExperiment
-from fortifai.experiment import SHARED, RunPlan, chains
+from fortifai.experiment import SHARED
 from fortifai.loop.executor import Event, Job, Listen
+from fortifai.plan import RunPlan, chains
 
 
 @contextmanager
@@ -140,7 +141,7 @@ class _Lines:
 
 def _name(job: Job) -> str:
     # one chain for all seeds is the arm itself
-    return job[0] if job == SHARED or job[1] == "seeds" else f"{job[0]} {job[1].replace('-', ' ')}"
+    return job[0] if job[1] in ("", "seeds") else f"{job[0]} {job[1].replace('-', ' ')}"
 
 
 def _line(event: Event, generations: int) -> str:
@@ -189,16 +190,16 @@ def print_plan(console: Console, config: AnyExperiment, plan: RunPlan, folder: P
     for arm in plan.arms:
         table.add_row(
             Text(arm.arm),
-            f"{sum(arm.trained) * plan.seeds:,}",
+            f"{arm.trained:,}",
             f"{arm.steps:,}",
             f"{arm.rewritten:,}",
-            _shares(arm.real_share),
+            _shares(arm.real_share, plan.generations),
         )
     console.print(table)
     console.print("nothing was written; run it without --dry-run", highlight=False)
 
 
-def _shares(shares: tuple[float, ...]) -> str:
-    """The real share by generation: the first few and the last."""
+def _shares(shares: tuple[float, ...], generations: int) -> str:
+    """The real share by generation, with a gap where some are left out."""
     told = [f"{share:.0%}" for share in shares]
-    return " ".join(told if len(told) <= 8 else [*told[:6], "...", told[-1]])
+    return " ".join(told if len(told) == generations else [*told[:-1], "...", told[-1]])

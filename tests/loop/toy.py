@@ -58,7 +58,7 @@ def evaluate(stage, folder):
 
 def chain(generations=4, *, start="previous", regime=regimes.fortifai, keep="last", **changes):
     rng = np.random.default_rng(0)
-    real = [rng.normal(size=64) for _ in range(generations)]
+    real = [rng.normal(size=64) for _ in range(changes.get("splits", generations))]
     return Chain(
         family=changes.get("family", MeanFamily()),
         regime=regime,

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fortifai.confidence import Dynamic, Focal, Keep, Truncate, TruncateQuantile
 from fortifai.config.families import VAEConfig
@@ -412,6 +413,29 @@ def test_equal_seeds_give_equal_bits(few):
     assert not equal(trained(0, 1), trained(0, 2))
     assert not equal(weights(new(seed=0)), weights(new(seed=1)))
     assert equal(weights(new(seed=5)), weights(family().create("base", seeds=(5,))))
+
+
+class NoDoubles(TorchDispatchMode):
+    """An accelerator without double precision: what would be one is an error."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for value in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(value, torch.Tensor) and value.dtype == torch.float64:
+                raise TypeError(f"{function} made a float64 tensor")
+        return out
+
+
+@pytest.mark.parametrize("weight", [KEEP, Truncate(0.9), Focal(2.0), Dynamic(64)])
+def test_no_double_precision_is_asked_of_the_device(few, weight):
+    with pytest.raises(TypeError, match="float64"), NoDoubles():
+        torch.zeros(1, dtype=torch.float64)
+    with NoDoubles():
+        vae = new(weight)
+        fit(vae, few)
+        write(vae, few)
+        vae.log_prob(few)
+        vae.encode(few)
 
 
 def test_global_random_numbers_are_left_alone(few):

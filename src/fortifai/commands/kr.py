@@ -374,7 +374,7 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         write(part)
-        part.replace(path)
+        files.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)
         raise RunFailed(f"{path} could not be written ({error.strerror})") from error

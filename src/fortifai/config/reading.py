@@ -37,7 +37,11 @@ def read_raw(preset_or_file: str) -> tuple[dict[str, Any], Path]:
     """
     path = Path(preset_or_file)
     if preset_or_file in preset_names():
-        text = resources.files("fortifai.presets").joinpath(f"{preset_or_file}.yaml").read_text()
+        text = (
+            resources.files("fortifai.presets")
+            .joinpath(f"{preset_or_file}.yaml")
+            .read_text("utf-8")
+        )
         root = Path.cwd()
     elif path.is_file():
         try:
@@ -241,6 +245,8 @@ def _explain(error: ValidationError, raw: Mapping[str, Any], schema: type[AnyExp
     sentences: list[str] = []
     for fault in error.errors(include_url=False):
         where = [str(p) for p in fault["loc"]]
+        if where[-1:] == ["[key]"]:
+            where = [f"a name in {'.'.join(where[:-2])}"]
         if where[:1] == ["arms"] and len(where) > 2 and not _in_arm(raw, where):
             where = where[2:]  # said once at the top level, so told once
         sentence = _sentence(fault, where, schema)

@@ -7,9 +7,19 @@ taken and then ignored.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from fortifai import theory
 from fortifai.config.benchmarks import BenchmarkConfig
@@ -36,12 +46,54 @@ from fortifai.config.weights import (
     TruncateTailsConfig,
 )
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+MOST = 100_000
+"""Most generations, and most seeds: more would fill the memory before anything is trained."""
+
+_DEVICES = frozenset(
+    ["con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))]
+)
+
+
+def _fit_for_a_folder(name: str) -> str:
+    # a run folder may be read on another system than it was written on
+    rule = ""
+    if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]{0,199}", name):
+        rule = (
+            "letters of the alphabet, digits, dots, _ and -, at most 200, a letter or digit first"
+        )
+    elif name.partition(".")[0].casefold() in _DEVICES:
+        rule = "another name, since Windows has a device of that one"
+    elif name.endswith("."):
+        rule = "a name without a dot at its end, which Windows leaves out"
+    if rule:
+        raise PydanticCustomError("folder_name", "Input should be {rule}", {"rule": rule})
+    return name
+
+
+Name = Annotated[str, AfterValidator(_fit_for_a_folder)]
+
+
+def _check_apart(names: Iterable[str], what: str) -> None:
+    """Refuse names of folders that are one folder where case does not count.
+
+    Raises:
+        ValueError: Two of them differ in case alone.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(name.casefold(), name)
+        if other != name:
+            raise ValueError(
+                f"{what} {other!r} and {name!r} differ in case alone, and some file systems take "
+                "them for one; rename one"
+            )
 
 
 def _counted(value: Any) -> Any:
     """``{count: n}`` for the seeds 0 to n - 1."""
     if isinstance(value, dict) and value.keys() == {"count"} and isinstance(value["count"], int):
+        if value["count"] > MOST:
+            raise ValueError(f"count is {value['count']}; it must be at most {MOST:,}")
         return tuple(range(value["count"]))
     return value
 
@@ -123,7 +175,7 @@ class ExperimentConfig(Section, Generic[A]):
 
     name: Name
     description: str = ""
-    generations: PositiveInt = 6
+    generations: Annotated[int, Field(ge=1, le=MOST)] = 6
     seeds: Seeds = (0,)
     threads: PositiveInt = 1
     every: PositiveInt = 1
@@ -133,9 +185,14 @@ class ExperimentConfig(Section, Generic[A]):
     splits: SplitsConfig = SplitsConfig()
     time_to_failure: tuple[FailureLevel, ...] = ()
     arms: Annotated[dict[Name, A], Field(min_length=1)]
+    only_reported: ClassVar[frozenset[str]] = frozenset(
+        {"description", "baseline", "time_to_failure"}
+    )
+    """Keys that the report alone reads: they may change under a run."""
 
     @model_validator(mode="after")
     def _whole(self) -> ExperimentConfig[A]:
+        _check_apart(self.arms, "arms")
         if self.baseline not in self.arms:
             raise ValueError(
                 f"baseline {self.baseline!r} is not an arm; the arms are {', '.join(self.arms)}"
@@ -188,10 +245,17 @@ class LanguageExperiment(ExperimentConfig[LanguageArm]):
     formats: FormatsConfig | None = None
     fluency: FluencyConfig = FluencyConfig()
     phases: PhasesConfig = PhasesConfig()
+    only_reported: ClassVar[frozenset[str]] = ExperimentConfig.only_reported | {"phases"}
     time_to_failure: tuple[FailureLevel, ...] = (
         FailureLevel(measure="kr.mean", level=0.75),
         FailureLevel(measure="kr.mean", level="half_gain"),
     )
+
+    @field_validator("benchmarks")
+    @classmethod
+    def _apart(cls, value: dict[str, BenchmarkConfig]) -> dict[str, BenchmarkConfig]:
+        _check_apart(value, "benchmarks")
+        return value
 
     def _check_arm(self, name: str, arm: LanguageArm) -> None:
         if arm.family != self.family:

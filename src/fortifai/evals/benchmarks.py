@@ -12,11 +12,11 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from fortifai import files
 from fortifai.data.tokens import SpecialTokens
 from fortifai.errors import InputError
 from fortifai.evals import benchmarks_data
@@ -423,9 +423,7 @@ def _write_cached(path: Path, results: Results) -> None:
         "items": {name: [row[name] for row in results.items] for name in names},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # chains share the folder
-    partial.write_text(json.dumps(data), "utf-8")
-    partial.replace(path)
+    files.write_whole(path, json.dumps(data))  # chains share the folder
 
 
 def _counted(number: int, what: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -49,12 +50,14 @@ class Event:
 
 Listen = Callable[[Event], None]
 
+_MOST_PROCESSES = 61 if sys.platform == "win32" else 1 << 16  # Windows waits for no more at once
+
 
 class _Sender:
     """A `Progress` that sends events; steps at most ten a second."""
 
-    def __init__(self, job: Job, send: Listen, parent: int | None) -> None:
-        self._job, self._send, self._parent = job, send, parent
+    def __init__(self, job: Job, send: Listen) -> None:
+        self._job, self._send = job, send
         self._generation, self._last = 0, 0.0
 
     def step(self, stage: str, done: int, total: int, *, tokens: int = 0) -> None:
@@ -77,7 +80,8 @@ class _Sender:
     def _leave_if_orphaned(self) -> None:
         # a parent that was killed takes its chains along: nobody would wait for them, and the same
         # command started again must find the folder free
-        if self._parent is not None and os.getppid() != self._parent:
+        parent = multiprocessing.parent_process()
+        if parent is not None and not parent.is_alive():
             os._exit(1)
 
 
@@ -114,7 +118,7 @@ def _run_here(
     failures: list[tuple[Job, Exception]] = []
     with torch_threads(threads):
         for job in jobs:
-            sender = _Sender(job, listen, None)
+            sender = _Sender(job, listen)
             try:
                 work(shared, job, sender, sender.note)
             except FortifaiError as error:
@@ -142,10 +146,10 @@ def _run_in_processes(
     listener.start()
     failures: list[tuple[Job, Exception]] = []
     pool = ProcessPoolExecutor(
-        min(workers, len(jobs)),
+        min(workers, len(jobs), _MOST_PROCESSES),
         mp_context=context,
         initializer=_initialize,
-        initargs=(queue, os.getpid(), threads),
+        initargs=(queue, threads),
     )
     try:
         futures = {pool.submit(_run_there, work, shared, job): job for job in jobs}
@@ -180,11 +184,11 @@ def _drain(queue: Any, listen: Listen) -> None:
 _worker: dict[str, Any] = {}
 
 
-def _initialize(queue: Any, parent: int, threads: int) -> None:
+def _initialize(queue: Any, threads: int) -> None:
     torch.set_num_threads(threads)
-    _worker.update(send=queue.put, parent=parent)
+    _worker.update(send=queue.put)
 
 
 def _run_there(work: Work, shared: Any, job: Job) -> None:
-    sender = _Sender(job, _worker["send"], _worker["parent"])
+    sender = _Sender(job, _worker["send"])
     work(shared, job, sender, sender.note)

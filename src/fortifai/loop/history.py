@@ -46,10 +46,12 @@ class History:
         self._commit_of = {g: stretch[-1] for stretch in stretches for g in stretch}
         self._last = stretches[-1][-1]
         self._written_by: dict[Key, int] = {}
+        self._writes: list[list[Key]] = []
         self._last_reader: dict[Key, int] = {}
         for generation in range(self._last + 1):
-            for rewrite in plans(generation).rewrites:
-                self._written_by[rewrite.source.split, rewrite.to] = generation
+            keys = [(r.source.split, r.to) for r in plans(generation).rewrites]
+            self._writes.append(keys)
+            self._written_by.update(dict.fromkeys(keys, generation))
             self._last_reader.update(dict.fromkeys(self._reads(generation), generation))
         self._near: dict[Key, Samples] = {}
         self.reached = -1
@@ -65,7 +67,8 @@ class History:
 
     def is_done_with(self, commit: int) -> bool:
         """Whether no generation that is still to come reads what a commit holds."""
-        held = [key for key, g in self._written_by.items() if self._commit_of[g] == commit]
+        writers = (g for g, named in self._commit_of.items() if named == commit)
+        held = [key for g in writers for key in self._writes[g]]
         return all(self._last_reader.get(key, -1) <= self.reached for key in held)
 
     def add(self, generation: int, written: Mapping[Key, Samples]) -> None:
@@ -84,14 +87,44 @@ class History:
 
     def to_keep(self, stretch: range) -> dict[str, Samples]:
         """What a commit holds: all that its own generation wrote, and what is read behind it."""
-        out = {}
-        for key, values in self._near.items():
-            writer = self._written_by[key]
-            if writer == stretch[-1]:
-                out[_own_name(key)] = values
-            elif writer in stretch and self._last_reader.get(key, -1) > stretch[-1]:
-                out[_inner_name(key)] = values
-        return out
+        return {name: self._near[key] for name, key in self._held(stretch).items()}
+
+    def lacks(self, stretch: range) -> bool:
+        """Whether a commit on the disk has not all that it must hold.
+
+        It was made when fewer generations were asked for, and what only later ones read is not in.
+        """
+        return not self._held(stretch).keys() <= _names(self._place(stretch[-1]))
+
+    def _held(self, stretch: range) -> dict[str, Key]:
+        """What a commit must hold, by name in its file."""
+        return {
+            _name(key, writer, stretch[-1]): key
+            for key, writer in self._written_in(stretch)
+            if writer == stretch[-1] or self._last_reader.get(key, -1) > stretch[-1]
+        }
+
+    def _written_in(self, stretch: range) -> list[tuple[Key, int]]:
+        return [(key, writer) for writer in stretch for key in self._writes[writer]]
+
+    def can_take_up(self, stretch: range, generation: int) -> bool:
+        """Whether what was saved after `generation`, inside a stretch, is enough to go on there."""
+        return self._saved(stretch, generation).keys() <= _names(self._place(generation))
+
+    def take_up(self, stretch: range, generation: int) -> None:
+        """Go on inside a stretch, with what was saved after `generation` as its last one."""
+        with safe_open(self._place(generation) / SAMPLES, framework="numpy") as file:
+            for name, key in self._saved(stretch, generation).items():
+                self._near[key] = file.get_tensor(name)
+        self.reached = generation
+
+    def _saved(self, stretch: range, generation: int) -> dict[str, Key]:
+        """What generations up to this one wrote and later ones read, by name in its file."""
+        return {
+            _name(key, writer, generation): key
+            for key, writer in self._written_in(range(stretch[0], generation + 1))
+            if self._last_reader.get(key, -1) > generation
+        }
 
     def read(self, split: int, rewritings: int) -> Samples:
         """D_split^(rewritings)."""
@@ -101,18 +134,19 @@ class History:
         if key not in self._near:
             writer = self._written_by[key]
             commit = self._commit_of[writer]
-            name = _own_name(key) if writer == commit else _inner_name(key)
             with safe_open(self._place(commit) / SAMPLES, framework="numpy") as file:
-                self._near[key] = file.get_tensor(name)
+                self._near[key] = file.get_tensor(_name(key, writer, commit))
         return self._near[key]
 
 
-def _own_name(key: Key) -> str:
-    return f"split-{key[0]}"
+def _name(key: Key, writer: int, commit: int) -> str:
+    """What a commit calls something in its file: an inner generation's names the rewriting too."""
+    return f"split-{key[0]}" if writer == commit else f"split-{key[0]}-rewritten-{key[1]}"
 
 
-def _inner_name(key: Key) -> str:
-    return f"split-{key[0]}-rewritten-{key[1]}"
+def _names(folder: Path) -> set[str]:
+    with safe_open(folder / SAMPLES, framework="numpy") as file:
+        return set(file.keys())
 
 
 def ledger(parts: Sequence[tuple[Part, Samples]]) -> dict[str, Any]:

@@ -174,6 +174,12 @@ class _Recursion(Generic[M]):
         tell: Callable[[str], None],
     ) -> None:
         self.chain, self.store, self.progress, self.tell = chain, store, progress, tell
+        self.stale = store.stale()
+        try:
+            store.ended()
+        except ValueError as fault:
+            self.tell(f"{fault}; the chain goes on from its last whole generation")
+            store.go_on()
         self.history = self._history()
 
     def _history(self) -> History:
@@ -212,21 +218,36 @@ class _Recursion(Generic[M]):
                 )
                 todo = sorted([*todo, *stale], key=lambda s: s[0])
             self._drop(stretch[0] - 1)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """All is there: remove what was needed on the way alone."""
         self.history.reached = self.stretches()[-1][-1]
         for stretch in self.stretches()[:-1]:
             self._drop(stretch[-1])
+        commits = {stretch[-1] for stretch in self.stretches()}
+        for generation in set(self.store.committed()) - commits:
+            self.store.forget(generation)
+        self.store.set_stale(())
 
     def _missing(self) -> list[range]:
         """The stretches to run: those that are not whole, and those before that they need."""
         health: dict[int, Health] = {}
         todo: set[int] = set()
         stretches = {s[-1]: s for s in self.stretches()}
-        for commit in stretches:
+        for commit, stretch in stretches.items():
             health[commit] = inspect(self.store.path(commit))
             for fault in health[commit].faults:
                 self.tell(f"{fault}; generation {commit} is done again")
-            if not health[commit].whole:
+            if not health[commit].whole or commit in self.stale:
                 todo.add(commit)
+            elif SAMPLES in health[commit].there and self.history.lacks(stretch):
+                self.tell(
+                    f"generation {commit} was the last and holds less than later ones read; it is "
+                    "done again"
+                )
+                todo.add(commit)
+        wanted = set(todo)
         looked_at: set[int] = set()
         while found := todo - looked_at:
             looked_at |= found
@@ -236,17 +257,41 @@ class _Recursion(Generic[M]):
                     for needed, what in self._needs(stretches[commit])
                     if what not in health[needed].there
                 }
+        again = sorted(todo - wanted)
+        if again and not any(found.faults for found in health.values()):
+            self.tell(
+                f"generations up to {again[-1]} are done again: their weights or samples, which "
+                "later ones need, were not kept (keep, keep_samples)"
+            )
         return [stretches[commit] for commit in sorted(todo)]
 
     def _needs(self, stretch: range) -> set[tuple[int, str]]:
         """Which earlier commit's weights or samples a stretch reads."""
-        out = {(commit, SAMPLES) for g in stretch for commit in self.history.sources(g)}
+        left = self._left(stretch)
+        out = {(commit, SAMPLES) for g in left for commit in self.history.sources(g)}
         out = {(commit, what) for commit, what in out if commit < stretch[0]}
-        if self.chain.start == "previous" and stretch[0] > 0:
+        if self.chain.start == "previous" and left == stretch and stretch[0] > 0:
             out.add((stretch[0] - 1, MODEL))
         if self.chain.keep_first and stretch[0] > 0:
             out.add((0, MODEL))
         return out
+
+    def _left(self, stretch: range) -> range:
+        """The generations of a stretch that must be trained.
+
+        A chain that has grown may have its old last generation inside a stretch, where it goes on.
+        """
+        there = [g for g in self.store.committed() if g in stretch[:-1] and g not in self.stale]
+        for generation in reversed(there):
+            health = inspect(self.store.path(generation))
+            needed = {SAMPLES, MODEL} if self.chain.start == "previous" else {SAMPLES}
+            if (
+                health.whole
+                and needed <= health.there
+                and self.history.can_take_up(stretch, generation)
+            ):
+                return range(generation + 1, stretch.stop)
+        return stretch
 
     def _drop(self, commit: int) -> None:
         """Remove what of a committed generation nobody needs any more."""
@@ -261,13 +306,18 @@ class _Recursion(Generic[M]):
         generation = max(self.history.reached + 1, stretch[0])
         if generation == 0:
             raise RunFailed(f"generation 0 could not be trained: {reason}") from reason
+        for behind in [g for g in self.store.committed() if g >= generation]:
+            self.store.forget(behind)
         self.store.end(generation, str(reason))
         self.history = self._history()
         self.tell(f"ended at generation {generation}: {reason}")
 
     def _run(self, stretch: range) -> None:
         model: M | None = None
-        for generation in stretch:
+        left = self._left(stretch)
+        if left != stretch:
+            self.history.take_up(stretch, left[0] - 1)
+        for generation in left:
             self.progress.begin(generation)
             model = self._start(generation, model)
             parts, fit = self._fit(model, generation)
@@ -357,6 +407,9 @@ class _Recursion(Generic[M]):
             named = self.history.to_keep(stretch)
             save_file({k: np.ascontiguousarray(v) for k, v in named.items()}, folder / SAMPLES)
             model.save(folder / MODEL)
+        if self.stale:
+            self.stale.discard(generation)
+            self.store.set_stale(self.stale)
         self.progress.end(generation, scores)
 
 

@@ -8,23 +8,25 @@ happened. Model weights may be dropped later to save disk: the manifest knows th
 from __future__ import annotations
 
 import dataclasses
-import fcntl
+import errno
 import hashlib
 import json
-import os
+import re
 import shutil
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fortifai import files
 from fortifai.errors import InputError
 
 MANIFEST = "manifest.json"
 MODEL = "model"
 SAMPLES = "samples.safetensors"
 ENDED = "ended.json"
+STALE = "stale.json"
+LOCK = ".lock"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,6 +45,14 @@ class Health:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class FileSum:
+    """What a manifest says of a file: its size in bytes and hexadecimal SHA-256."""
+
+    size: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class End:
     """A chain that could not go on: the generation that could not be trained, and why."""
 
@@ -52,13 +62,17 @@ class End:
 
 def write_json(path: Path, data: Any) -> None:
     """Write `data` as JSON with sorted keys, so that equal data are equal bytes."""
-    path.write_text(json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
+    files.write_text(path, _json_text(data))
+
+
+def _json_text(data: Any) -> str:
+    return json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write one JSON object a line."""
     lines = (json.dumps(row, sort_keys=True, ensure_ascii=False) for row in rows)
-    path.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+    files.write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -88,8 +102,8 @@ def committing(folder: Path, droppable: Sequence[str] = ()) -> Iterator[Path]:
     yield partial
     _write_manifest(partial, droppable)
     shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-    _sync(folder.parent)
+    files.move_folder(partial, folder, last=MANIFEST)
+    files.sync(folder.parent)
 
 
 def _write_manifest(folder: Path, droppable: Sequence[str]) -> None:
@@ -97,50 +111,67 @@ def _write_manifest(folder: Path, droppable: Sequence[str]) -> None:
     may_go: dict[str, dict[str, Any]] = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
-        _sync(path)
+        files.sync(path)
         where = may_go if _top(name) in droppable else kept
         where[name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     write_json(folder / MANIFEST, {"files": kept, "droppable": may_go})
-    _sync(folder / MANIFEST)
+    files.sync(folder / MANIFEST)
 
 
 def _top(name: str) -> str:
     return name.partition("/")[0]
 
 
-def _sync(path: Path) -> None:
-    # a power cut must not leave a manifest whose files are still in the page cache
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def inspect(folder: Path) -> Health:
     """Check a committed folder against its manifest, reading every byte."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-        kept, droppable = dict(manifest["files"]), dict(manifest["droppable"])
+        kept, droppable = read_manifest(folder)
     except FileNotFoundError:
         return Health(False)
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
         return Health(False, (f"{folder / MANIFEST} is not a manifest",))
     dropped = {_top(name) for name in droppable if not (folder / _top(name)).exists()}
-    files = kept | {name: told for name, told in droppable.items() if _top(name) not in dropped}
-    found = {name: _fault(folder / name, told) for name, told in files.items()}
-    faults = tuple(fault for fault in found.values() if fault)
-    broken = {_top(name) for name, fault in found.items() if fault}
-    return Health(not faults, faults, frozenset(map(_top, files)) - broken)
+    due = kept | {name: told for name, told in droppable.items() if _top(name) not in dropped}
+    found = {name: fault for name, told in due.items() if (fault := _fault(folder / name, told))}
+    # what may be dropped is known by name: another one is a name that has changed
+    found |= {
+        name: f"{folder / MANIFEST} has changed (it names {name})"
+        for name in droppable
+        if _top(name) not in (MODEL, SAMPLES)
+    }
+    broken = {_top(name) for name in found}
+    return Health(not found, tuple(found.values()), frozenset(map(_top, due)) - broken)
 
 
-def _fault(path: Path, told: dict[str, Any]) -> str | None:
+def read_manifest(folder: Path) -> tuple[dict[str, FileSum], dict[str, FileSum]]:
+    """The files that a committed folder must hold, and those that may have been dropped.
+
+    Raises:
+        FileNotFoundError: It has no manifest.
+        ValueError: It cannot be read as one.
+    """
+    text = (folder / MANIFEST).read_text("utf-8")
+    try:
+        told = json.loads(text)
+        kept, droppable = (
+            {
+                str(name): FileSum(int(row["bytes"]), str(row["sha256"]))
+                for name, row in told[key].items()
+            }
+            for key in ("files", "droppable")
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / MANIFEST} is not a manifest") from error
+    return kept, droppable
+
+
+def _fault(path: Path, told: FileSum) -> str | None:
     if not path.is_file():
         return f"{path} is missing"
     size = path.stat().st_size
-    if size != told["bytes"]:
-        return f"{path} has {size} bytes instead of {told['bytes']}"
-    if sha256(path) != told["sha256"]:
+    if size != told.size:
+        return f"{path} has {size} bytes instead of {told.size}"
+    if sha256(path) != told.sha256:
         return f"{path} has changed (its SHA-256 differs from the manifest's)"
     return None
 
@@ -158,10 +189,9 @@ class ChainStore:
     def sum_of(self, generation: int, name: str) -> str | None:
         """The SHA-256 that a generation's manifest gives for a file; None if it cannot be read."""
         try:
-            manifest = json.loads((self.path(generation) / MANIFEST).read_text("utf-8"))
-            files = manifest["files"] | manifest["droppable"]
-            return str(files[name]["sha256"])
-        except (OSError, ValueError, KeyError, TypeError):
+            kept, droppable = read_manifest(self.path(generation))
+            return (kept | droppable)[name].sha256
+        except (OSError, ValueError, KeyError):
             return None
 
     def drop(self, generation: int, name: str) -> None:
@@ -173,21 +203,79 @@ class ChainStore:
         if path.exists():
             gone = self.folder / f"dropped-{generation:02d}-{name}.partial"
             _remove(gone)
-            path.rename(gone)
+            try:
+                path.rename(gone)
+            except PermissionError:
+                return  # Windows, while the file is mapped: the chain tries again at its end
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                gone = path  # another layer of an overlay: half of it counts as damaged, not lost
             _remove(gone)
+
+    def forget(self, generation: int) -> None:
+        """Remove a generation that is no commit any more, since its chain has grown."""
+        path = self.path(generation)
+        if path.exists():
+            (path / MANIFEST).unlink(missing_ok=True)  # first: what is left is not whole
+            _remove(path)
 
     def end(self, generation: int, reason: str) -> None:
         """Mark the chain as one whose generation `generation` could not be trained."""
-        partial = self.folder / f"{ENDED}.partial"
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        write_json(partial, {"generation": generation, "reason": reason})
-        _sync(partial)
-        partial.rename(self.folder / ENDED)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        files.write_whole(
+            self.folder / ENDED, _json_text({"generation": generation, "reason": reason})
+        )
 
     def ended(self) -> End | None:
-        """How the chain ended before its time; None if it did not."""
+        """How the chain ended before its time; None if it did not.
+
+        Raises:
+            ValueError: The mark has changed: it is none, or there are generations behind the end.
+        """
         path = self.folder / ENDED
-        return End(**json.loads(path.read_text("utf-8"))) if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            told = json.loads(path.read_text("utf-8"))
+            found = End(int(told["generation"]), str(told["reason"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} cannot be read") from error
+        behind = [g for g in self.committed() if g >= found.generation]
+        if found.generation < 1 or behind:
+            raise ValueError(f"{path} says {found.generation}, and generation {behind} is there")
+        return found
+
+    def go_on(self) -> None:
+        """Take back that the chain has ended."""
+        (self.folder / ENDED).unlink(missing_ok=True)
+
+    def committed(self) -> list[int]:
+        """The generations that have a manifest, in order."""
+        found = (re.fullmatch(r"generation-(\d+)", p.parent.name) for p in self._manifests())
+        return sorted(int(match.group(1)) for match in found if match)
+
+    def _manifests(self) -> Iterable[Path]:
+        return self.folder.glob(f"generation-*/{MANIFEST}")
+
+    def set_stale(self, generations: Iterable[int]) -> None:
+        """Say which committed generations are to be done again; none: all are as they must be."""
+        rows = sorted(generations)
+        if rows:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            files.write_whole(self.folder / STALE, _json_text(rows))
+        else:
+            (self.folder / STALE).unlink(missing_ok=True)
+
+    def stale(self) -> set[int]:
+        """Committed generations that are to be done again: whole, but measured on less."""
+        path = self.folder / STALE
+        try:
+            return (
+                {int(g) for g in json.loads(path.read_text("utf-8"))} if path.is_file() else set()
+            )
+        except (ValueError, TypeError):
+            return set(self.committed())  # damaged: doing all again is slow and right
 
     def sweep(self) -> None:
         """Remove what a killed process left half-written."""
@@ -205,33 +293,26 @@ def _remove(path: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
+def locked(
+    folder: Path, *, wait: float = 0.0, tell: Callable[[str], None] = lambda _: None
+) -> Iterator[None]:
     """Hold `folder` for this process alone.
 
     Args:
         folder: Created if it is not there.
         wait: Seconds to wait for another process to let go.
+        tell: Receives one sentence where the file system has no locks.
 
     Raises:
         InputError: Another process holds it, or it cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+    except OSError as error:
+        if error.errno in files.FULL:
+            raise
         raise InputError(
             f"{folder} cannot be made ({error.strerror}); choose another --out"
         ) from error
-    with (folder / ".lock").open("w") as handle:
-        deadline = time.monotonic() + wait
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise InputError(
-                        f"{folder} is in use by another run of fortifai; wait for it or choose "
-                        "another --out"
-                    ) from None
-                time.sleep(0.2)
+    with files.lock(folder / LOCK, str(folder), "choose another --out", wait=wait, tell=tell):
         yield

@@ -253,15 +253,17 @@ class VAE:
         for epoch in range(1, config.epochs + 1):
             order = torch.randperm(len(images), generator=generator, device=self.device)
             weight = self._settle(samples, order)
-            sums = torch.zeros(len(Bound._fields), dtype=torch.float64, device=self.device)
+            terms: list[Tensor] = []
             for step, chosen in enumerate(torch.split(order, config.batch_size), 1):
                 bound = self._step(images[chosen], weight, optimizer, generator)
-                sums += len(chosen) * torch.stack([term.detach() for term in bound])
+                terms.append(len(chosen) * torch.stack([term.detach() for term in bound]))
                 done = (epoch - 1) * steps + step
                 if done % _TELL_EVERY == 0 or step == steps:
                     progress.step("train", done, steps * config.epochs, tokens=0)
-            # read once an epoch: reading makes the host wait for an accelerator
-            loss, reconstruction, kl, kept_share = (sums / len(images)).tolist()
+            # read once an epoch: reading makes the host wait for an accelerator; and summed here,
+            # in double precision, which some accelerators do not have
+            sums = (sum(column) for column in zip(*torch.stack(terms).tolist(), strict=True))
+            loss, reconstruction, kl, kept_share = (total / len(images) for total in sums)
             _check_epoch(epoch, loss, kept_share, self.module)
             threshold = weight.threshold if isinstance(weight, Truncate) else None
             told = {"loss": loss, "truncated_share": 1.0 - kept_share, "threshold": threshold}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import threading
+import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from fortifai import files
 from fortifai.errors import InputError, RunFailed
 
 FORMAT = 1
@@ -20,7 +22,7 @@ class Journal:
     """JSON lines: first what was asked for, then one line an attempt, on the disk before it counts.
 
     A line that a crash left unfinished is cut off when the journal is opened again. Several threads
-    may add lines; another process may not have it open.
+    may add lines; another process may not have it open: a hidden lock file stands beside it.
 
     Attributes:
         path: Where it is.
@@ -42,12 +44,12 @@ class Journal:
         self._lock = threading.Lock()
         try:
             # unbuffered: a line is in the file, or not, when write returns
-            self._file = path.open("ab", buffering=0)
-            try:
+            with ExitStack() as stack:
+                self._file = stack.enter_context(path.open("ab", buffering=0))
+                # before it is read: two runs on one journal would pay for everything twice
+                stack.enter_context(_locked(path))
                 self._begin({"fortifai_journal": FORMAT, **settings})
-            except BaseException:
-                self._file.close()
-                raise
+                self._open = stack.pop_all()
         except OSError as error:
             raise InputError(
                 f"the journal {path} cannot be opened ({error.strerror}); give one with --journal "
@@ -55,14 +57,6 @@ class Journal:
             ) from error
 
     def _begin(self, head: dict[str, Any]) -> None:
-        """Take the file, then read it: two runs on one journal would pay for everything twice."""
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"the journal {self.path} is in use by another run of fortifai; wait for it, or "
-                "give another file with --journal"
-            ) from None
         whole = self._read()
         if whole:
             self._compare(whole[0], head)
@@ -118,7 +112,7 @@ class Journal:
             written = self._file.write(line)
             if written != len(line):
                 raise OSError(0, "only a part could be written")
-            os.fsync(self._file.fileno())
+            files.sync_descriptor(self._file.fileno())
         except OSError as error:
             raise RunFailed(
                 f"the journal {self.path} cannot be written ({error.strerror}); make room, and "
@@ -134,4 +128,14 @@ class Journal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
+        self._open.close()
+
+
+def _locked(path: Path) -> AbstractContextManager[None]:
+    place = path.resolve()  # one lock, however the file is named
+    return files.lock(
+        place.with_name(f".{place.name}.lock"),
+        f"the journal {path}",
+        "give another file with --journal",
+        tell=lambda sentence: warnings.warn(sentence, stacklevel=2),
+    )

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from fortifai import files
 from fortifai.errors import InputError, RunFailed
 
 __all__ = ["write_report"]
 
 
-def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
+def write_report(
+    runs: Sequence[Path], out: Path | None = None, *, tell: Callable[[str], None] = lambda _: None
+) -> Path:
     """Write the report of one run, finished or not, or of several side by side.
 
     Args:
         runs: Run folders.
         out: Folder to write ``index.html`` and ``figures/*.svg`` into; ``report`` in the first
             run's folder if None.
+        tell: Receives one sentence for each damaged file, with what is left out for it.
 
     Returns:
         The path of ``index.html``. The same runs give the same bytes.
@@ -35,6 +39,8 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     from fortifai.report.scene import Scene
 
     read = load(runs)
+    for sentence in (sentence for run in read for sentence in run.damage):
+        tell(sentence)
     folder = Path(runs[0]) / "report" if out is None else Path(out)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; give a folder for the report")
@@ -57,18 +63,11 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     try:
         (folder / "figures").mkdir(parents=True, exist_ok=True)
         for plot in plots:
-            _write(folder / "figures" / f"{plot.name}.svg", plot.file)
-        _write(folder / "index.html", page)
+            files.write_whole(folder / "figures" / f"{plot.name}.svg", plot.file)
+        files.write_whole(folder / "index.html", page)
     except OSError as error:
         raise RunFailed(
             f"the report could not be written into {folder}: {error.strerror}; make room or choose "
             "another folder with --out"
         ) from error
     return folder / "index.html"
-
-
-def _write(path: Path, text: str) -> None:
-    # a reader who has the old report open never sees half of the new one
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, "utf-8")
-    partial.replace(path)

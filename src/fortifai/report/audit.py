@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
+from fortifai import files
 from fortifai.errors import InputError, RunFailed
 from fortifai.evals.confidence import BIN_EDGES
 from fortifai.report import style
@@ -57,8 +58,8 @@ def write_audit(audit: Audit, folder: Path) -> Path:
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "audit.json").write_text(json.dumps(audit.record(), indent=1) + "\n", "utf-8")
-        (folder / "index.html").write_text(page, "utf-8")
+        files.write_whole(folder / "audit.json", json.dumps(audit.record(), indent=1) + "\n")
+        files.write_whole(folder / "index.html", page)
     except OSError as error:
         raise RunFailed(
             f"the audit could not be written into {folder}: {error.strerror}; make room or choose "

@@ -19,7 +19,7 @@ from safetensors.numpy import load as load_safetensors
 
 from fortifai.errors import InputError
 from fortifai.evals.score import Score
-from fortifai.loop.store import ENDED, MANIFEST, End
+from fortifai.loop.store import ChainStore, End, FileSum, inspect, read_manifest
 from fortifai.report import answers
 from fortifai.report.records import (
     DEFAULT_LEVELS,
@@ -51,8 +51,9 @@ def load(folders: Sequence[Path]) -> tuple[Run, ...]:
         folders: At least one run folder, none of them twice.
 
     Returns:
-        One record a folder. Generations without a manifest are left out; so are damaged ones, with
-        a note that says which.
+        One record a folder. Generations without a manifest are left out; so is what is damaged,
+        with a note that names the file. Every file is held against its sum, whether it is read
+        or not.
 
     Raises:
         InputError: No folder, one that is not a run, one named twice, or a run in which no
@@ -85,13 +86,15 @@ def _labels(paths: Sequence[Path], names: Sequence[str]) -> list[str]:
 
 def _run(path: Path, config: Mapping[str, Any], label: str, *, prefix: bool) -> Run:
     declared = config["arms"]
-    notes = [str(note) for note in _json(path / "notes.json", list)]
+    damage: list[str] = []
+    head = _Head(path, damage)
+    notes = [str(note) for note in head.read("notes.json", list)]
     seeds = [int(s) for s in config.get("seeds", [0])]
     arms = []
     for name, settings in declared.items():
         if str(name) in ("", ".", "..") or Path(str(name)).name != str(name):
             raise InputError(f"arm {str(name)!r} of {path} is not a plain name; it must be one")
-        chains = tuple(_chains(path / "arms" / str(name), config, seeds, notes))
+        chains = tuple(_chains(path / "arms" / str(name), config, seeds, notes, damage))
         if chains:
             arms.append(
                 Arm(
@@ -105,20 +108,23 @@ def _run(path: Path, config: Mapping[str, Any], label: str, *, prefix: bool) -> 
             )
     if not arms:
         raise InputError(
-            f"{path} has no finished generation yet; wait for the first one, or start its run again"
+            f"{path} has no {'whole' if damage else 'finished'} generation yet"
+            f"{f' ({damage[0]})' if damage else ''}; wait for the first one, or start its run again"
         )
     known = sum(len(c.due) - len(_due(config, None)) for arm in arms for c in arm.chains)
     return Run(
         label=label,
         yaml=(path / "config.yaml").read_text("utf-8"),
-        unit=str(_json(path / "plan.json", dict).get("unit", "tokens")),
-        head=_json(path / "run.json", dict),
-        notes=tuple(notes),
+        unit=str(head.read("plan.json", dict).get("unit", "tokens")),
+        head=head.read("run.json", dict),
+        prediction=head.read("shared/prediction.json", dict),
         levels=_levels(path, config.get("time_to_failure")),
         planned=len(declared) * len(seeds) * len(_due(config, None)) + known,
         arms=tuple(arms),
-        prediction=_json(path / "shared" / "prediction.json", dict),
         rule=answers.rule(config.get("phases"), str(path / "config.yaml")),
+        # what was read above has been told by now
+        notes=(*notes, *damage),
+        damage=tuple(damage),
     )
 
 
@@ -166,60 +172,92 @@ def _levels(path: Path, declared: Any) -> tuple[Level, ...]:
         ) from error
 
 
-def _json(path: Path, kind: type[Any]) -> Any:
-    """A JSON file of the run's head, or an empty value where it is not written yet."""
-    if not path.is_file():
-        return kind()
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise InputError(
-            f"{path} is not JSON; start the run again to have it written anew"
-        ) from error
-    return value if isinstance(value, kind) else kind()
+class _Head:
+    """The files of a run that belong to no generation, without those that are damaged."""
+
+    def __init__(self, path: Path, damage: list[str]) -> None:
+        self._path, self._damage = path, damage
+        self._faults = (*inspect(path).faults, *inspect(path / "shared").faults)
+        for fault in self._faults:
+            config = fault.startswith(f"{path / 'config.yaml'} ")
+            what = "it is read as it is" if config else "it is left out"
+            damage.append(f"{fault}; {what}. Start the run again to have it written anew.")
+
+    def read(self, name: str, kind: type[Any]) -> Any:
+        """A JSON file, or an empty value where it is not written yet, or damaged."""
+        path = self._path / name
+        if not path.is_file() or any(fault.startswith(f"{path} ") for fault in self._faults):
+            return kind()
+        try:
+            value = json.loads(path.read_text("utf-8"))
+        except ValueError:
+            self._damage.append(
+                f"{path} is not JSON; it is left out. Start the run again to have it written anew."
+            )
+            return kind()
+        return value if isinstance(value, kind) else kind()
 
 
 # --- generations ------------------------------------------------------------------------------
 
 
 def _chains(
-    folder: Path, config: Mapping[str, Any], seeds: Sequence[int], notes: list[str]
+    folder: Path,
+    config: Mapping[str, Any],
+    seeds: Sequence[int],
+    notes: list[str],
+    damage: list[str],
 ) -> Iterable[Chain]:
     for seed, path in _numbered(folder, r"seed-(\d+)"):
-        ended = _ended(path, f"arm {folder.name}, seed {seed}", notes)
-        found = tuple(_generations(path, f"{folder.name}, seed {seed}", notes))
+        where = f"{folder.name}, seed {seed}"
+        ended = _ended(path, where, notes, damage)
+        due = _due(config, ended)
+        found = tuple(_generations(path, where, due, damage))
         if found:
-            yield Chain(seed, found, _due(config, ended), ended)
+            yield Chain(seed, found, due, ended)
     path = folder / "seeds"  # all seeds in one chain
-    ended = _ended(path, f"arm {folder.name}", notes)
-    together = tuple(_generations(path, folder.name, notes))
+    ended = _ended(path, folder.name, notes, damage)
+    due = _due(config, ended)
+    together = tuple(_generations(path, folder.name, due, damage))
     for i, seed in enumerate(seeds if together else ()):
-        yield Chain(seed, tuple(_of_seed(g, i) for g in together), _due(config, ended), ended)
+        yield Chain(seed, tuple(_of_seed(g, i) for g in together), due, ended)
 
 
-def _generations(path: Path, where: str, notes: list[str]) -> Iterable[Generation]:
-    for number, place in _numbered(path, r"generation-(\d+)"):
-        if not (place / MANIFEST).is_file():
-            continue  # not finished yet
+def _generations(
+    path: Path, where: str, due: Sequence[int], damage: list[str]
+) -> Iterable[Generation]:
+    for number in ChainStore(path).committed():
+        place = ChainStore(path).path(number)
+        if number not in due:
+            continue  # the last one of a chain that is growing
+        faults = list(inspect(place).faults)
         try:
             yield _generation(number, place)
-        except _Damaged as fault:
-            notes.append(
-                f"Generation {number} of {where} is left out: {fault}. "
+        except _Damaged as found:
+            if found.name is not None:
+                faults = [f for f in faults if not f.startswith(f"{place / found.name} ")]
+            damage.append(
+                f"Generation {number} of {where} is left out: {found}. "
                 "Start the run again to have it done anew."
             )
+        damage += [
+            f"{fault}. Start the run again to have generation {number} of {where} done anew."
+            for fault in faults
+        ]
 
 
-def _ended(path: Path, where: str, notes: list[str]) -> End | None:
-    found = _json(path / ENDED, dict)
-    if not found:
+def _ended(path: Path, where: str, notes: list[str], damage: list[str]) -> End | None:
+    try:
+        found = ChainStore(path).ended()
+    except ValueError as fault:
+        damage.append(f"{fault}; that arm {where} ended is left out. Start the run again.")
         return None
-    ended = End(int(found["generation"]), str(found["reason"]))
-    notes.append(
-        f"{where[0].upper()}{where[1:]} ended before generation {ended.generation}: "
-        f"{ended.reason}. What it had reached is shown."
-    )
-    return ended
+    if found is not None:
+        notes.append(
+            f"Arm {where} ended before generation {found.generation}: {found.reason}. What it had "
+            "reached is shown."
+        )
+    return found
 
 
 def _of_seed(generation: Generation, i: int) -> Generation:
@@ -243,12 +281,20 @@ def _numbered(folder: Path, pattern: str) -> list[tuple[int, Path]]:
 
 
 class _Damaged(Exception):  # noqa: N818 - caught here, told as a note
-    """A generation's files are not what its manifest says."""
+    """A generation's files are not what its manifest says.
+
+    Attributes:
+        name: The first of them, or None where they are whole and cannot be read.
+    """
+
+    def __init__(self, told: str, name: str | None = None) -> None:
+        super().__init__(told)
+        self.name = name
 
 
 def _generation(number: int, folder: Path) -> Generation:
     try:
-        told = json.loads((folder / MANIFEST).read_text("utf-8"))["files"]
+        told, _ = read_manifest(folder)
         files = {name: _checked(folder, name, told[name]) for name in _FILES if name in told}
         histograms = json.loads(files.get(_HISTOGRAMS, b"{}"))
         scores = [_score(row) for row in _rows(files[_SCORES])]
@@ -277,13 +323,13 @@ def _score(row: dict[str, Any]) -> Score:
     return Score(**row | {"by_seed": tuple(by_seed) if by_seed is not None else None})
 
 
-def _checked(folder: Path, name: str, told: Mapping[str, Any]) -> bytes:
+def _checked(folder: Path, name: str, told: FileSum) -> bytes:
     path = folder / name
     if not path.is_file():
-        raise _Damaged(f"{name} is missing")
+        raise _Damaged(f"{name} is missing", name)
     data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != told["sha256"]:
-        raise _Damaged(f"{name} has changed (its SHA-256 differs from the manifest's)")
+    if hashlib.sha256(data).hexdigest() != told.sha256:
+        raise _Damaged(f"{name} has changed (its SHA-256 differs from the manifest's)", name)
     return data
 
 

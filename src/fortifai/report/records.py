@@ -159,7 +159,21 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Run:
-    """One run folder."""
+    """One run folder.
+
+    Attributes:
+        label: Its name, told apart from those of others.
+        yaml: Its configuration, as it is written.
+        unit: What samples are counted in.
+        head: On what machine it ran, with which versions.
+        notes: What a reader should know, damage included.
+        levels: The declared levels of failure.
+        planned: Generations that are measured when all chains are complete.
+        arms: Those that have a finished generation.
+        prediction: What theory says, by arm.
+        rule: When a phase of knowledge collapse begins.
+        damage: Damaged files, with what is left out for them.
+    """
 
     label: str
     yaml: str
@@ -171,6 +185,7 @@ class Run:
     arms: tuple[Arm, ...]
     prediction: Mapping[str, Mapping[str, Sequence[float]]]
     rule: PhaseRule = dataclasses.field(default_factory=PhaseRule)
+    damage: tuple[str, ...] = ()
 
     @property
     def baseline(self) -> Arm | None:

@@ -66,6 +66,11 @@ class ImagesInputs:
         return "images"
 
     @property
+    def splits(self) -> int:
+        """How many splits there are."""
+        return len(self.real)
+
+    @property
     def split_size(self) -> int:
         """Images of one split."""
         return len(self.real[0])
@@ -111,12 +116,16 @@ class ImagesInputs:
         """SHA-256 of all pixels."""
         return fingerprint((*self.real, self.held_out))
 
+    def foundation(self, splits: int) -> str:
+        """SHA-256 of the first splits."""
+        return fingerprint(self.real[:splits])
+
     def effort(self, arm: str, samples: int) -> tuple[int, int]:
         """Images read over all epochs, and optimizer steps."""
         family = self.config.arms[arm].family
         return samples * family.epochs, -(-samples // family.batch_size) * family.epochs
 
-    def write(self, folder: Path, progress: Progress) -> None:
+    def write(self, folder: Path, progress: Progress, *, before: Path | None = None) -> None:
         """Write the images, and a classifier of them where they have labels."""
         arrays = {f"split-{k}": values for k, values in enumerate(self.real)}
         arrays |= {"held-out": self.held_out}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
@@ -81,6 +82,11 @@ class PointsInputs:
         return "points"
 
     @property
+    def splits(self) -> int:
+        """How many splits there are."""
+        return len(self.real)
+
+    @property
     def split_size(self) -> int:
         """Points of one split."""
         return len(self.real[0])
@@ -119,11 +125,15 @@ class PointsInputs:
         """SHA-256 of all points."""
         return fingerprint((*self.real, self.held_out))
 
+    def foundation(self, splits: int) -> str:
+        """SHA-256 of the first splits."""
+        return fingerprint(self.real[:splits])
+
     def effort(self, arm: str, samples: int) -> tuple[int, int]:
         """Every point is read once, and there are no steps."""
         return samples, 0
 
-    def write(self, folder: Path, progress: Progress) -> None:
+    def write(self, folder: Path, progress: Progress, *, before: Path | None = None) -> None:
         """Write the points, their moments, and what theory predicts."""
         arrays = {f"split-{k}": values for k, values in enumerate(self.real)}
         arrays |= {"held-out": self.held_out, "mean": self.mean, "covariance": self.covariance}
@@ -182,6 +192,7 @@ def read(config: PointsExperiment, root: Path) -> PointsInputs:
         real, held_out = _from_files(config, source, root)
     else:
         size = config.corpus.samples or DRAWS
+        _check_memory(config, size)
         by_seed = [
             [_draw(config, size, derive(seed, "points", k)) for seed in config.seeds]
             for k in range(count)
@@ -202,6 +213,17 @@ def read(config: PointsExperiment, root: Path) -> PointsInputs:
     for name, arm in config.arms.items():
         _check_arm(name, arm, data)
     return data
+
+
+def _check_memory(config: PointsExperiment, size: int) -> None:
+    points_ = size * config.split_count * len(config.seeds) + config.corpus.held_out
+    need = 8 * getattr(config.corpus.source, "dimension", 2) * points_
+    free = psutil.virtual_memory().available
+    if need > free:
+        raise InputError(
+            f"{config.split_count:,} splits of {size:,} points for {len(config.seeds):,} seeds "
+            f"need {need / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB of memory are free; ask for fewer"
+        )
 
 
 def _from_files(

@@ -25,6 +25,11 @@ class Inputs(Protocol):
         ...
 
     @property
+    def splits(self) -> int:
+        """How many splits there are."""
+        ...
+
+    @property
     def split_size(self) -> int:
         """Samples of one split."""
         ...
@@ -58,8 +63,22 @@ class Inputs(Protocol):
         """Samples read in training on so many, and optimizer steps (0: it has none)."""
         ...
 
-    def write(self, folder: Path, progress: Progress) -> None:
-        """Write what all chains share into `folder`."""
+    def foundation(self, splits: int) -> str:
+        """SHA-256 of what chains on the first `splits` splits are trained on, base model included.
+
+        With more splits in all it stays what it was, where a run can grow.
+        """
+        ...
+
+    def write(self, folder: Path, progress: Progress, *, before: Path | None = None) -> None:
+        """Write what all chains share into `folder`.
+
+        Args:
+            folder: Where to.
+            progress: Receives the steps.
+            before: What was written for fewer generations on the same foundation, if so: a base
+                model is taken from there.
+        """
         ...
 
 

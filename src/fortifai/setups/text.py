@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ from fortifai.models.family import CausalLMFamily, count_parameters, from_config
 from fortifai.models.hub import exists
 from fortifai.models.loading import describe
 from fortifai.setups import exam
-from fortifai.setups.setup import Ground
+from fortifai.setups.setup import Ground, fingerprint
 from fortifai.setups.sources import read_sources
 
 Tokens = NDArray[np.int32]
@@ -90,6 +91,11 @@ class TextInputs:
         return "tokens"
 
     @property
+    def splits(self) -> int:
+        """How many splits there are."""
+        return len(self.cut.parts)
+
+    @property
     def split_size(self) -> int:
         """Tokens of one split."""
         return len(self.cut.parts[0])
@@ -122,6 +128,12 @@ class TextInputs:
             *((("formats", exam.facts(self.exam)),) if self.exam else ()),
         )
 
+    def foundation(self, splits: int) -> str:
+        """SHA-256 of the first splits, and of what the base model is pretrained on."""
+        family = self.config.family
+        pretrained = family.scratch is not None and family.scratch.pretrain is not None
+        return fingerprint((*self.cut.parts[:splits], *((self.cut.rest,) if pretrained else ())))
+
     def _beginning(self) -> str:
         bos = self.special.bos
         if bos is None:
@@ -136,7 +148,7 @@ class TextInputs:
         batch = text * train.batch_size * train.gradient_accumulation
         return round(samples * train.epochs), math.ceil(-(-samples // batch) * train.epochs)
 
-    def write(self, folder: Path, progress: Progress) -> None:
+    def write(self, folder: Path, progress: Progress, *, before: Path | None = None) -> None:
         """Write tokens, questions and the base model, pretrained if the YAML asks for it."""
         cut = self.cut
         tokens = {f"split-{k}": part for k, part in enumerate(cut.parts)}
@@ -151,7 +163,10 @@ class TextInputs:
             self.benchmarks.save(folder / BENCHMARKS)
         if self.exam:
             exam.save(self.exam, folder)
-        _base_model(self, folder, progress).save(folder / "base")
+        if before is not None:
+            shutil.copytree(before / "base", folder / "base")
+        else:
+            _base_model(self, folder, progress).save(folder / "base")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,144 @@
+"""macOS and Windows, as far as Linux can stand in for them."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+import fortifai
+from fortifai.loop import executor
+from fortifai.machine import cores, machine
+
+SOURCES = sorted(Path(fortifai.__file__).parent.rglob("*.py"))
+
+# what Python's documentation marks as not available on Windows
+MODULES = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
+OF_OS = {
+    *("chown", "chroot", "fork", "forkpty", "geteuid", "getgid", "getloadavg", "getpgid"),
+    *("getuid", "killpg", "lchown", "mkfifo", "mknod", "nice", "openpty", "pathconf", "pread"),
+    *(
+        "sched_getaffinity",
+        "sched_setaffinity",
+        "setpgid",
+        "setsid",
+        "setuid",
+        "statvfs",
+        "sysconf",
+    ),
+    *("uname", "wait", "wait3", "wait4", "waitid", "WIFSIGNALED"),
+}
+OF_SIGNAL = {"SIGKILL", "SIGHUP", "SIGALRM", "SIGUSR1", "SIGUSR2", "SIGQUIT", "alarm", "pause"}
+
+TINY = """
+name: tiny
+generations: 2
+seeds: [0, 1]
+baseline: em
+corpus: {kind: points, source: {kind: moons}, samples: 60}
+regime: {kind: replace}
+family: {kind: gmm, components: 2}
+arms:
+  em: {}
+"""
+
+# in a sitecustomize, so that the processes of --workers stand in too
+ELSEWHERE = """
+import os, sys
+del os.sched_getaffinity
+import psutil
+for name in ("cpu_affinity",):
+    delattr(psutil.Process, name)
+sys.modules["fcntl"] = None
+sys.modules["resource"] = None
+"""
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_nothing_is_used_that_windows_lacks(path):
+    found = []
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name.partition(".")[0] for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [(node.module or "").partition(".")[0]]
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            lacking = {"os": OF_OS, "signal": OF_SIGNAL}.get(node.value.id, set())
+            found += [node.attr] if node.attr in lacking else []
+        found += [name for name in names if name in MODULES]
+    assert found == []
+
+
+def elsewhere(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    (folder / "sitecustomize.py").write_text(ELSEWHERE)
+    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-m", "fortifai.cli", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
+        check=False,
+    )
+
+
+def test_a_run_and_its_report_without_what_is_posix(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    done = elsewhere(tmp_path, "run", "tiny.yaml", "--out", "run", "--workers", "2")
+    assert done.returncode == 0, done.stderr
+    assert "has no file locks" in done.stderr, "the stand-in stands in"
+    again = elsewhere(tmp_path, "run", "tiny.yaml", "--out", "run")
+    assert again.returncode == 0, again.stderr
+    assert elsewhere(tmp_path, "report", "run").returncode == 0
+    # taken up on another system, where a lock file of this one's lies about
+    (tmp_path / "run" / ".lock").touch()
+    assert elsewhere(tmp_path, "run", "tiny.yaml", "--out", "run").returncode == 0
+
+
+@pytest.mark.slow
+def test_an_audit_without_what_is_posix(tmp_path):
+    lines = [f"The town number {i} has {i * 7 % 31} mills and {i % 5} bridges." for i in range(600)]
+    (tmp_path / "a.txt").write_text("\n".join(lines[:300]))
+    (tmp_path / "b.txt").write_text("\n".join(lines[300:]))
+    done = elsewhere(tmp_path, "audit", "--text", "a.txt", "--against", "b.txt", "--out", "audit")
+    assert done.returncode in (0, 3), done.stderr
+    assert (tmp_path / "audit" / "index.html").is_file()
+
+
+def test_cores_where_the_system_tells_and_where_it_does_not(monkeypatch):
+    monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda self: [1, 5, 7])
+    assert cores() == 3
+    monkeypatch.delattr(psutil.Process, "cpu_affinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    assert cores() == 12
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert cores() == 1
+
+
+def test_the_machine_in_a_few_words(monkeypatch):
+    monkeypatch.setattr("fortifai.machine.Path", lambda _: Path("/nowhere"))
+    told = machine()
+    assert told["memory_gib"] == round(psutil.virtual_memory().total / 2**30, 1)
+    assert told["processor"]
+
+
+def test_no_more_processes_than_windows_can_wait_for(monkeypatch):
+    asked: list[int] = []
+
+    class Pool:
+        def __init__(self, workers, **_):
+            asked.append(workers)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(executor, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(executor, "_MOST_PROCESSES", 61)
+    jobs = [("arm", f"seed-{k}") for k in range(100)]
+    with pytest.raises(KeyboardInterrupt):
+        executor.run_jobs(print, None, jobs, workers=100, threads=1, listen=print)
+    assert asked == [61]
