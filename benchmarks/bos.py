@@ -17,6 +17,7 @@ import numpy as np
 
 from fortifai.data.text import read_text
 from fortifai.data.tokens import Bos
+from fortifai.errors import InputError
 from fortifai.evals.perplexity import perplexity
 from fortifai.models.causal_lm import CausalLM
 
@@ -30,9 +31,13 @@ def main() -> None:
     arguments.add_argument("--window", type=int, default=128)
     given = arguments.parse_args()
     text = read_text([given.text], root=Path()).text
+    read = CausalLM.from_base(given.model)
     for bos in get_args(Bos):
-        lm = CausalLM.from_base(given.model, bos=bos)
-        lm.block = given.window
+        try:
+            lm = CausalLM(read.model, read.tokenizer, block=given.window, bos=bos)
+        except InputError as error:
+            print(f"bos {bos:6}: {error}")
+            continue
         ids = lm.encode(text[: 10 * given.tokens])[: given.tokens]
         found = perplexity(lm.log_prob(ids.astype(np.int32)), "text")
         half = 1.96 * (found.stderr or math.nan)
