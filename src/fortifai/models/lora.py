@@ -126,7 +126,7 @@ def training(
     done: list[Adapter] = []
     try:
         yield done
-        weights = peft.get_peft_model_state_dict(wrapped)
+        weights = _weights(wrapped)
         kept = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in weights.items()}
         done.append(Adapter(_plain(told), kept))
         _merge(wrapped)
@@ -239,7 +239,7 @@ def _wrap(model: PreTrainedModel, settings: Mapping[str, Any], what: str) -> Any
 
 def _fill(wrapped: Any, adapter: Adapter, what: str) -> None:
     peft = _peft(what)
-    wanted = set(peft.get_peft_model_state_dict(wrapped))
+    wanted = set(_weights(wrapped))
     absent, others = sorted(wanted - set(adapter.weights)), sorted(set(adapter.weights) - wanted)
     if absent or others:
         told = f"{absent[0]} is missing" if absent else f"{others[0]} has no place"
@@ -254,6 +254,15 @@ def _fill(wrapped: Any, adapter: Adapter, what: str) -> None:
             f"the adapter of {what} does not fit its base model ({_first(error)}); give one that "
             "was trained on this model"
         ) from error
+
+
+def _weights(wrapped: Any) -> dict[str, Tensor]:
+    # "auto" asks the hub for the base model's vocabulary, and by its answer adds the embeddings
+    peft = _peft("train.lora")
+    weights: dict[str, Tensor] = peft.get_peft_model_state_dict(
+        wrapped, save_embedding_layers=False
+    )
+    return weights
 
 
 def _merge(wrapped: Any) -> None:

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 CHECK_EVERY = 16
 """On an accelerator losses are looked at this often: each look waits for the device."""
 
-TOKENS_AT_ONCE = 256
-"""Of a batch under LoRA on a CPU; with more, products of matrices are no faster."""
+TOKENS_AT_ONCE = 128
+"""Of a batch under LoRA on a CPU; with more, products of matrices are hardly faster."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,363 @@
+"""LoRA in the laboratory: what is trained, merged, carried on and stored."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig as PeftConfig
+from peft import get_peft_model
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+
+from fortifai.confidence import Keep, Truncate
+from fortifai.config import LanguageArm, LoraConfig, RegenerateConfig, TrainConfig
+from fortifai.errors import InputError, RunFailed
+from fortifai.loop.progress import Silent
+from fortifai.models import lora, training
+from fortifai.models.causal_lm import CausalLM
+from fortifai.models.family import CausalLMFamily
+
+# peft asks transformers by the old name of a property
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
+
+TRAIN = TrainConfig(
+    epochs=2, learning_rate=1e-2, batch_size=4, block=16, lora=LoraConfig(r=4, alpha=8)
+)
+LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def state(lm: CausalLM) -> dict[str, torch.Tensor]:
+    return {k: v.detach().clone() for k, v in lm.model.state_dict().items()}
+
+
+def with_lora(**changes) -> TrainConfig:
+    return TRAIN.model_copy(update={"lora": LoraConfig(**{"r": 4, "alpha": 8} | changes)})
+
+
+@pytest.fixture
+def fit(stream, tmp_path):
+    def run(lm: CausalLM, train: TrainConfig = TRAIN, *, seed=0, select=None, **how):
+        return lm.fit(
+            stream, Truncate(0.9), train, seed=seed, workdir=tmp_path / "work", select=select,
+            progress=Silent(), **how,
+        )  # fmt: skip
+
+    return run
+
+
+def test_the_merged_model_is_the_base_plus_the_product(make, fit):
+    lm = make(seed=1)
+    before = state(lm)
+    report = fit(lm)
+    after = state(lm)
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    assert changed == {name for name in after if name.split(".")[-2] in LAYERS}
+    a = {k: v for k, v in report.adapter.weights.items() if "lora_A" in k}
+    assert len(a) == 14  # seven layers, twice: no output layer
+    for key, value in a.items():
+        assert value.shape[0] == 4
+        product = 8 / 4 * report.adapter.weights[key.replace("lora_A", "lora_B")] @ value
+        name = key.removeprefix("base_model.model.").replace("lora_A.weight", "weight")
+        # float32 sums of four products
+        torch.testing.assert_close(after[name], before[name] + product, rtol=1e-5, atol=1e-6)
+    assert type(lm.model).__name__ == "LlamaForCausalLM"
+    assert all(p.requires_grad for p in lm.model.parameters())
+
+
+def test_it_trains_as_peft_by_itself_does(make, stream, fit):
+    """One step against a loop of AdamW over peft's own model, from the same A and B = 0."""
+    train = TRAIN.model_copy(update={"epochs": 1, "batch_size": 13, "max_grad_norm": 0.0})
+    lm, plain = make(seed=1), make(seed=1)
+    report = fit(lm, train, seed=5)
+    torch.manual_seed(5)
+    chosen = {"r": 4, "lora_alpha": 8, "target_modules": list(LAYERS), "task_type": "CAUSAL_LM"}
+    theirs = get_peft_model(plain.model, PeftConfig(**chosen))
+    optimizer = torch.optim.AdamW(
+        [p for p in theirs.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.0
+    )
+    rows = torch.from_numpy(stream[: 13 * 16].astype(np.int64).reshape(13, 16))
+    logits = theirs(input_ids=rows).logits[:, :-1]
+    log_p = torch.log_softmax(logits, -1).gather(-1, rows[:, 1:, None])[..., 0]
+    loss = -torch.where(log_p < np.log(0.9), log_p, 0.0).mean()
+    loss.backward()
+    optimizer.step()
+    assert report.steps == 1
+    assert report.loss == pytest.approx(loss.item(), rel=1e-5)  # sums in another order
+    for key, value in report.adapter.weights.items():
+        named = dict(theirs.named_parameters())[key.replace(".weight", ".default.weight")]
+        # Adam's first step is the sign of the gradient: 1e-2 where it is not nearly 0
+        assert ((value - named).abs() < 1e-4).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 12])
+def test_pieces_of_a_batch_are_the_batch(make, fit, monkeypatch, size):
+    train = TRAIN.model_copy(update={"batch_size": 12, "epochs": 3})
+    whole, pieces = make(seed=1), make(seed=1)
+    monkeypatch.setattr(training, "TOKENS_AT_ONCE", 12 * 16)
+    first = fit(whole, train)
+    monkeypatch.setattr(training, "TOKENS_AT_ONCE", size * 16)
+    second = fit(pieces, train)
+    assert first.steps == second.steps == 6  # 13 rows: a batch of 12 and one of 1
+    assert first.loss == pytest.approx(second.loss, rel=1e-4)
+    for name, value in state(whole).items():
+        # Adam divides by gradients that are nearly 0, where the order of sums is felt
+        torch.testing.assert_close(state(pieces)[name], value, rtol=0, atol=2e-3)
+
+
+def test_few_numbers_are_trained_and_kept(make, fit, monkeypatch):
+    """Neither gradients nor copies of the weights, with the best checkpoint selected."""
+    lm = make(seed=1)
+    seen: list[set[str]] = []
+    step = training._Watch.on_epoch_end
+
+    def look(self, *args, **kwargs):
+        with_gradient = {n for n, p in self.model.named_parameters() if p.requires_grad}
+        step(self, *args, **kwargs)
+        seen.extend([with_gradient, set(self.best[1])])
+
+    monkeypatch.setattr(training._Watch, "on_epoch_end", look)
+    scores = iter([3.0, 5.0, 4.0])
+    states: list[float] = []
+
+    def select(model):
+        states.append(float(model.log_prob(np.arange(1, 40)).sum()))
+        return next(scores)
+
+    train = TRAIN.model_copy(update={"epochs": 3, "checkpoint": "best_held_out"})
+    fit(lm, train, select=select)
+    assert len(seen) == 6
+    assert all("lora_" in name for names in seen for name in names)
+    # the second epoch's weights, merged: what it said unmerged, to rounding
+    assert float(lm.log_prob(np.arange(1, 40)).sum()) == pytest.approx(states[1], rel=1e-5)
+    assert abs(states[1] - states[2]) > 1e-3
+
+
+def test_the_seed_decides(make, fit):
+    one, same, other = make(seed=1), make(seed=1), make(seed=1)
+    torch.manual_seed(1)
+    fit(one, with_lora(dropout=0.2), seed=3)
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    fit(same, with_lora(dropout=0.2), seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
+    fit(other, with_lora(dropout=0.2), seed=4)
+    first, second, third = state(one), state(same), state(other)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(first[name], third[name]) for name in first)
+
+
+def test_targets_and_modules_to_save(make, fit):
+    lm = make(seed=1)
+    before = state(lm)
+    report = fit(lm, with_lora(targets=("q_proj", "v_proj"), modules_to_save=("lm_head",)))
+    changed = {n for n, v in state(lm).items() if not torch.equal(v, before[n])}
+    assert {n.split(".")[-2] for n in changed} == {"q_proj", "v_proj", "lm_head"}
+    assert report.adapter.weights["base_model.model.lm_head.weight"].shape == (296, 32)
+
+
+def test_settings_that_do_not_fit_are_told(make, fit, tokenizer):
+    lm = make(seed=1)
+    before = state(lm)
+    for how, says in (
+        ({"targets": ("query",)}, "targets names query.*it has .*q_proj"),
+        ({"targets": ("lm_head",)}, "targets names lm_head"),
+        ({"modules_to_save": ("head",)}, "modules_to_save names head.*lm_head"),
+    ):
+        with pytest.raises(InputError, match=says):
+            fit(lm, with_lora(**how))
+    lm.model.lm_head.weight = lm.model.model.embed_tokens.weight
+    with pytest.raises(InputError, match=r"embed_tokens, whose weights are those of.*leave it out"):
+        fit(lm, with_lora(modules_to_save=("embed_tokens",)))
+    assert list(state(lm)) == list(before)
+
+
+def test_a_failed_fit_leaves_the_model_as_it_was(make, fit):
+    lm = make(seed=1)
+    before = state(lm)
+
+    def fail(model):
+        raise RunFailed("no")
+
+    with pytest.raises(RunFailed):
+        fit(lm, TRAIN.model_copy(update={"checkpoint": "best_held_out"}), select=fail)
+    after = state(lm)
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_without_peft_it_is_told(make, fit, monkeypatch):
+    monkeypatch.setattr(lora.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"train.lora needs the package peft.*fortifai\[peft\]"):
+        fit(make(seed=1))
+
+
+def test_an_adapter_is_carried_from_the_last_generation_alone():
+    family = {"kind": "causal_lm", "base": "x"}
+    train = {"lora": {"carry": True}}
+    LanguageArm.model_validate({"family": family, "train": train})
+    for start in ("base", "scratch"):
+        with pytest.raises(ValidationError, match="carry trains on the adapter of"):
+            LanguageArm.model_validate({"family": family, "train": train, "start": start})
+
+
+# --- in the loop ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def family(make, tmp_path):
+    make(seed=1).save(tmp_path / "shared" / "base")
+
+    def new(**changes) -> CausalLMFamily:
+        return CausalLMFamily(
+            base=tmp_path / "shared" / "base",
+            scratch=lambda seed: make(seed=seed),
+            weight=Keep(),
+            train=with_lora(**changes),
+            regenerate=RegenerateConfig(context=12, new_tokens=7),
+            select=None,
+            workdir=tmp_path / "work",
+        )
+
+    return new
+
+
+def kinds(folder: Path) -> set[str]:
+    return {p.name for p in folder.iterdir()} & {"adapter_model.safetensors", "model.safetensors"}
+
+
+def go(family, model, stream, folder: Path, generation: int):
+    told = model.fit(stream, seeds=[generation], progress=Silent())
+    assert "adapter" not in told
+    model.save(folder / f"generation-{generation}" / "model")
+    return folder / f"generation-{generation}" / "model"
+
+
+@pytest.mark.parametrize("carry", [False, True])
+def test_taken_up_again_it_is_the_same(family, stream, tmp_path, carry):
+    """Three generations in memory, and each from what the one before has stored: equal files."""
+    chosen = family(carry=carry, dropout=0.1)
+    model = chosen.create("base", seeds=[0])
+    straight = [go(chosen, model, stream, tmp_path / "straight", g) for g in range(3)]
+    model = chosen.create("base", seeds=[0])
+    resumed = []
+    for generation in range(3):
+        resumed.append(go(chosen, model, stream, tmp_path / "resumed", generation))
+        model = chosen.load(resumed[-1])
+    whole = {"model.safetensors"}
+    adapter = {"adapter_model.safetensors"}
+    assert [kinds(f) for f in straight] == [adapter, *([adapter] * 2 if carry else [whole] * 2)]
+    for one, other in zip(straight, resumed, strict=True):
+        files = sorted(p.name for p in one.iterdir())
+        assert files == sorted(p.name for p in other.iterdir())
+        for name in files:
+            assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def test_a_carried_adapter_goes_on_and_a_new_one_begins(family, stream, tmp_path):
+    carried, base = family(carry=True), family()
+    model = carried.create("base", seeds=[0])
+    first = model.fit(stream, seeds=[0], progress=Silent())["loss"]
+    before = model.adapter
+    assert model.fit(stream, seeds=[1], progress=Silent())["loss"] < first - 0.05
+    # after a generation every B has left 0, and A is nearly the same A: it is one adapter
+    key = next(k for k in before.weights if "lora_A" in k)
+    near = torch.nn.functional.cosine_similarity(
+        before.weights[key].ravel(), model.adapter.weights[key].ravel(), dim=0
+    )
+    assert near > 0.8
+    again = [base.create("base", seeds=[0]) for _ in range(2)]
+    losses = [m.fit(stream, seeds=[0], progress=Silent())["loss"] for m in again]
+    assert losses[0] == losses[1] == first  # start: base knows nothing of generations before
+
+
+def test_an_adapter_needs_its_base_and_finds_it(family, stream, tmp_path):
+    chosen = family()
+    model = chosen.create("base", seeds=[0])
+    saved = go(chosen, model, stream, tmp_path / "arms" / "a", 0)
+    size = sum(p.stat().st_size for p in saved.iterdir())
+    assert size < sum(p.stat().st_size for p in chosen.base.iterdir()) / 2
+    for load in (CausalLM.load, CausalLM.from_base):
+        lm = load(saved, device="cpu")
+        lm.block = 16
+        assert (lm.log_prob(stream) == model.log_prob(stream)).all()
+    told = json.loads((saved / "adapter_config.json").read_text())
+    assert not Path(told["base_model_name_or_path"]).is_absolute()
+    (tmp_path / "run").mkdir()
+    for part in ("arms", "shared"):  # the whole run at another place
+        (tmp_path / part).rename(tmp_path / "run" / part)
+    moved = tmp_path / "run" / saved.relative_to(tmp_path)
+    assert (CausalLM.load(moved).log_prob(stream) == model.log_prob(stream)).all()
+
+
+def test_an_adapter_of_peft_is_read(make, stream, tmp_path):
+    lm = make(seed=1)
+    lm.save(tmp_path / "base")
+    torch.manual_seed(0)
+    wrapped = get_peft_model(lm.model, PeftConfig(r=2, target_modules=["q_proj", "down_proj"]))
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    expected = CausalLM(lm.model, lm.tokenizer, device="cpu").log_prob(stream)
+    wrapped.peft_config["default"].base_model_name_or_path = "../base"
+    wrapped.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    found = CausalLM.from_base(tmp_path / "adapter", device="cpu").log_prob(stream)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)  # merged, in float32
+
+
+def broken(change):
+    def apply(folder: Path) -> None:
+        weights = change(load_file(folder / "adapter_model.safetensors"))
+        save_file(weights, folder / "adapter_model.safetensors", {"format": "pt"})
+
+    return apply
+
+
+def told(**changes):
+    def apply(folder: Path) -> None:
+        path = folder / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return apply
+
+
+def torn(folder: Path) -> None:
+    path = folder / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-50])
+
+
+BROKEN = {
+    "a weight lost": (broken(lambda w: dict(list(w.items())[1:])), "is missing"),
+    "a weight too many": (broken(lambda w: w | {"x.y": torch.ones(1)}), "x.y has no place"),
+    "other shapes": (
+        broken(lambda w: {k: torch.cat([v, v]).contiguous() for k, v in w.items()}),
+        "does not fit",
+    ),
+    "no base": (told(base_model_name_or_path=None), "does not name its base model"),
+    "another base": (told(base_model_name_or_path="no/such"), "no/such"),
+    "another kind": (told(peft_type="PROMPT_TUNING", num_virtual_tokens=3), "adapter"),
+    "torn": (torn, "could not be read"),
+    "no json": (lambda f: (f / "adapter_config.json").write_text("{"), "could not be read"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_an_adapter_that_does_not_fit_is_refused(kind, family, stream, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    chosen = family()
+    saved = go(chosen, chosen.create("base", seeds=[0]), stream, tmp_path / "a", 0)
+    spoil, says = BROKEN[kind]
+    spoil(saved)
+    with pytest.raises(InputError, match=says) as error:
+        CausalLM.load(saved, device="cpu")
+    assert "\n" not in str(error.value)
+
+
+def test_the_block_is_kept_with_an_adapter(family, stream, tmp_path):
+    chosen = family()
+    saved = go(chosen, chosen.create("base", seeds=[0]), stream, tmp_path / "a", 0)
+    assert CausalLM.load(saved, device="cpu").block == 16
