@@ -26,7 +26,7 @@ from transformers.utils import logging
 from fortifai.data import tokens
 from fortifai.data.tokens import Bos
 from fortifai.errors import InputError
-from fortifai.models import continuations, generation, scoring, training
+from fortifai.models import blocks, continuations, documents, generation, scoring, training
 from fortifai.models.hub import local_files_only
 from fortifai.models.training import FitReport
 
@@ -200,13 +200,13 @@ class CausalLM:
     ) -> np.ndarray:
         """The stream rewritten, same size and dtype.
 
-        See `generation.regenerate_blocks` and `generation.regenerate_documents`.
+        See `blocks.regenerate_blocks` and `documents.regenerate_documents`.
         """
         self._check_known(samples)
         rewrite = (
-            generation.regenerate_blocks
+            blocks.regenerate_blocks
             if settings.mode == "blocks"
-            else generation.regenerate_documents
+            else documents.regenerate_documents
         )
         with self._evaluating():
             return rewrite(
