@@ -280,9 +280,10 @@ class _Writer:
         """Write documents to their ends."""
         self.waiting.extend(documents)
         while self.waiting or self.writing:
-            self._let_in()
+            while self._let_in():
+                self._let_out()
             if not self.writing:
-                continue
+                break
             assert self.pool is not None
             last = [document.text[document.have - 1] for document in self.writing]
             tokens = torch.tensor(last, device=self.model.device)
@@ -302,8 +303,8 @@ class _Writer:
         step = 1 << max(4, needed.bit_length() - 3)
         return min(self.limit, -(-needed // step) * step)
 
-    def _let_in(self) -> None:
-        """Read as many of those that wait as fit beside the others."""
+    def _let_in(self) -> bool:
+        """Read as many of those that wait as fit beside the others; tells whether any did."""
         room = self.pool.room if self.pool else 0
         chosen: list[_Document] = []
         while self.waiting:
@@ -315,7 +316,7 @@ class _Writer:
             chosen.append(self.waiting.popleft())
         for _, alike in groupby(chosen, key=lambda document: document.have):
             self._join(list(alike), room)
-        self._let_out()
+        return bool(chosen)
 
     def _rows(self, room: int) -> int:
         if self.settings.batch_size is not None:
