@@ -49,6 +49,7 @@ from fortifai.config.language import (
     RegenerateConfig,
     Sample,
     ScratchConfig,
+    Span,
     TrainConfig,
 )
 from fortifai.config.phases import PhasesConfig
@@ -158,6 +159,7 @@ __all__ = [
     "Sample",
     "ScratchConfig",
     "Source",
+    "Span",
     "SplitsConfig",
     "TextCorpus",
     "TextCorpusConfig",
