@@ -102,6 +102,12 @@ def made(config: Any, *, bos: Any = "never", puts_bos: bool = False) -> CausalLM
     return CausalLM(model, tokenizer, device="cpu", block=16, bos=bos)
 
 
+@pytest.fixture(autouse=True)
+def pieces(monkeypatch: Any) -> None:
+    """The rows of a chunk attend in several products, as those of long chunks do."""
+    monkeypatch.setattr(shared_prefix, "SPREAD", {"cpu": 8})
+
+
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request: Any) -> CausalLM:
     return made(FAMILIES[request.param])
@@ -195,6 +201,12 @@ class TestGreedy:
         got = rewrite(lm, stream, context=context, new_tokens=new)
         found = blocks(stream, least=least, each=each, new=new)
         assert sum(ties_of_greedy(lm, c, got[at : at + n]) for at, c, n in found) <= 1
+
+    @pytest.mark.parametrize("spread", [1, 5, 100])
+    def test_products_may_be_of_any_rows(self, lm, stream, monkeypatch, spread):
+        whole = rewrite(lm, stream)
+        monkeypatch.setattr(shared_prefix, "SPREAD", {"cpu": spread})
+        np.testing.assert_array_equal(rewrite(lm, stream), whole)
 
     def test_one_block_a_chunk_is_a_context_of_exactly_so_many(self, lm, stream):
         exact = rewrite(lm, stream, context={"exactly": 6})

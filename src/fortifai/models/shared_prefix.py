@@ -35,6 +35,10 @@ Rounding gives about 1e-6 in float32. In half precision it gives some per cent, 
 """
 HALF = 0.1
 
+SPREAD = {"cpu": 256, "cuda": 2048}
+"""Tokens by which the limits of rows in one product may differ: more is work for nothing, less is
+more calls, which cost a GPU more than work does."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Prefix:
@@ -113,15 +117,18 @@ class Rows(Cache):
     """Rows that are written side by side, several after each of some texts.
 
     Attributes:
-        limits: (texts, rows a text) int64, how many tokens of its text each row sees.
+        limits: (texts, rows a text) int64, how many tokens of its text each row sees; those of
+            neighbours are close to each other.
         own: What each row has read of its own.
+        pieces: Rows of every text that attend in one product.
     """
 
     def __init__(self, prefix: Prefix, limits: Tensor, room: int) -> None:
         """Rows after `prefix`, with `room` for so many tokens of their own each."""
         self.limits = limits
         self.own = _Own(torch.zeros(limits.numel(), dtype=torch.long, device=limits.device))
-        self._unseen: dict[int | None, Tensor] = {}
+        self.pieces = _pieces(limits)
+        self._unseen: dict[tuple[int, int | None], Tensor] = {}
         pairs = zip(prefix.keys, prefix.values, strict=True)
         super().__init__(layers=[_Layer(self.own, k, v, room) for k, v in pairs])
 
@@ -143,19 +150,21 @@ class Rows(Cache):
             for own in (layer.keys, layer.values):
                 own[:, :, :most] = own[kept, :, :most]
 
-    def unseen(self, prefix: int, window: int | None) -> Tensor:
+    def unseen(self, piece: _Piece, window: int | None) -> Tensor:
         """What is added to scores: -inf where a row may not attend to, 0 elsewhere.
 
         A row at position p sees the tokens of its text before its limit and its own up to now, of
         both those at positions above p - window.
 
         Returns:
-            (texts, 1, 1, rows a text, prefix + own tokens) float32.
+            (texts, 1, 1, rows of the piece, tokens of the text in `piece.sees` + own) float32.
         """
-        if window not in self._unseen:
-            limits = self.limits[..., None]
-            counts = self.own.counts.view_as(self.limits)[..., None]
-            place = torch.arange(prefix, device=limits.device)
+        key = (piece.rows.start, window)
+        if key not in self._unseen:
+            limits = self.limits[:, piece.rows, None]
+            counts = self.own.counts.view_as(self.limits)[:, piece.rows, None]
+            seen = piece.sees(window)
+            place = torch.arange(seen.start, seen.stop, device=limits.device)
             own = torch.arange(self.own.most + 1, device=limits.device)
             far, near = place >= limits, own > counts
             if window is not None:
@@ -164,8 +173,38 @@ class Rows(Cache):
             hidden = torch.cat([far, near], dim=-1)[:, None, None]
             # added once to many heads: several times as fast as filling where a mask is true
             added = torch.zeros(hidden.shape, device=hidden.device)
-            self._unseen[window] = added.masked_fill_(hidden, -torch.inf)
-        return self._unseen[window]
+            self._unseen[key] = added.masked_fill_(hidden, -torch.inf)
+        return self._unseen[key]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+    """Neighbouring rows of every text, and the least and the largest of their limits."""
+
+    rows: slice
+    least: int
+    most: int
+
+    def sees(self, window: int | None) -> slice:
+        """The tokens of a text that any of them sees, the first ones at the latest."""
+        return slice(0 if window is None else max(0, self.least - window + 1), self.most)
+
+
+def _pieces(limits: Tensor) -> list[_Piece]:
+    """Cut (texts, rows a text) limits where those of a piece would lie too far apart."""
+    if not len(limits):  # texts that join later, of which no row sees anything
+        return [_Piece(slice(0, limits.shape[1]), 0, 0)]
+    least, most = limits.amin(0).tolist(), limits.amax(0).tolist()
+    spread = SPREAD.get(limits.device.type, SPREAD["cpu"])
+    out: list[_Piece] = []
+    for row, (low, high) in enumerate(zip(least, most, strict=True)):
+        last = out[-1] if out else None
+        if last and max(last.most, high) - min(last.least, low) < spread:
+            rows = slice(last.rows.start, row + 1)
+            out[-1] = _Piece(rows, min(last.least, low), max(last.most, high))
+        else:
+            out.append(_Piece(slice(row, row + 1), low, high))
+    return out
 
 
 def attend(
@@ -205,28 +244,34 @@ def attend(
     """
     layer = shared_prefix.layers[module.layer_idx]
     texts, heads, rows, width = query.shape
-    kv, group = key.shape[1], heads // key.shape[1]
-    length, now = layer.prefix_keys.shape[-2], shared_prefix.own.most + 1
-    grouped = query.reshape(texts, kv, group, rows, width)
-    own = grouped.permute(0, 3, 1, 2, 4).reshape(texts * rows, kv, group, width)
-    far = grouped.reshape(texts, kv, group * rows, width) @ layer.prefix_keys.transpose(-1, -2)
-    near = own @ key[:, :, :now].transpose(-1, -2)
-    near = near.view(texts, rows, kv, group, now).permute(0, 2, 3, 1, 4)
-    scores = torch.cat([far.view(texts, kv, group, rows, length), near], dim=-1)
-    scores = scores.float().mul_(width**-0.5 if scaling is None else scaling)
-    if softcap is not None:
-        scores = scores.div_(softcap).tanh_().mul_(softcap)
-    scores = scores.add_(shared_prefix.unseen(length, sliding_window))
-    if s_aux is not None:
-        sink = s_aux.float().view(1, kv, group, 1, 1).expand(texts, kv, group, rows, 1)
-        scores = torch.cat([scores, sink], dim=-1)
-    weights = torch.softmax(scores, dim=-1).to(value.dtype)
-    far = weights[..., :length].reshape(texts, kv, group * rows, length) @ layer.prefix_values
-    near = weights[..., length : length + now].permute(0, 3, 1, 2, 4)
-    near = near.reshape(texts * rows, kv, group, now) @ value[:, :, :now]
-    out = far.view(texts, kv, group, rows, value.shape[-1]).permute(0, 3, 1, 2, 4)
-    out = out + near.view(texts, rows, kv, group, value.shape[-1])
-    return out.reshape(texts, rows, heads, value.shape[-1]), None
+    kv, group, wide = key.shape[1], heads // key.shape[1], value.shape[-1]
+    now = shared_prefix.own.most + 1
+    query = query.view(texts, kv, group, rows, width)
+    own = query.permute(0, 3, 1, 2, 4).flatten(0, 1)
+    near = (own @ key[:, :, :now].transpose(-1, -2)).view(texts, rows, kv, group, now)
+    shares = torch.empty_like(near)
+    out = query.new_empty(texts, rows, kv, group, wide)
+    for piece in shared_prefix.pieces:
+        seen, each = piece.sees(sliding_window), query[:, :, :, piece.rows]
+        count, length = each.shape[3], seen.stop - seen.start
+        far = each.reshape(texts, kv, group * count, width)
+        far = far @ layer.prefix_keys[:, :, seen].transpose(-1, -2)
+        far = far.view(texts, kv, group, count, length)
+        scores = torch.cat([far, near[:, piece.rows].permute(0, 2, 3, 1, 4)], dim=-1)
+        scores = scores.float().mul_(width**-0.5 if scaling is None else scaling)
+        if softcap is not None:
+            scores = scores.div_(softcap).tanh_().mul_(softcap)
+        scores = scores.add_(shared_prefix.unseen(piece, sliding_window))
+        if s_aux is not None:
+            sink = s_aux.float().view(1, kv, group, 1, 1)
+            scores = torch.cat([scores, sink.expand(texts, kv, group, count, 1)], dim=-1)
+        weights = torch.softmax(scores, dim=-1).to(value.dtype)
+        far = weights[..., :length].reshape(texts, kv, group * count, length)
+        far = (far @ layer.prefix_values[:, :, seen]).view(texts, kv, group, count, wide)
+        out[:, piece.rows] = far.permute(0, 3, 1, 2, 4)
+        shares[:, piece.rows] = weights[..., length : length + now].permute(0, 3, 1, 2, 4)
+    near = (shares.flatten(0, 1) @ value[:, :, :now]).view_as(out)
+    return (out + near).view(texts, rows, heads, wide), None
 
 
 AttentionInterface.register(NAME, attend)
