@@ -11,8 +11,9 @@ The ways, in turn, each in a process of its own that loads the model and first w
   before it and at least --context tokens.
 
 With --documents N, articles cut to the first of N equal parts, all but their first --keep tokens
-written anew: `rounds`, where a batch is written to the end of its longest, against `joining`, where
-the next article takes the place of a finished one.
+written anew: `rounds`, a segment of as many as fit beside each other if all were as long as the
+longest, and then the next, against `joining`, where the next article takes the place of a finished
+one. Memory counts each token as N, so that as many articles fit as would of their whole length.
 
 Printed are tokens per processor second (all threads), their ratios turn by turn, and by how much
 the peak memory grew over the loaded model. That a model is tried once, which takes as long as one
@@ -30,6 +31,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ import transformers
 
 from fortifai.config import RegenerateConfig
 from fortifai.loop.progress import Silent
-from fortifai.models import shared_prefix
+from fortifai.models import documents, generation, shared_prefix
 from fortifai.models.causal_lm import CausalLM
 
 HEADING = re.compile(r"^ = [^=].* = $", re.MULTILINE)
@@ -95,6 +97,12 @@ def text(lm: CausalLM, args: argparse.Namespace) -> np.ndarray:
     )
 
 
+def as_if_whole(parts: int) -> Callable[..., int]:
+    """`side_by_side` for articles of which so many parts were cut off."""
+    found = generation.side_by_side
+    return lambda model, length, *beams, **more: found(model, length * parts, *beams, **more)
+
+
 def child(args: argparse.Namespace) -> None:
     """Do one way once; print its processor seconds, tokens and the growth of peak memory."""
     lm = CausalLM.from_base(args.model, device="cpu", bos="never")
@@ -112,6 +120,9 @@ def child(args: argparse.Namespace) -> None:
     }
     if args.child == "rounds":
         shared_prefix.served = lambda model, ids: False
+    if args.documents:
+        for module in (generation, documents):
+            module.side_by_side = as_if_whole(args.documents)
     if args.documents:
         sizes = np.diff(np.flatnonzero(np.append(ids == lm.special.end, True)), prepend=-1) - 1
         tokens = int(np.clip(sizes - args.keep, 0, None).sum())

@@ -285,11 +285,13 @@ class _Writer:
             if not self.writing:
                 break
             assert self.pool is not None
-            last = [document.text[document.have - 1] for document in self.writing]
-            tokens = torch.tensor(last, device=self.model.device)
             with shared_prefix.attending(self.model):
-                logits = shared_prefix.step(self.model, self.pool, tokens)
-            self._put(self.writing, logits)
+                # until a segment is finished
+                for _ in range(min(d.stop - d.have for d in self.writing)):
+                    last = [document.text[document.have - 1] for document in self.writing]
+                    tokens = torch.tensor(last, device=self.model.device)
+                    logits = shared_prefix.step(self.model, self.pool, tokens)
+                    self._put(self.writing, logits)
             self._let_out()
 
     def _room(self, document: _Document) -> int:
@@ -327,7 +329,9 @@ class _Writer:
         most = self.limit - self.segment
         ids = torch.cat([_window(document, most, self.special) for document in documents])
         ids = ids.to(self.model.device)
-        prefix = shared_prefix.read(self.model, ids, torch.tensor([ids.shape[1] - 1]))
+        prefix = shared_prefix.read(
+            self.model, ids, torch.tensor([ids.shape[1] - 1], device=ids.device)
+        )
         self.pool = self.pool or _Pool(prefix)
         waiting = len(self.writing) + len(documents) + len(self.waiting)
         self.pool.join(prefix, max(room, self.pool.room), min(self._rows(room), waiting))
