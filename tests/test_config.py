@@ -150,6 +150,27 @@ def test_the_papers_settings():
         ("arms.ce=3", ["arms"]),
         ("regenerate.decoding={kind: beam, beams: 1}", ["beams", "1"]),
         ("regenerate.decoding={kind: sample, top_p: 0}", ["top_p", "0"]),
+        ("regenerate.context=0", ["regenerate.context", "0", "from 1", "{exactly: N}"]),
+        ("regenerate.context=true", ["regenerate.context", "True", "from 1"]),
+        ("regenerate.context=many", ["regenerate.context", "'many'", "from 1"]),
+        ("regenerate.context={exactly: 1.5}", ["exactly is 1.5", "from 1"]),
+        ("regenerate.context={at_least: 0, at_most: 9}", ["at_least is 0", "from 1"]),
+        ("regenerate.context={at_least: 9}", ["a context names at_least", "at_most: M"]),
+        ("regenerate.context={at_lest: 9, at_most: 99}", ["at_lest, at_most", "at_least: N"]),
+        ("regenerate.context={exactly: 9, at_most: 99}", ["exactly, at_most", "{exactly: N}"]),
+        ("regenerate.context={}", ["a context names nothing"]),
+        ("regenerate.context=[1]", ["regenerate.context", "[1]"]),
+        (
+            "regenerate.context={at_least: 97, at_most: 96}",
+            ["regenerate.context", "at_least 97 is more than at_most 96"],
+        ),
+        (
+            "regenerate.context={at_least: 96, at_most: 127}",
+            [
+                "at_most 127 is shorter than at_least 96 + new_tokens 32",
+                "no block would be written",
+            ],
+        ),
     ],
 )
 def test_faults_are_told_with_their_key(raw, change, words):
@@ -230,3 +251,64 @@ def test_weights_of_tokens_and_of_pixels(raw):
         assert config.resolve(changed).arms["ce"].weight.build() == built
     images = config.read_raw("fortifai-vae")[0]
     assert "'eaft'" in fault(images, "arms.ce.weight={kind: eaft}")
+
+
+class TestContexts:
+    def regenerate(self, raw, context, **more):
+        changes = [
+            f"regenerate.context={context}",
+            *(f"regenerate.{k}={v}" for k, v in more.items()),
+        ]
+        return config.resolve(config.apply_set(raw, changes)).arms["ce"].regenerate
+
+    def test_a_number_and_exactly_so_many_are_one(self, raw):
+        plain, told = self.regenerate(raw, 40), self.regenerate(raw, "{exactly: 40}")
+        assert plain == told
+        # as older run folders have it, so that they go on
+        assert told.model_dump(mode="json")["context"] == 40
+        assert (told.first, told.longest, told.blocks) == (40, 72, 1)
+
+    @pytest.mark.parametrize(
+        ("least", "most", "new", "blocks"),
+        [(96, 128, 32, 1), (96, 159, 32, 1), (96, 160, 32, 2), (512, 1024, 32, 16), (1, 3, 1, 2)],
+    )
+    def test_a_span_holds_whole_blocks(self, raw, least, most, new, blocks):
+        context = f"{{at_least: {least}, at_most: {most}}}"
+        asked = self.regenerate(raw, context, new_tokens=new)
+        assert asked.context == config.Span(at_least=least, at_most=most)
+        assert (asked.first, asked.longest, asked.blocks) == (least, most, blocks)
+
+    def test_it_is_written_and_read_back(self, raw):
+        changed = config.apply_set(raw, ["regenerate.context={at_least: 96, at_most: 512}"])
+        resolved = config.resolve(changed)
+        again = config.resolve(yaml.safe_load(config.dump(resolved)))
+        assert again == resolved
+        assert config.plain(again)["arms"]["ce"]["regenerate"]["context"] == {
+            "at_least": 96,
+            "at_most": 512,
+        }
+
+    def test_an_arm_may_tell_it_otherwise(self, raw):
+        span, exact = {"at_least": 96, "at_most": 512}, {"exactly": 64}
+        for top, arm in ((span, exact), (exact, span), (64, span), (span, 64)):
+            raw["regenerate"]["context"] = top
+            raw["arms"]["ce"]["regenerate"] = {"context": arm}
+            arms = config.resolve(raw).arms
+            asked = [arms[name].regenerate.context for name in ("ce", "focal")]
+            kept = [config.Span(**span) if c == span else 64 for c in (arm, top)]
+            assert asked == kept
+        # one key of a span alone changes that one
+        raw["regenerate"]["context"] = span
+        raw["arms"]["ce"]["regenerate"] = {"context": {"at_most": 256}}
+        found = config.resolve(raw).arms["ce"].regenerate.context
+        assert found == config.Span(at_least=96, at_most=256)
+
+    def test_a_model_from_sizes_has_positions_for_it(self, raw):
+        span = "regenerate.context={at_least: 96, at_most: 700}"
+        assert config.resolve(config.apply_set(raw, [span])).positions == 700
+        message = fault(raw, span, "family.scratch.max_positions=699")
+        assert "context.at_most 700 is 700 tokens, longer than the model's max_positions" in message
+
+    def test_documents_ask_nothing_of_a_span(self, raw):
+        asked = self.regenerate(raw, "{at_least: 9, at_most: 10}", mode="documents")
+        assert asked.mode == "documents"

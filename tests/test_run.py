@@ -297,6 +297,10 @@ BAD = [
     (["run", "tiny.yaml", "--set", "splits.tokens=99999"], "too few for 3 splits"),
     (["run", "tiny.yaml", "--set", "train.block=1024"], "longer than a split"),
     (["run", "tiny.yaml", "--set", "regenerate.context=600"], "leaves nothing to rewrite"),
+    (
+        ["run", "tiny.yaml", "--set", "regenerate.context={at_least: 600, at_most: 900}"],
+        "regenerate.context 600 leaves nothing to rewrite",
+    ),
     (["run", "tiny.yaml", "--set", "corpus={kind: text, files: [x.txt]}"], "no file 'x.txt'"),
     (["run", "tiny.yaml", "--set", "questions.files=[q.jsonl]"], "no file 'q.jsonl'"),
     (["run", "tiny.yaml", "--set", "family={kind: causal_lm, base: no/such}"], "no/such"),

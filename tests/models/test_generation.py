@@ -348,12 +348,12 @@ class TestDocuments:
 
 def test_batches_shrink_with_the_memory_they_need(lm, monkeypatch):
     ask = settings()
-    assert generation._rows(lm.model, ask, 19) == 128
-    assert generation._rows(lm.model, settings(batch_size=3), 19) == 3
-    assert generation._rows(lm.model, settings(decoding={"kind": "beam"}), 19) == 128 // 5
+    assert generation.rows_at_a_time(lm.model, ask, 19) == 128
+    assert generation.rows_at_a_time(lm.model, settings(batch_size=3), 19) == 3
+    assert generation.rows_at_a_time(lm.model, settings(decoding={"kind": "beam"}), 19) == 128 // 5
     # 2 layers x 2 heads x 8 x 4 bytes x 4 copies a position, plus 16 bytes a logit: a context of a
     # million tokens takes 512 MB a row, of which 1 GB holds 2
-    assert generation._rows(lm.model, ask, 10**6) == 2
+    assert generation.rows_at_a_time(lm.model, ask, 10**6) == 2
 
 
 class TestWritingAfterPrompts:

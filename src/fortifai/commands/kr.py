@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from fortifai import files
 from fortifai.commands.common import (
     FOUND,
     BosOption,

@@ -50,6 +50,7 @@ from fortifai.config.language import (
     RegenerateConfig,
     Sample,
     ScratchConfig,
+    Span,
     TrainConfig,
 )
 from fortifai.config.phases import PhasesConfig
@@ -160,6 +161,7 @@ __all__ = [
     "Sample",
     "ScratchConfig",
     "Source",
+    "Span",
     "SplitsConfig",
     "TextCorpus",
     "TextCorpusConfig",

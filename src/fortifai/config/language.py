@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     PositiveFloat,
     PositiveInt,
@@ -159,19 +161,89 @@ class Sample(Section):
 DecodingConfig = Annotated[Greedy | Beam | Sample, Field(discriminator="kind")]
 
 
+class Span(Section):
+    """A context of `at_least` tokens, and of all before them in a chunk of `at_most`.
+
+    The text is read once, in chunks of `at_most` tokens, each of which begins with the last
+    `at_least` tokens of the one before it.
+    """
+
+    at_least: PositiveInt
+    at_most: PositiveInt
+
+
+def _context(value: Any) -> Any:
+    """A context as it is kept: ``{exactly: N}`` is N, anything else a `Span`."""
+    ways = "give a number of tokens N or {exactly: N}, or {at_least: N, at_most: M}"
+    if isinstance(value, Span):
+        return value
+    given = dict(value) if isinstance(value, Mapping) else {"exactly": value}
+    if given.keys() not in ({"exactly"}, {"at_least", "at_most"}):
+        raise ValueError(f"a context names {', '.join(map(str, given)) or 'nothing'}; {ways}")
+    for name, tokens in given.items():
+        if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
+            raise ValueError(f"{name} is {tokens!r} and must be a number of tokens from 1; {ways}")
+    if "exactly" in given:
+        return given["exactly"]
+    if given["at_least"] > given["at_most"]:
+        raise ValueError(
+            f"at_least {given['at_least']} is more than at_most {given['at_most']}; {ways}"
+        )
+    return Span(**given)
+
+
+ContextConfig = Annotated[int | Span, BeforeValidator(_context)]
+"""Tokens that a block is written from: a number of them (also ``{exactly: N}``), or a `Span`."""
+
+
 class RegenerateConfig(Section):
     """How a generation rewrites the corpus.
 
-    `blocks`: every `new_tokens` tokens are rewritten from the `context` tokens before them.
-    `documents`: the first `keep` tokens of each document stay, the rest is written anew.
+    `blocks`: every `new_tokens` tokens are rewritten from the `context` before them. `documents`:
+    the first `keep` tokens of each document stay, the rest is written anew. `batch_size`: blocks or
+    documents that are written at a time; None for what memory holds.
     """
 
     mode: Literal["blocks", "documents"] = "blocks"
-    context: PositiveInt = 512
+    context: ContextConfig = 512
     new_tokens: PositiveInt = 32
     keep: PositiveInt = 64
     batch_size: PositiveInt | None = None
     decoding: DecodingConfig = Greedy()
+
+    @model_validator(mode="after")
+    def _room(self) -> RegenerateConfig:
+        if isinstance(self.context, Span) and self.mode == "blocks" and not self.blocks:
+            raise ValueError(
+                f"context.at_most {self.context.at_most} is shorter than at_least "
+                f"{self.context.at_least} + new_tokens {self.new_tokens}, so no block would be "
+                "written; make at_most longer or the others shorter"
+            )
+        return self
+
+    @property
+    def first(self) -> int:
+        """Tokens at the beginning of a text that no block rewrites."""
+        return self.context.at_least if isinstance(self.context, Span) else self.context
+
+    @property
+    def longest(self) -> int:
+        """Most tokens that a model reads for a block, the block among them."""
+        if isinstance(self.context, Span):
+            return self.context.at_most
+        return self.context + self.new_tokens
+
+    @property
+    def blocks(self) -> int:
+        """Blocks that are written from one chunk."""
+        return (self.longest - self.first) // self.new_tokens
+
+    @property
+    def told(self) -> str:
+        """The sum that must fit a model's positions, in messages."""
+        if isinstance(self.context, Span):
+            return f"context.at_most {self.context.at_most}"
+        return f"context {self.context} + new_tokens {self.new_tokens}"
 
 
 class PassagesConfig(Section):

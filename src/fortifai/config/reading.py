@@ -161,11 +161,14 @@ def _set_path(node: dict[str, Any], keys: list[str], value: Any, change: str) ->
 def merge(base: Any, over: Any) -> Any:
     """`over` deep-merged over `base`: mappings merge, everything else is replaced.
 
-    A mapping whose ``kind`` changes replaces the old one, whose keys belong to the other kind.
+    A mapping whose ``kind`` changes replaces the old one, whose keys belong to the other kind; so
+    does a context told ``exactly`` one told otherwise, and the other way round.
     """
     if not (isinstance(base, Mapping) and isinstance(over, Mapping)):
         return copy.deepcopy(over)
     if "kind" in over and "kind" in base and over["kind"] != base["kind"]:
+        return copy.deepcopy(dict(over))
+    if base and over and ("exactly" in base) != ("exactly" in over):
         return copy.deepcopy(dict(over))
     out = {k: copy.deepcopy(v) for k, v in base.items()}
     for key, value in over.items():

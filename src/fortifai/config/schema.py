@@ -261,11 +261,10 @@ class LanguageExperiment(ExperimentConfig[LanguageArm]):
         if arm.family != self.family:
             raise ValueError(f"arm {name!r}: all arms of one experiment share one family")
         limit = arm.family.scratch.max_positions if arm.family.scratch else None
-        wanted = arm.regenerate.context + arm.regenerate.new_tokens
+        wanted = arm.regenerate.longest
         if limit is not None and arm.regenerate.mode == "blocks" and wanted > limit:
             raise ValueError(
-                f"arm {name!r}: context {arm.regenerate.context} + new_tokens "
-                f"{arm.regenerate.new_tokens} is {wanted}, longer than the model's "
+                f"arm {name!r}: {arm.regenerate.told} is {wanted} tokens, longer than the model's "
                 f"max_positions {limit}"
             )
         if limit is not None and arm.train.block > limit:
@@ -287,10 +286,7 @@ class LanguageExperiment(ExperimentConfig[LanguageArm]):
     @property
     def positions(self) -> int:
         """Positions a scratch model needs: the longest block or context of any arm."""
-        return max(
-            max(arm.train.block, arm.regenerate.context + arm.regenerate.new_tokens)
-            for arm in self.arms.values()
-        )
+        return max(max(arm.train.block, arm.regenerate.longest) for arm in self.arms.values())
 
 
 class PointsExperiment(ExperimentConfig[PointsArm]):

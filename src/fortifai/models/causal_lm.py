@@ -18,7 +18,15 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 from fortifai.data import tokens
 from fortifai.data.tokens import Bos
 from fortifai.errors import InputError
-from fortifai.models import continuations, generation, loading, scoring, training
+from fortifai.models import (
+    blocks,
+    continuations,
+    documents,
+    generation,
+    loading,
+    scoring,
+    training,
+)
 from fortifai.models.lora import Adapter
 from fortifai.models.training import FitReport
 
@@ -188,13 +196,13 @@ class CausalLM:
     ) -> np.ndarray:
         """The stream rewritten, same size and dtype.
 
-        See `generation.regenerate_blocks` and `generation.regenerate_documents`.
+        See `blocks.regenerate_blocks` and `documents.regenerate_documents`.
         """
         self._check_known(samples)
         rewrite = (
-            generation.regenerate_blocks
+            blocks.regenerate_blocks
             if settings.mode == "blocks"
-            else generation.regenerate_documents
+            else documents.regenerate_documents
         )
         with self._evaluating():
             return rewrite(

@@ -1,8 +1,9 @@
-"""Rewriting a corpus with a causal language model: the M_i(D) of ForTIFAI's Algorithm 1.
+"""Writing after prompts: decoding, random numbers, and how many rows memory holds.
 
 Greedy decoding and sampling run in a loop of our own, so nothing but the request decides what is
-written. Beam search is transformers' own, run while the model's generation_config is put aside,
-since `generate` takes from there whatever the request leaves open.
+written. So does beam search, where the model is served by `shared_prefix`; elsewhere it is
+transformers' own, run while the model's generation_config is put aside, since `generate` takes from
+there whatever the request leaves open.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from fortifai.config import Beam, Greedy, Sample
 from fortifai.data.tokens import SpecialTokens
-from fortifai.errors import InputError
-from fortifai.models.scoring import positions, vocabulary
+from fortifai.models import beams, shared_prefix
+from fortifai.models.scoring import vocabulary
+from fortifai.models.shared_prefix import Prefix, Rows
 
 if TYPE_CHECKING:
     from fortifai.config import RegenerateConfig
-    from fortifai.loop.progress import Progress
 
 MAX_ROWS = {"cpu": 128, "cuda": 512}
 """Most sequences written side by side; on a CPU wider batches are slower, out of its cache."""
@@ -34,156 +35,7 @@ Choose = Callable[[Tensor, int], Tensor]
 """(rows, vocabulary) fp32 logits and the step -> (rows,) tokens."""
 
 
-def regenerate_blocks(
-    model: PreTrainedModel,
-    samples: np.ndarray,
-    settings: RegenerateConfig,
-    special: SpecialTokens,
-    *,
-    seed: int,
-    progress: Progress,
-) -> np.ndarray:
-    """Rewrite every block of `new_tokens` tokens from the `context` tokens before it.
-
-    With x the stream as given, c = `context` and m = `new_tokens`, the tokens x[c+im : c+(i+1)m]
-    are replaced by m tokens that the model writes after x[im : c+im], for every i; the last block
-    may be shorter. Blocks are written from x, never from one another, so all are independent. The
-    first c tokens stay. The end-of-text token is a token like any other: it may be written and
-    stops nothing. (ForTIFAI, 2509.08972, Algorithm 1 and its code.) For a model that reads bos,
-    which the paper's code leaves out, bos takes the place of the oldest of the c tokens.
-
-    Args:
-        model: In evaluation mode.
-        samples: (n,) token ids, n > `context`.
-        settings: Context, new_tokens, decoding and batch size (None: by memory).
-        special: The model's special tokens.
-        seed: Of the random numbers that sampling uses. Each block has its own, so the batch size
-            does not choose the text.
-        progress: Told after each batch.
-
-    Returns:
-        (n,) of the same dtype.
-
-    Raises:
-        InputError: The model is too short for context and new_tokens, or the stream too short.
-    """
-    context, new = settings.context, settings.new_tokens
-    check_fits(model, settings)
-    if len(samples) <= context:
-        raise InputError(
-            f"a part of {len(samples)} tokens is to be rewritten from a context of {context}, so "
-            "nothing of it would change; lower regenerate.context or give a longer corpus"
-        )
-    out, total = samples.copy(), len(samples) - context
-    starts = np.arange(0, total, new)
-    whole = total // new
-    rows = _rows(model, settings, context + new)
-    groups = [starts[i : min(i + rows, whole)] for i in range(0, whole, rows)]
-    # The shorter last block is a batch of its own: a beam of fewer tokens is not a beam cut off.
-    groups += [starts[whole:]] if total % new else []
-    done = 0
-    for group in groups:
-        size = min(new, total - int(group[-1]))
-        prompts = torch.from_numpy(samples[group[:, None] + np.arange(context)].astype(np.int64))
-        prompts = _begun(prompts, context, special)
-        numbers = _uniform(settings.decoding, seed, group // new, size)
-        banned = special.never_written
-        written = write(model, prompts, size, settings.decoding, numbers, banned=banned)
-        out[group[:, None] + context + np.arange(size)] = written.numpy().astype(out.dtype)
-        done += size * len(group)
-        progress.step("rewrite", done, total, tokens=done)
-    return out
-
-
-def regenerate_documents(
-    model: PreTrainedModel,
-    samples: np.ndarray,
-    settings: RegenerateConfig,
-    special: SpecialTokens,
-    *,
-    seed: int,
-    progress: Progress,
-) -> np.ndarray:
-    """Keep the first `keep` tokens of every document and write the rest.
-
-    A document ends with ``special.end``, which stays where it is and is never written inside, so
-    documents keep their number and sizes. The model continues from bos (the end of another
-    document, for a model that reads none), the kept tokens and its own output, in segments: half
-    of the model's positions long (`new_tokens` under beam search, each segment a search of its
-    own), each read from as many of the newest tokens as leave room for the segment, behind bos.
-    Older tokens are out of sight.
-
-    Args:
-        model: In evaluation mode.
-        samples: (n,) token ids.
-        settings: Keep, new_tokens (beams only), decoding and batch size (None: by memory).
-        special: The model's special tokens.
-        seed: As in `regenerate_blocks`, for each document.
-        progress: Told after each segment of a batch.
-
-    Returns:
-        (n,) of the same dtype.
-
-    Raises:
-        InputError: `keep` leaves no room to write in the model's positions.
-    """
-    check_fits(model, settings)
-    keep, limit = settings.keep, positions(model)
-    out = samples.copy()
-    ends = np.append(np.flatnonzero(samples == special.end), len(samples))
-    begins = np.concatenate([[0], ends[:-1] + 1])
-    long = np.flatnonzero(ends - begins > keep)
-    # Stable, so that documents of one size stay in their order; longest last.
-    long = long[np.argsort((ends - begins)[long], kind="stable")]
-    total, done = int((ends - begins - keep)[long].sum()), 0
-    rows = _rows(model, settings, min(limit, int((ends - begins).max()) + 1))
-    for at in range(0, len(long), rows):
-        batch = long[at : at + rows]
-        first, sizes = begins[batch], (ends - begins)[batch]
-        prompt = samples[first[:, None] + np.arange(keep)].astype(np.int64)
-        text = torch.from_numpy(np.insert(prompt, 0, special.first, axis=1))
-        while text.shape[1] <= sizes[-1]:
-            before = text.shape[1] - 1
-            text = _segment(model, text, first, sizes, settings, special, seed=seed)
-            wrote = text.shape[1] - 1 - before
-            done += int(np.clip(sizes - before, 0, wrote).sum())
-            progress.step("rewrite", done, total, tokens=done)
-        for row, size in enumerate(sizes):
-            out[first[row] : first[row] + size] = text[row, 1 : 1 + size].numpy()
-    return out
-
-
-def _segment(
-    model: PreTrainedModel,
-    text: Tensor,
-    first: np.ndarray,
-    sizes: np.ndarray,
-    settings: RegenerateConfig,
-    special: SpecialTokens,
-    *,
-    seed: int,
-) -> Tensor:
-    """`text` (rows, t), which begins with `first`, and one more segment of unfinished documents.
-
-    Finished rows are filled up with zeros. `first` and `sizes` are where the documents begin in
-    the stream, which tells their random numbers apart, and how long they are; longest last.
-    """
-    limit = positions(model)
-    segment = _segment_size(model, settings)
-    # Under beams always the whole segment: a search cut short would depend on the batch.
-    beams = isinstance(settings.decoding, Beam)
-    size = segment if beams else min(segment, int(sizes[-1]) + 1 - text.shape[1])
-    unfinished = sizes >= text.shape[1]
-    rows = torch.from_numpy(unfinished)
-    numbers = _uniform(settings.decoding, seed, first[unfinished], size, text.shape[1])
-    window = _begun(text[rows], limit - segment, special)
-    written = torch.zeros((len(text), size), dtype=torch.long)
-    banned = (*special.never_written, special.end)
-    written[rows] = write(model, window, size, settings.decoding, numbers, banned=banned)
-    return torch.cat([text, written], dim=1)
-
-
-def _begun(text: Tensor, most: int, special: SpecialTokens) -> Tensor:
+def begun(text: Tensor, most: int, special: SpecialTokens) -> Tensor:
     """The newest tokens of `text` (rows, t), at most `most`, the first of them bos if one is read.
 
     A `text` that begins with bos and is not longer than `most` stays as it is.
@@ -193,36 +45,6 @@ def _begun(text: Tensor, most: int, special: SpecialTokens) -> Tensor:
         window = window.clone()
         window[:, 0] = special.bos
     return window
-
-
-def _segment_size(model: PreTrainedModel, settings: RegenerateConfig) -> int:
-    """Tokens written before the context is read anew, in mode `documents`."""
-    beams = isinstance(settings.decoding, Beam)
-    return settings.new_tokens if beams else positions(model) // 2
-
-
-def check_fits(model: PreTrainedModel, settings: RegenerateConfig) -> None:
-    """Refuse settings that the model has too few positions for.
-
-    Raises:
-        InputError: What is asked, what the model has, and what to lower.
-    """
-    limit = positions(model)
-    if settings.mode == "blocks":
-        wanted = settings.context + settings.new_tokens
-        if wanted > limit:
-            raise InputError(
-                f"regenerate.context {settings.context} + new_tokens {settings.new_tokens} is "
-                f"{wanted} tokens, but the model reads {limit} at most; lower one of them"
-            )
-        return
-    segment = _segment_size(model, settings)
-    if settings.keep + 1 > limit - segment:
-        raise InputError(
-            f"regenerate.keep {settings.keep} leaves no room to write: the model reads {limit} "
-            f"tokens at most and {segment} of them are for writing; lower keep to "
-            f"{max(0, limit - segment - 1)} or less"
-        )
 
 
 def write(
@@ -248,15 +70,66 @@ def write(
         (rows, size) int64 on the CPU.
     """
     prompts = prompts.to(model.device)
-    if isinstance(decoding, Beam):
-        return _beam(model, prompts, size, decoding, banned)
-    if isinstance(decoding, Sample):
-        assert numbers is not None
-        drawn = torch.from_numpy(numbers).to(model.device)
-        return _step_by_step(
-            model, prompts, size, lambda x, t: sample(x, drawn[:, t], decoding), banned
-        )
-    return _step_by_step(model, prompts, size, lambda x, t: x.argmax(-1), banned)
+    if not isinstance(decoding, Beam):
+        choose = chooser(decoding, numbers, model.device)
+        return _step_by_step(model, prompts, size, choose, banned)
+    if not shared_prefix.served(model, prompts[0]):
+        return _generate(model, prompts, size, decoding, banned)
+    length = prompts.shape[1]
+    limits = torch.full((len(prompts), 1), length, device=model.device)
+    prefix = shared_prefix.read(model, prompts, limits[0] - 1)
+    return write_after(model, prefix, limits, prefix.logits, size, decoding, banned=banned)
+
+
+@torch.inference_mode()
+def write_after(
+    model: PreTrainedModel,
+    prefix: Prefix,
+    limits: Tensor,
+    first: Tensor,
+    size: int,
+    decoding: Decoding,
+    numbers: np.ndarray | None = None,
+    *,
+    banned: Sequence[int] = (),
+) -> Tensor:
+    """Write exactly `size` tokens after several beginnings of texts that have been read.
+
+    Args:
+        model: In evaluation mode, one that `shared_prefix` serves.
+        prefix: The texts.
+        limits: (texts, rows a text) int64, the tokens of each beginning.
+        first: (texts, rows a text, vocabulary) float32 logits after each.
+        size: Tokens to write.
+        decoding: Greedy, beam or sample.
+        numbers: (all rows, size) float64 in [0, 1), what sampling draws with; None otherwise.
+        banned: Tokens that are never written.
+
+    Returns:
+        (all rows, size) int64 on the CPU, the rows of a text one after the other.
+    """
+    with shared_prefix.attending(model):
+        if isinstance(decoding, Beam):
+            return beams.search(model, prefix, limits, first, size, decoding, banned).cpu()
+        choose = chooser(decoding, numbers, model.device)
+        never = torch.tensor(banned, dtype=torch.long, device=model.device)
+        rows = Rows(prefix, limits, size)
+        logits = first.flatten(0, 1)
+        out = torch.empty((len(logits), size), dtype=torch.long, device=model.device)
+        for i in range(size):
+            out[:, i] = choose(logits.index_fill(-1, never, -torch.inf), i)
+            if i + 1 < size:
+                logits = shared_prefix.step(model, rows, out[:, i])
+        return out.cpu()
+
+
+def chooser(decoding: Greedy | Sample, numbers: np.ndarray | None, device: torch.device) -> Choose:
+    """How a token is chosen; `numbers` (rows, steps) are what sampling draws with."""
+    if isinstance(decoding, Greedy):
+        return lambda logits, i: logits.argmax(-1)
+    assert numbers is not None
+    drawn = torch.from_numpy(numbers).to(device)
+    return lambda logits, i: sample(logits, drawn[:, i], decoding)
 
 
 def continue_rows(
@@ -280,12 +153,11 @@ def continue_rows(
         banned: Tokens that are never written.
         tick: Told how many of how many rows are done.
     """
-    beams = decoding.beams if isinstance(decoding, Beam) else 1
-    step = side_by_side(model, prompts.shape[1] + size, beams)
+    step = side_by_side(model, prompts.shape[1] + size, width(decoding))
     out = []
     for first in range(0, len(prompts), step):
         rows = torch.from_numpy(prompts[first : first + step].astype(np.int64))
-        numbers = _uniform(decoding, seed, np.arange(first, first + len(rows)), size)
+        numbers = uniform(decoding, seed, np.arange(first, first + len(rows)), size)
         out.append(write(model, rows, size, decoding, numbers, banned=banned).numpy())
         tick(min(first + step, len(prompts)), len(prompts))
     return np.concatenate(out)
@@ -411,7 +283,7 @@ def _invert(p: Tensor, numbers: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def _beam(
+def _generate(
     model: PreTrainedModel, prompts: Tensor, size: int, decoding: Beam, banned: Sequence[int]
 ) -> Tensor:
     settings = GenerationConfig(
@@ -443,7 +315,7 @@ def _blank_generation_config(model: PreTrainedModel) -> Iterator[None]:
         model.generation_config = own
 
 
-def _uniform(
+def uniform(
     decoding: Decoding, seed: int, items: np.ndarray, size: int, segment: int = 0
 ) -> np.ndarray | None:
     """(items, size) uniform numbers; each item's depend on seed, item and segment alone."""
@@ -453,22 +325,33 @@ def _uniform(
     return np.stack(rows)
 
 
-def _rows(model: PreTrainedModel, settings: RegenerateConfig, length: int) -> int:
-    """Sequences written side by side: as asked, or what half of the free memory holds."""
+def width(decoding: Decoding) -> int:
+    """Sequences that are written for each one that is asked for."""
+    return decoding.beams if isinstance(decoding, Beam) else 1
+
+
+def rows_at_a_time(model: PreTrainedModel, settings: RegenerateConfig, length: int) -> int:
+    """Blocks or documents written side by side: as asked, or what memory holds."""
     if settings.batch_size is not None:
         return settings.batch_size
-    beams = settings.decoding.beams if isinstance(settings.decoding, Beam) else 1
-    return side_by_side(model, length, beams)
+    return side_by_side(model, length, width(settings.decoding))
 
 
-def side_by_side(model: PreTrainedModel, length: int, beams: int = 1) -> int:
-    """How many sequences of `length` tokens half of the free memory holds, at least 1."""
+def side_by_side(model: PreTrainedModel, length: int, beams: int = 1, *, copies: int = 2) -> int:
+    """How many sequences of `length` tokens half of the free memory holds, at least 1.
+
+    Args:
+        model: The model.
+        length: Tokens of each, prompt and all.
+        beams: Of each sequence.
+        copies: Of keys and values; 2 where the cache grows by being copied.
+    """
     config = model.config.get_text_config(decoder=True)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     bytes_each = torch.finfo(model.dtype).bits // 8
-    # keys and values of every layer, twice while the cache grows, and four copies of the logits
-    cache = 4 * config.num_hidden_layers * heads * width * length * bytes_each
+    # keys and values of every layer, and four copies of the logits
+    cache = 2 * copies * config.num_hidden_layers * heads * size * length * bytes_each
     per_row = beams * (cache + 16 * vocabulary(model))
     free = 2 * 2**30
     if model.device.type == "cuda":

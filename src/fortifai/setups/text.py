@@ -309,7 +309,8 @@ def _check_positions(config: LanguageExperiment, base: str, model_config: Any) -
     if positions is not None and config.positions > positions:
         raise InputError(
             f"{base} has {positions} positions and the experiment needs {config.positions} "
-            "(train.block, or regenerate.context + new_tokens); make them shorter"
+            "(train.block, or regenerate.context: its at_most, or it + new_tokens); make them "
+            "shorter"
         )
 
 
@@ -321,9 +322,9 @@ def _check(config: LanguageExperiment, cut: splits.Splits) -> None:
                 f"arm {name!r}: train.block {arm.train.block} is longer than a split of {size} "
                 "tokens; make the block shorter or the splits longer"
             )
-        if arm.regenerate.mode == "blocks" and arm.regenerate.context >= size:
+        if arm.regenerate.mode == "blocks" and arm.regenerate.first >= size:
             raise InputError(
-                f"arm {name!r}: regenerate.context {arm.regenerate.context} leaves nothing to "
+                f"arm {name!r}: regenerate.context {arm.regenerate.first} leaves nothing to "
                 f"rewrite in a split of {size} tokens; make it shorter or the splits longer"
             )
         if arm.train.checkpoint == "best_kr" and not any(cut.questions):
@@ -434,7 +435,7 @@ def _material(experiment: LanguageExperiment, shared: TextShared) -> language.Ma
     tokenizer, _ = saved_tokens(shared.base)
     followed = experiment.passages
     asked = [b.build(name) for name, b in experiment.benchmarks.items()]
-    contexts = [arm.regenerate.context for arm in experiment.arms.values()]
+    contexts = [arm.regenerate.first for arm in experiment.arms.values()]
     return language.Material(
         held_out=shared.held_out,
         questions=shared.questions,

@@ -1,0 +1,193 @@
+"""Rewriting a stream of tokens block by block: the M_i(D) of ForTIFAI's Algorithm 1."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from fortifai.data.tokens import SpecialTokens
+from fortifai.errors import InputError
+from fortifai.models import shared_prefix
+from fortifai.models.generation import begun, rows_at_a_time, uniform, width, write, write_after
+from fortifai.models.scoring import positions
+
+if TYPE_CHECKING:
+    from fortifai.config import RegenerateConfig
+    from fortifai.loop.progress import Progress
+
+
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    """Blocks of one size at the same places of several chunks.
+
+    Attributes:
+        chunks: (chunks,) their numbers.
+        places: (places,) the blocks' numbers in each of them.
+        size: Tokens of each block.
+    """
+
+    chunks: np.ndarray
+    places: np.ndarray
+    size: int
+
+
+def regenerate_blocks(
+    model: PreTrainedModel,
+    samples: np.ndarray,
+    settings: RegenerateConfig,
+    special: SpecialTokens,
+    *,
+    seed: int,
+    progress: Progress,
+) -> np.ndarray:
+    """Rewrite every block of `new_tokens` tokens from the `context` before them.
+
+    With x the stream as given, c the context and m = `new_tokens`, the tokens x[c+im : c+(i+1)m]
+    are replaced by m tokens that the model writes after x[im : c+im], for every i; the last block
+    may be shorter. Blocks are written from x, never from one another, so all are independent. The
+    first c tokens stay. The end-of-text token is a token like any other: it may be written and
+    stops nothing. (ForTIFAI, 2509.08972, Algorithm 1 and its code.)
+
+    With a context of `at_least` c and `at_most` d, k = floor((d - c) / m) blocks share a chunk, and
+    block i is written after x[floor(i/k) km : c+im], so after c to d - m tokens. A chunk is read
+    once, where the model is served by `shared_prefix`; otherwise once for each of its blocks.
+
+    For a model that reads bos, which the paper's code leaves out, bos takes the place of the first
+    token of each chunk, or of each context of exactly c.
+
+    Args:
+        model: In evaluation mode.
+        samples: (n,) token ids, n > c.
+        settings: Context, new_tokens, decoding and batch size (None: by memory).
+        special: The model's special tokens.
+        seed: Of the random numbers that sampling uses. Each block has its own, so neither batch nor
+            chunk chooses the text.
+        progress: Told after each batch.
+
+    Returns:
+        (n,) of the same dtype.
+
+    Raises:
+        InputError: The model is too short for context and new_tokens, or the stream too short.
+    """
+    first, new = settings.first, settings.new_tokens
+    _check_fits(model, settings)
+    if len(samples) <= first:
+        raise InputError(
+            f"a part of {len(samples)} tokens is to be rewritten from a context of {first}, so "
+            "nothing of it would change; lower regenerate.context or give a longer corpus"
+        )
+    out, total = samples.copy(), len(samples) - first
+    shared, rows = _way(model, samples, settings, special)
+    done = 0
+    for group in _groups(total, settings, max(1, rows // settings.blocks) if shared else rows):
+        begins = group.chunks * settings.blocks * new
+        limits = first + group.places * new
+        text = samples[begins[:, None] + np.arange(limits[-1])].astype(np.int64)
+        ids = begun(torch.from_numpy(text), limits[-1], special).to(model.device)
+        pieces = _together if shared else _apart
+        for places, written in pieces(model, ids, group, settings, special, rows=rows, seed=seed):
+            to = begins[:, None] + first + places * new
+            out[to.reshape(-1, 1) + np.arange(group.size)] = written.numpy().astype(out.dtype)
+            done += written.numel()
+            progress.step("rewrite", done, total, tokens=done)
+    return out
+
+
+def _way(
+    model: PreTrainedModel, samples: np.ndarray, settings: RegenerateConfig, special: SpecialTokens
+) -> tuple[bool, int]:
+    """Whether what is read is shared between blocks or beams, and the blocks written at a time."""
+    several = settings.blocks * width(settings.decoding)
+    reads = settings.first + (settings.blocks - 1) * settings.new_tokens
+    text = torch.from_numpy(samples[None, :reads].astype(np.int64))
+    if several > 1 and shared_prefix.served(model, begun(text, reads, special)[0]):
+        # of each row its share of the text and its own tokens
+        return True, rows_at_a_time(model, settings, -(-reads // several) + settings.new_tokens)
+    return False, rows_at_a_time(model, settings, settings.longest)
+
+
+def _groups(total: int, settings: RegenerateConfig, chunks: int) -> Iterator[_Group]:
+    """The blocks of `total` tokens, in groups of at most so many chunks."""
+    new, blocks = settings.new_tokens, settings.blocks
+    full, over = divmod(total // new, blocks)
+    for at in range(0, full, chunks):
+        yield _Group(np.arange(at, min(at + chunks, full)), np.arange(blocks), new)
+    if over:
+        yield _Group(np.array([full]), np.arange(over), new)
+    # The shorter last block by itself: a beam of fewer tokens is not a beam cut off.
+    if total % new:
+        yield _Group(np.array([full]), np.array([over]), total % new)
+
+
+def _together(
+    model: PreTrainedModel,
+    ids: Tensor,
+    group: _Group,
+    settings: RegenerateConfig,
+    special: SpecialTokens,
+    *,
+    rows: int,
+    seed: int,
+) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """Places and what is written there, from chunks `ids` (chunks, length) that are read once."""
+    limits = torch.from_numpy(settings.first + group.places * settings.new_tokens).to(ids.device)
+    prefix = shared_prefix.read(model, ids, limits - 1)
+    step = max(1, rows // len(ids))
+    for at in range(0, len(limits), step):
+        places = group.places[at : at + step]
+        yield (
+            places,
+            write_after(
+                model,
+                prefix,
+                limits[at : at + step].expand(len(ids), -1),
+                prefix.logits[:, at : at + step],
+                group.size,
+                settings.decoding,
+                _numbers(group, places, settings, seed),
+                banned=special.never_written,
+            ),
+        )
+
+
+def _apart(
+    model: PreTrainedModel,
+    ids: Tensor,
+    group: _Group,
+    settings: RegenerateConfig,
+    special: SpecialTokens,
+    *,
+    rows: int,
+    seed: int,
+) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """The same, from contexts that are read for each block."""
+    for i, place in enumerate(group.places):
+        places = group.places[i : i + 1]
+        prompts = ids[:, : settings.first + place * settings.new_tokens]
+        numbers = _numbers(group, places, settings, seed)
+        banned = special.never_written
+        yield places, write(model, prompts, group.size, settings.decoding, numbers, banned=banned)
+
+
+def _numbers(
+    group: _Group, places: np.ndarray, settings: RegenerateConfig, seed: int
+) -> np.ndarray | None:
+    """The random numbers of the blocks at these places of a group's chunks."""
+    blocks = (group.chunks[:, None] * settings.blocks + places).ravel()
+    return uniform(settings.decoding, seed, blocks, group.size)
+
+
+def _check_fits(model: PreTrainedModel, settings: RegenerateConfig) -> None:
+    limit, wanted = positions(model), settings.longest
+    if wanted > limit:
+        raise InputError(
+            f"regenerate.{settings.told} is {wanted} tokens, but the model reads {limit} at most; "
+            "make the context shorter"
+        )
