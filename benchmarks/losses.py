@@ -32,9 +32,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fortifai
+from fortifai.confidence import Truncate
+from fortifai.losses.hidden import linear_loss
+from fortifai.losses.rows import CROSS_ENTROPY
 
 THRESHOLD = 0.9
 OURS, FULL = "fortifai", "cross entropy, full logits"
+# what TRL's SFTTrainer computes, and ConfidenceSFTTrainer in its place: entropy and accuracy, too
+TRL, OURS_IN_TRL = "TRL's head", "fortifai in TRL"
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -68,6 +73,36 @@ def chunked(h: Tensor, w: Tensor, target: Tensor) -> Tensor:
     return F.linear_cross_entropy(h, w, target, options=torch.nn.LinearCrossEntropyOptions())
 
 
+def trl_head(h: Tensor, w: Tensor, target: Tensor) -> Tensor:
+    """TRL's fused head, as its SFTTrainer calls it."""
+    from trl.kernels.chunked_logprob import ChunkedLogProbFunction
+    from trl.trainer import utils
+
+    outputs = ("log_probs", "entropy", "is_top1")
+    width = utils._CHUNKED_LOGPROB_CHUNK_SIZE
+    log_p = ChunkedLogProbFunction.apply(h, w, None, target, 1.0, width, None, 1.0, outputs)[0]
+    return -log_p.sum() / len(target)
+
+
+def ours_in_trl(h: Tensor, w: Tensor, target: Tensor) -> Tensor:
+    """What ConfidenceSFTTrainer puts in its place."""
+    return linear_loss(
+        h,
+        w,
+        target,
+        weight=Truncate(THRESHOLD),
+        sample_weight=None,
+        linear_bias=None,
+        ignore_index=-100,
+        reduction="mean",
+        normalize="valid",
+        logit_softcap=None,
+        rows=CROSS_ENTROPY,
+        chunk_size=None,
+        observe=True,
+    )[0]
+
+
 def methods(device: str) -> dict[str, Loss]:
     """Those that run here; ours first."""
     found: dict[str, Loss] = {
@@ -86,12 +121,15 @@ def methods(device: str) -> dict[str, Loss]:
         from cut_cross_entropy import linear_cross_entropy
 
         found["cut-cross-entropy"] = lambda h, w, t: linear_cross_entropy(h, w, t)
+    if importlib.util.find_spec("trl"):
+        found[TRL] = trl_head
+        found[OURS_IN_TRL] = ours_in_trl
     found["TCE's formula, full logits"] = formula
     return found
 
 
 # not cross entropies, so not what ours must be faster than
-TRUNCATED = (OURS, "TCE's formula, full logits")
+TRUNCATED = (OURS, OURS_IN_TRL, "TCE's formula, full logits")
 
 
 def problem(size: Size) -> tuple[Tensor, Tensor, Tensor]:
@@ -189,16 +227,17 @@ def table(result: dict[str, Any]) -> str:
             "| truncated | " + " | ".join(f"{n}, {unit}" for n in names),
             "| ---: " + "| ---: " * len(names),
         ]
-        lines[-2] += f" | of the {best} | limit |"
-        lines[-1] += "| ---: | ---: |"
+        lines[-2] += f" | of the {best} | limit | in TRL, of its head |"
+        lines[-1] += "| ---: | ---: | ---: |"
         for share, row in sorted(rows.items(), key=lambda item: float(item[0])):
             found = {n: statistics.median(v) for n, v in row[what].items()}
             others = [v for n, v in found.items() if n not in TRUNCATED]
             cells = [f"{float(share):.0%}", *(f"{v:.{digits}f}" for v in found.values())]
             limit = (1 + 2 * row["kept"]) / 3
             cells += [
-                f"{found[OURS] / min(others):.2f}",
+                f"{found[OURS] / min(others):.2f}" if others and OURS in found else "",
                 f"{limit:.2f}" if what == "seconds" else "",
+                f"{found[OURS_IN_TRL] / found[TRL]:.2f}" if TRL in found else "",
             ]
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
@@ -212,6 +251,7 @@ def main() -> None:
     parser.add_argument("--memory-tokens", type=int, default=4096, help="for peak memory")
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--vocabulary", type=int, default=32768)
+    parser.add_argument("--only", nargs="+", help="of the methods, by name")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.0, 0.3, 0.7, 0.9])
     parser.add_argument("--turns", type=int, default=5, help="0 leaves times out")
     parser.add_argument("--memory", action="store_true", help="measure peak memory, too")
@@ -248,7 +288,7 @@ def main() -> None:
         if before["settings"] != settings:
             parser.error(f"{file} has results of other settings; give another --out")
         result = before
-    known = methods(args.device)
+    known = {n: f for n, f in methods(args.device).items() if n in (args.only or [n])}
     clock = time.process_time if args.processor_time else time.perf_counter
     for share in args.shares:
         size = Size(args.tokens, args.width, args.vocabulary, share, args.device, dtype)

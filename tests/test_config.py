@@ -120,6 +120,10 @@ def test_the_papers_settings():
         ("regime={kind: mix}", ["exactly one of alpha and keep_original"]),
         ("train.learning_rate=fast", ["train.learning_rate is 'fast'", "number"]),
         ("train.epochs=0", ["train.epochs is 0", "greater than 0"]),
+        ("train.label_smoothing=1", ["train.label_smoothing is 1", "less than 1"]),
+        ("train.gem_beta=0", ["train.gem_beta is 0", "greater than 0"]),
+        ("train.z_loss=-1", ["train.z_loss is -1", "greater than or equal to 0"]),
+        ("train.confidence_penalty=.inf", ["train.confidence_penalty is inf", "finite"]),
         ("splits.count=0", ["splits.count is 0", "greater than 0"]),
         ("splits.count=3", ["regime 'fortifai' adds one clean split a generation"]),
         ("generations=0", ["generations is 0"]),
@@ -177,6 +181,12 @@ def test_faults_are_told_with_their_key(raw, change, words):
     message = fault(raw, change)
     assert all(word in message for word in words), message
     assert "\n" not in message
+
+
+def test_a_threshold_read_off_other_confidences_is_refused(raw):
+    message = fault(raw, "arms.ce.weight.kind=dynamic", "arms.ce.train.gem_beta=0.7")
+    assert "arm 'ce': weight 'dynamic' reads its threshold off" in message
+    assert "give weight 'truncate'" in message
 
 
 def test_all_faults_are_told_at_once(raw):

@@ -403,16 +403,16 @@ def test_what_it_refuses(tmp_path: Path) -> None:
 
 def test_what_cannot_be_had_here_is_refused(tmp_path: Path) -> None:
     """Several GPUs in one process, and rows that are split, where no such machine is needed."""
-    from fortifai.integrations.transformers import _check_arguments
+    from fortifai.integrations.arguments import check_arguments
 
     args = SimpleNamespace(label_smoothing_factor=0, n_gpu=2)
     with pytest.raises(InputError, match=r"sees 2 GPUs in one process.*torchrun"):
-        _check_arguments("ConfidenceTrainer", args, None)
+        check_arguments("ConfidenceTrainer", args, None)
     args.n_gpu = 1
     for kind in ("tp", "cp", "sp"):
         config = SimpleNamespace(**{f"{kind}_enabled": True})
         with pytest.raises(InputError, match=f"{kind}_size above 1"):
-            _check_arguments("T", args, SimpleNamespace(parallelism_config=config))
+            check_arguments("T", args, SimpleNamespace(parallelism_config=config))
 
 
 def test_batches_that_it_cannot_serve(tmp_path: Path) -> None:

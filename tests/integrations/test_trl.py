@@ -24,7 +24,9 @@ from .tiny import SETTINGS, build, furthest, weights_of
 
 pytestmark = pytest.mark.filterwarnings(
     # transformers 5.23 renames this for version 6; PEFT 0.21 and TRL 1.16 use the old names
-    "ignore:`(is_)?gradient_checkpointing(_enable)?` is deprecated:FutureWarning"
+    "ignore:`(is_)?gradient_checkpointing(_enable)?` is deprecated:FutureWarning",
+    # TRL 1.16 has it still
+    "ignore:The `'keep_end'` truncation mode:FutureWarning",
 )
 ROUNDING = 3e-6  # fp32, sums in another order, over 3 steps
 WORDS = ["Ada", "Bo", "Cy", "was", "born", "in", "Rome", "Oslo", "and", "painted", "ships", "."]
@@ -45,7 +47,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def data(kind: str = "text") -> datasets.Dataset:
-    if kind == "text":
+    if kind != "prompt":
         return datasets.Dataset.from_dict({"text": TEXTS})
     halves = [(t.split()[:2], t.split()[2:]) for t in TEXTS]
     return datasets.Dataset.from_dict(
@@ -59,7 +61,13 @@ def data(kind: str = "text") -> datasets.Dataset:
 @pytest.fixture
 def sft(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Any:
     def make(
-        cls: type, kind: str = "text", /, adapter: Any = None, more: Any = None, **changes: Any
+        cls: type,
+        kind: str = "text",
+        /,
+        adapter: Any = None,
+        more: Any = None,
+        train: Any = None,
+        **changes: Any,
     ) -> Any:
         settings = {
             **SETTINGS,
@@ -73,7 +81,7 @@ def sft(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Any:
         return cls(
             build(vocab_size=len(tokenizer), bos_token_id=None, **special),
             args=SFTConfig(output_dir=str(tmp_path), **settings),
-            train_dataset=data(kind),
+            train_dataset=data(kind) if train is None else train,
             eval_dataset=data(kind).select(range(4)),
             processing_class=tokenizer,
             peft_config=adapter,
@@ -121,6 +129,8 @@ def test_keeping_all_is_their_own_loss(sft: Any, kind: str, changes: Any, adapte
             assert entry["loss"] == pytest.approx(own["loss"], rel=1e-5)
             assert entry["num_tokens"] == own["num_tokens"]
             assert entry["kept_share"] == 1
+            for name in ("entropy", "mean_token_accuracy"):
+                assert entry[name] == pytest.approx(own[name], rel=1e-5)
     shares = [e["kept_share"] for e in cut.state.log_history if "loss" in e]
     assert 0 < min(shares) < 1
 
@@ -164,9 +174,80 @@ def test_what_it_refuses(sft: Any) -> None:
         sft(ConfidenceSFTTrainer, more={"threshold": 0.9, "compute_loss_func": print})
 
 
+def some(kind: str, keep: np.ndarray, tokenizer: PreTrainedTokenizerFast) -> Any:
+    """The data with weights for each sample, or each token of it; and the data that are kept."""
+    whole = data(kind)
+    if kind == "tokens":
+        ids = [tokenizer(text)["input_ids"] for text in TEXTS]
+        whole = datasets.Dataset.from_dict({"input_ids": ids})
+        weights: Any = [[2.0 * bool(k)] * len(i) for k, i in zip(keep, ids, strict=True)]
+    else:
+        weights = [2.0 * bool(k) for k in keep]
+    return whole.add_column("loss_weights", weights), whole.select(np.flatnonzero(keep))
+
+
+@pytest.mark.parametrize("kind", ["text", "prompt", "tokens"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"per_device_train_batch_size": 12},
+        {"packing": True, "per_device_train_batch_size": 8},
+        {"padding_free": True, "max_length": None, "per_device_train_batch_size": 12},
+        {"max_length": 6, "per_device_train_batch_size": 12},
+        {"max_length": 6, "truncation_mode": "keep_end", "per_device_train_batch_size": 12},
+        {"shuffle_dataset": True, "gradient_accumulation_steps": 3},
+    ],
+    ids=["padded", "packed", "padding-free", "cut", "cut at the start", "accumulated"],
+)
+def test_samples_of_weight_zero_are_not_there(
+    sft: Any, tokenizer: PreTrainedTokenizerFast, kind: str, changes: Any
+) -> None:
+    """Over the sum of weights, in one step: others' weights of 2 are weights of 1."""
+    keep = np.arange(12) % 3 != 1
+    more = {"threshold": 1e-3, "normalize": "weight_sum"}
+    weighed, fewer = some(kind, keep, tokenizer)
+    run = sft(ConfidenceSFTTrainer, kind, more=more, train=weighed, **changes)
+    found = after(run)
+    assert "loss_weights" in run.train_dataset.column_names
+    assert run.state.global_step == 1
+    assert (
+        furthest(found, after(sft(ConfidenceSFTTrainer, kind, more=more, train=fewer, **changes)))
+        < ROUNDING
+    )
+    everything, _ = some(kind, np.ones(12), tokenizer)
+    all_of_it = after(sft(ConfidenceSFTTrainer, kind, more=more, train=everything, **changes))
+    assert furthest(found, all_of_it) > 1e-3
+
+
+@pytest.mark.parametrize("strategy", ["bfd", "wrapped"])
+def test_packed_weights_stand_beside_their_tokens(
+    sft: Any, tokenizer: PreTrainedTokenizerFast, strategy: str
+) -> None:
+    ids = [tokenizer(text)["input_ids"] for text in TEXTS]
+    weights = [[float(token) for token in row] for row in ids]
+    given = datasets.Dataset.from_dict({"input_ids": ids, "loss_weights": weights})
+    run = sft(
+        ConfidenceSFTTrainer, more={"threshold": 0.9}, train=given, packing=True, max_length=40,
+        packing_strategy=strategy,
+    )  # fmt: skip
+    assert len(run.train_dataset) < 12
+    for row in run.train_dataset:
+        assert row["loss_weights"] == row["input_ids"]
+    batch = run.data_collator([dict(row) for row in run.train_dataset])
+    read = batch["labels"] != -100
+    assert torch.equal(batch["loss_weights"][read].long(), batch["input_ids"][read])
+
+
+def test_weights_that_do_not_fit_the_tokens(sft: Any) -> None:
+    texts = datasets.Dataset.from_dict({"text": TEXTS, "loss_weights": [[1.0, 2.0]] * 12})
+    with pytest.raises(InputError, match=r"is \(2,\) and its labels are"):
+        sft(ConfidenceSFTTrainer, more={"threshold": 0.9}, train=texts)
+
+
 @pytest.mark.parametrize("package", ["trl", "lightning"])
 def test_without_the_package(package: str) -> None:
     code = f"import sys; sys.modules[{package!r}] = None; import fortifai.integrations.{package}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert f"needs the package {package}; pip install 'fortifai[{package}]'" in done.stderr
+    assert f"needs the package {package}" in done.stderr
+    assert f"pip install 'fortifai[{package}]'" in done.stderr

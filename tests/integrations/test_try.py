@@ -215,9 +215,9 @@ def test_no_float64_on_the_way(mode: Any, name: str) -> None:
 def test_kept_shares_of_more_tokens_than_float32_counts() -> None:
     """A plain sum would stay at 2^25; without float64."""
     share = KeptShare()
-    share.add(LossStats(torch.tensor(2.0**25), torch.tensor(2**26)))
+    share.add(LossStats(torch.tensor(2.0**25), torch.tensor(2**26), torch.tensor(2.0**26)))
     for _ in range(1000):
-        share.add(LossStats(torch.tensor(1.0), torch.tensor(2)))
+        share.add(LossStats(torch.tensor(1.0), torch.tensor(2), torch.tensor(2.0)))
     sums = share.pop()
     assert sums is not None
     assert sums.dtype == torch.float32

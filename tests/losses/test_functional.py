@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +12,16 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fortifai import focal_cross_entropy, truncated_cross_entropy, weighted_cross_entropy
-from fortifai.confidence import DFT, EAFT, Focal, Keep, Truncate
+from fortifai import (
+    dft_cross_entropy,
+    eaft_cross_entropy,
+    focal_cross_entropy,
+    truncated_cross_entropy,
+    weighted_cross_entropy,
+)
+from fortifai.confidence import Focal, Keep, Truncate
 
-from .reference import MISTAKES, Case, check
+from .reference import MISTAKES, MISTAKES_OF_ROWS, ROW_CASES, TERMS, Case, check
 
 # fp64: the sums are of some hundred terms of size 10, and 1e-16 each
 EXACT = {"rtol": 1e-11, "atol": 1e-13}
@@ -23,21 +30,19 @@ SINGLE = {"rtol": 1e-5, "atol": 3e-6}
 
 
 def caller(case: Case) -> Callable[..., Any]:
-    options: dict[str, Any] = {
-        "ignore_index": case.ignore_index,
-        "reduction": case.reduction,
-        "normalize": case.normalize,
-        "logit_softcap": case.softcap,
-        "return_stats": True,
-    }
-    if case.kind == "tce":
-        return lambda x, t: truncated_cross_entropy(x, t, threshold=case.parameter, **options)
-    if case.kind in ("dft", "eaft"):
-        weight = DFT() if case.kind == "dft" else EAFT(case.parameter, case.top_k)
-        return lambda x, t: weighted_cross_entropy(x, t, weight=weight, **options)
-    return lambda x, t: focal_cross_entropy(
-        x, t, gamma=case.parameter, detach_weight=case.detach_weight, **options
-    )
+    def call(x: torch.Tensor, t: torch.Tensor) -> Any:
+        options = case.options(t)
+        if case.kind == "tce":
+            return truncated_cross_entropy(x, t, threshold=case.parameter, **options)
+        if case.kind == "dft":
+            return dft_cross_entropy(x, t, **options)
+        if case.kind == "eaft":
+            return eaft_cross_entropy(x, t, alpha=case.parameter, top_k=case.top_k, **options)
+        return focal_cross_entropy(
+            x, t, gamma=case.parameter, detach_weight=case.detach_weight, **options
+        )
+
+    return call
 
 
 def batch(
@@ -73,6 +78,7 @@ CASES = [
     Case("eaft", 1.0),
     Case("eaft", 0.5, top_k=None, normalize="kept"),
     Case("eaft", 2.0, reduction="none", softcap=3.0),
+    *ROW_CASES,
 ]
 NAMES = [
     "-".join(str(v) for v in dataclasses.astuple(c) if v not in ("", None, False)) for c in CASES
@@ -150,6 +156,59 @@ def test_a_wrong_reference_is_seen(case: Case, wrong: str, tolerance: dict[str, 
     check(caller(case), logits, target, case, **tolerance)
     with pytest.raises(AssertionError):
         check(caller(case), logits, target, dataclasses.replace(case, wrong=wrong), **tolerance)
+
+
+MANY = Case("focal", 2.0, **TERMS, sampled=True, normalize="weight_sum")
+
+
+@pytest.mark.parametrize("wrong", MISTAKES_OF_ROWS)
+@pytest.mark.parametrize("tolerance", [EXACT, SINGLE], ids=["fp64", "fp32"])
+def test_a_wrong_reference_of_rows_is_seen(wrong: str, tolerance: dict[str, float]) -> None:
+    logits, target = batch((40, 4), seed=5)
+    logits = logits.float() if tolerance is SINGLE else logits
+    check(caller(MANY), logits, target, MANY, **tolerance)
+    with pytest.raises(AssertionError):
+        check(caller(MANY), logits, target, dataclasses.replace(MANY, wrong=wrong), **tolerance)
+
+
+def test_label_smoothing_is_that_of_cross_entropy() -> None:
+    """PyTorch's, and that of transformers' Trainer, divide by the same labels."""
+    logits, target = batch((40, 7), seed=6)
+    for smoothing in (0.1, 0.9):
+        ours = weighted_cross_entropy(logits, target, weight=Keep(), label_smoothing=smoothing)
+        theirs = F.cross_entropy(logits, target, label_smoothing=smoothing)
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
+
+
+def test_gem_is_softmax_of_sharpened_logits_less_the_truth() -> None:
+    """2408.16673 with h = 1: sum_j q_j (z_j - z_y), q of logits over beta and held fixed."""
+    logits, target = batch((30, 8), seed=7, ignored=0.0)
+    beta, leaf = 0.7, logits.clone().requires_grad_()
+    q = torch.softmax(leaf / beta, 1).detach()
+    log_p = torch.log_softmax(leaf, 1)
+    (-(q * (log_p.gather(1, target[:, None]) - log_p)).sum(1)).sum().backward()
+    expected = torch.softmax(logits / beta, 1) - F.one_hot(target, 8)
+    torch.testing.assert_close(leaf.grad, expected, rtol=1e-10, atol=1e-12)
+    ours = logits.clone().requires_grad_()
+    weighted_cross_entropy(ours, target, weight=Keep(), gem_beta=beta, reduction="sum").backward()
+    torch.testing.assert_close(ours.grad, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_a_truncated_row_has_no_smoothed_loss() -> None:
+    """The weight of the target multiplies all that the row loses."""
+    logits, target = (
+        torch.tensor([[9.0, 0, 0], [0, 0, 0]], dtype=torch.float64),
+        torch.tensor([0, 1]),
+    )
+    leaf = logits.requires_grad_()
+    each = truncated_cross_entropy(
+        leaf, target, threshold=0.9, **{**TERMS, "gem_beta": 1.0}, reduction="none"
+    )
+    each.sum().backward()
+    log3 = math.log(3)  # uniform: smoothed or not, cross entropy, entropy and lse are log 3
+    assert each.tolist() == pytest.approx([0, log3 - 0.3 * log3 + 0.05 * log3**2])
+    assert leaf.grad[0].abs().sum() == 0
+    assert leaf.grad[1].abs().sum() > 0
 
 
 # a detached weight is no function's derivative, and shall not be

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from fortifai import (
     linear_cross_entropy,
+    linear_dft_cross_entropy,
+    linear_eaft_cross_entropy,
     linear_focal_cross_entropy,
     linear_truncated_cross_entropy,
     linear_weighted_cross_entropy,
@@ -23,7 +25,7 @@ from fortifai import (
 from fortifai.confidence import DFT, EAFT, Focal, Keep, Truncate, TruncateQuantile, elementwise
 from fortifai.losses import chunks
 
-from .reference import MISTAKES, Case, check_linear
+from .reference import MISTAKES, MISTAKES_OF_ROWS, ROW_CASES, TERMS, Case, check_linear
 
 # fp64: sums of some hundred products of size 10, and 1e-16 each
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
@@ -43,17 +45,8 @@ def weight_of(case: Case) -> Any:
 
 
 def caller(case: Case, chunk_size: int | None = None, weight: Any = None) -> Callable[..., Any]:
-    options: dict[str, Any] = {
-        "ignore_index": case.ignore_index,
-        "reduction": case.reduction,
-        "normalize": case.normalize,
-        "logit_softcap": case.softcap,
-        "chunk_size": chunk_size,
-        "return_stats": True,
-    }
-
     def call(h: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, t: torch.Tensor) -> Any:
-        one = {"linear_bias": b, **options}
+        one = {"linear_bias": b, "chunk_size": chunk_size, **case.options(t)}
         if weight is not None:
             return linear_weighted_cross_entropy(h, w, t, weight=weight, **one)
         if case.kind == "tce":
@@ -62,7 +55,9 @@ def caller(case: Case, chunk_size: int | None = None, weight: Any = None) -> Cal
             return linear_focal_cross_entropy(
                 h, w, t, gamma=case.parameter, detach_weight=case.detach_weight, **one
             )
-        return linear_weighted_cross_entropy(h, w, t, weight=weight_of(case), **one)
+        if case.kind == "dft":
+            return linear_dft_cross_entropy(h, w, t, **one)
+        return linear_eaft_cross_entropy(h, w, t, alpha=case.parameter, top_k=case.top_k, **one)
 
     return call
 
@@ -107,6 +102,7 @@ CASES = [
     Case("eaft", 1.0),
     Case("eaft", 0.5, top_k=None, normalize="kept"),
     Case("eaft", 2.0, reduction="none", softcap=3.0),
+    *ROW_CASES,
 ]
 NAMES = [
     "-".join(str(v) for v in dataclasses.astuple(c) if v not in ("", None, False)) for c in CASES
@@ -149,15 +145,17 @@ def test_the_same_weight_undeclared(case: Case) -> None:
     kind=st.sampled_from(["tce", "focal", "dft", "eaft"]),
     parameter=st.floats(0, 1),
     reduction=st.sampled_from(["mean", "sum", "none"]),
-    normalize=st.sampled_from(["valid", "kept"]),
+    normalize=st.sampled_from(["valid", "kept", "weight_sum"]),
     ignore_index=st.sampled_from([-100, -1, 0]),
     softcap=st.sampled_from([None, 4.0]),
     bias=st.booleans(),
+    terms=st.booleans(),
+    sampled=st.booleans(),
     chunk_size=st.sampled_from([None, 1, 2, 5, 1000]),
 )
 def test_any_shape(
     n, width, classes, seed, kind, parameter, reduction, normalize, ignore_index, softcap, bias,
-    chunk_size,
+    terms, sampled, chunk_size,
 ) -> None:  # fmt: skip
     if kind == "focal":
         parameter = [0.0, 0.5, 1.0, 2.0, 3.3][seed % 5]
@@ -168,6 +166,8 @@ def test_any_shape(
         normalize=normalize,
         ignore_index=ignore_index,
         softcap=softcap,
+        sampled=sampled,
+        **(TERMS if terms else {}),
     )
     tensors, target = batch(n, width, classes, seed, bias=bias, ignore_index=ignore_index)
     # where hardly any weight is left, the divisor is what the rounding of 1 - p near p = 1 left
@@ -199,6 +199,21 @@ def test_a_wrong_reference_is_seen(case: Case, wrong: str, tolerance: dict[str, 
     wrong_case = dataclasses.replace(case, wrong=wrong)
     with pytest.raises(AssertionError):
         check_linear(caller(case), tensors, target, wrong_case, **tolerance)
+
+
+MANY = Case("focal", 2.0, **TERMS, sampled=True, normalize="weight_sum")
+
+
+@pytest.mark.parametrize("wrong", MISTAKES_OF_ROWS)
+@pytest.mark.parametrize("tolerance", [EXACT, SINGLE], ids=["fp64", "fp32"])
+def test_a_wrong_reference_of_rows_is_seen(wrong: str, tolerance: dict[str, float]) -> None:
+    tensors, target = batch(40, 4, 4, seed=5, bias=False)
+    if tolerance is SINGLE:
+        tensors = (tensors[0].float(), tensors[1].float(), None)
+    check_linear(caller(MANY), tensors, target, MANY, **tolerance)
+    wrong_case = dataclasses.replace(MANY, wrong=wrong)
+    with pytest.raises(AssertionError):
+        check_linear(caller(MANY), tensors, target, wrong_case, **tolerance)
 
 
 # a detached weight is no function's derivative; that of a truncation jumps, but not here

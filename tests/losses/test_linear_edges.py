@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -14,14 +15,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from fortifai import (
+    DFTCrossEntropyLoss,
+    EAFTCrossEntropyLoss,
     FocalCrossEntropyLoss,
     LinearCrossEntropyLoss,
+    LinearDFTCrossEntropyLoss,
+    LinearEAFTCrossEntropyLoss,
     LinearFocalCrossEntropyLoss,
     LinearTruncatedCrossEntropyLoss,
     LinearWeightedCrossEntropyLoss,
     TruncatedCrossEntropyLoss,
+    WeightedCrossEntropyLoss,
+    dft_cross_entropy,
+    eaft_cross_entropy,
     focal_cross_entropy,
     linear_cross_entropy,
+    linear_dft_cross_entropy,
+    linear_eaft_cross_entropy,
     linear_focal_cross_entropy,
     linear_truncated_cross_entropy,
     linear_weighted_cross_entropy,
@@ -241,6 +251,12 @@ def test_skipped_rows_cost_no_arithmetic() -> None:
         assert each == pytest.approx(1 + 3 * kept)
     half = torch.where(torch.arange(n) % 2 == 0, target, -100)
     assert flops(Keep(), half) == 1.5
+    data = (torch.arange(n) % 2 == 0).float()
+    for reduction in ("mean", "none"):
+        rest = flops(Keep(), sample_weight=data, reduction=reduction)
+        assert rest == flops(Keep(), half, reduction=reduction)
+    terms = {"label_smoothing": 0.1, "confidence_penalty": 0.1, "z_loss": 0.1, "gem_beta": 0.7}
+    assert flops(Truncate(1e-9), **terms) == 1
 
     def by_hand(log_p):
         return (log_p < -0.1).float()
@@ -319,7 +335,8 @@ BAD = {
     "ignored": ((H, W, T), {"ignore_index": None}, "ignore_index is None; it must be a"),
     "ignored nan": ((H, W, T), {"ignore_index": math.nan}, "ignore_index is nan"),
     "no width": ((H[:, :0], W[:, :0], T), {}, r"linear_weight is \(4, 0\)"),
-    "smoothing": ((H, W, T), {"label_smoothing": 0.1}, "label_smoothing is 0.1.*must be 0"),
+    "smoothing": ((H, W, T), {"label_smoothing": 1.5}, r"label_smoothing is 1.5.*\[0, 1\)"),
+    "sample": ((H, W, T), {"sample_weight": torch.ones(4)}, r"sample_weight is \(4,\)"),
     "chunk": ((H, W, T), {"chunk_size": 0}, "chunk_size is 0.*1 or more"),
     "chunk half": ((H, W, T), {"chunk_size": 2.5}, "chunk_size is 2.5"),
     "threshold": ((H, W, T), {"threshold": 1.5}, r"threshold is 1.5.*\[0, 1\]"),
@@ -403,26 +420,180 @@ def test_bad_weights() -> None:
             linear_focal_cross_entropy(H, W, T, gamma=gamma)
 
 
-def test_label_smoothing_is_refused_everywhere() -> None:
+def everywhere(**options: Any) -> list[Any]:
+    """Calls of all functions and modules with these options."""
     logits = torch.zeros(3, 4)
-    for call in (
-        lambda s: truncated_cross_entropy(logits, T, label_smoothing=s),
-        lambda s: focal_cross_entropy(logits, T, label_smoothing=s),
-        lambda s: weighted_cross_entropy(logits, T, weight=Keep(), label_smoothing=s),
-        lambda s: linear_weighted_cross_entropy(H, W, T, weight=Keep(), label_smoothing=s),
-        lambda s: linear_focal_cross_entropy(H, W, T, label_smoothing=s),
-        lambda s: linear_cross_entropy(H, W, T, label_smoothing=s),
-        lambda s: TruncatedCrossEntropyLoss(label_smoothing=s)(logits, T),
-        lambda s: FocalCrossEntropyLoss(label_smoothing=s)(logits, T),
-        lambda s: LinearTruncatedCrossEntropyLoss(label_smoothing=s)(H, W, T),
-        lambda s: LinearFocalCrossEntropyLoss(label_smoothing=s)(H, W, T),
-        lambda s: LinearCrossEntropyLoss(label_smoothing=s)(H, W, T),
-        lambda s: LinearWeightedCrossEntropyLoss(Keep(), label_smoothing=s)(H, W, T),
+    heads = [
+        (linear_weighted_cross_entropy, {"weight": Keep()}),
+        *((f, {}) for f in (linear_truncated_cross_entropy, linear_focal_cross_entropy)),
+        *((f, {}) for f in (linear_dft_cross_entropy, linear_eaft_cross_entropy)),
+        (linear_cross_entropy, {}),
+    ]
+    whole = [
+        (weighted_cross_entropy, {"weight": Keep()}),
+        *((f, {}) for f in (truncated_cross_entropy, focal_cross_entropy)),
+        *((f, {}) for f in (dft_cross_entropy, eaft_cross_entropy)),
+    ]
+    modules = (
+        TruncatedCrossEntropyLoss, FocalCrossEntropyLoss, DFTCrossEntropyLoss, EAFTCrossEntropyLoss,
+        functools.partial(WeightedCrossEntropyLoss, Keep()),
+    )  # fmt: skip
+    linear_modules = (
+        LinearTruncatedCrossEntropyLoss, LinearFocalCrossEntropyLoss, LinearCrossEntropyLoss,
+        LinearDFTCrossEntropyLoss, LinearEAFTCrossEntropyLoss,
+        functools.partial(LinearWeightedCrossEntropyLoss, Keep()),
+    )  # fmt: skip
+    return [
+        *(lambda f=f, k=k: f(H, W, T, **k, **options) for f, k in heads),
+        *(lambda f=f, k=k: f(logits, T, **k, **options) for f, k in whole),
+        *(lambda m=m: m(**options)(logits, T) for m in modules),
+        *(lambda m=m: m(**options)(H, W, T) for m in linear_modules),
+    ]
+
+
+BAD_TERMS = {
+    "label_smoothing": [
+        (-0.1, r"lie in \[0, 1\)"),
+        (1.0, r"lie in \[0, 1\)"),
+        (math.nan, "finite"),
+    ],
+    "confidence_penalty": [(-0.1, "0 or more"), (INF, "finite"), ("0.1", "finite number")],
+    "z_loss": [(-1e-4, "0 or more"), (None, "finite number"), (True, "finite number")],
+    "gem_beta": [(0, "above 0"), (-0.7, "above 0"), (INF, "finite")],
+}
+
+
+@pytest.mark.parametrize("name", BAD_TERMS)
+def test_terms_of_rows_out_of_range_are_refused_everywhere(name: str) -> None:
+    for value, message in BAD_TERMS[name]:
+        for call in everywhere(**{name: value}):
+            with pytest.raises(InputError, match=f"{name} is .*{message}"):
+                call()
+
+
+def test_terms_of_rows_are_taken_everywhere() -> None:
+    """Four uniform classes: cross entropy, smoothed or not, entropy and lse are log 4."""
+    log4 = math.log(4)
+    p = 1 / 4
+    weights = [1, 1, (1 - p) ** 2, p, 1]  # keep, truncate, focal, dft, eaft
+    linear, whole = [*weights, 1], weights
+    modules, linear_modules = [1, (1 - p) ** 2, p, 1, 1], [1, (1 - p) ** 2, 1, p, 1, 1]
+    for options, loss in (
+        ({"label_smoothing": 0.3}, log4),
+        ({"confidence_penalty": 0.3}, 0.7 * log4),
+        ({"z_loss": 0.3}, log4 + 0.3 * log4**2),
+        ({"gem_beta": 0.7}, 0.7 * log4),
     ):
-        assert call(0.0).item() == pytest.approx(call(0).item())
-        for smoothing in (0.1, -1, math.nan):
-            with pytest.raises(InputError, match=r"label_smoothing.*one true class.*pull"):
-                call(smoothing)
+        found = [call().item() for call in everywhere(**options)]
+        expected = [w * loss for w in (*linear, *whole, *modules, *linear_modules)]
+        assert found == pytest.approx(expected, rel=1e-6), options  # fp32
+
+
+S = torch.ones(3)
+BAD_SAMPLES = {
+    "negative": (torch.tensor([1, -0.5, 1]), r"sample_weight\[1\] is -0.5; weights must be finite"),
+    "nan": (torch.tensor([1, 1, math.nan]), r"sample_weight\[2\] is nan"),
+    "inf": (torch.tensor([INF, 1, 1]), r"sample_weight\[0\] is inf"),
+    "length": (
+        S[:2],
+        r"sample_weight is \(2,\) and target \(3,\); give one weight for each target",
+    ),
+    "scalar": (torch.tensor(1.0), r"sample_weight is \(\) and target \(3,\)"),
+    "list": ([1, 1, 1], "sample_weight is of type list"),
+    "complex": (S.cfloat(), "sample_weight is torch.complex64"),
+    "device": (S.to("meta"), "sample_weight is on meta and target on cpu"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SAMPLES)
+def test_bad_sample_weights(name: str) -> None:
+    sample, message = BAD_SAMPLES[name]
+    with Untouched():
+        for call in (
+            lambda: linear_weighted_cross_entropy(H, W, T, weight=Keep(), sample_weight=sample),
+            lambda: weighted_cross_entropy(H @ W.T, T, weight=Keep(), sample_weight=sample),
+            lambda: LinearTruncatedCrossEntropyLoss()(H, W, T, sample_weight=sample),
+            lambda: TruncatedCrossEntropyLoss()(torch.zeros(3, 4), T, sample_weight=sample),
+        ):
+            with pytest.raises(InputError, match=message):
+                call()
+
+
+def test_sample_weights_that_learn() -> None:
+    learnt = torch.ones(3, requires_grad=True)
+    with pytest.raises(InputError, match=r"requires a gradient.*detach it, or use"):
+        linear_weighted_cross_entropy(H, W, T, weight=Keep(), sample_weight=learnt)
+    loss = weighted_cross_entropy(torch.zeros(3, 4), T, weight=Keep(), sample_weight=learnt)
+    loss.backward()
+    assert learnt.grad.tolist() == pytest.approx([math.log(4) / 3] * 3)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("normalize", ["valid", "kept", "weight_sum"])
+def test_what_has_no_sample_weight_may_be_anything(normalize: str, reduction: str) -> None:
+    """Not even a NaN spreads from there, and a weight of all data does not see it."""
+    h, w, target = sure(20, 10, dtype=torch.float64)
+    sample = torch.ones(20, dtype=torch.float64)
+    sample[::3] = 0
+    h[::3] = math.nan
+    options = {"normalize": normalize, "reduction": reduction, "sample_weight": sample}
+    few = sample > 0
+    for weight in (Truncate(0.9), Focal(2.0), TruncateQuantile(0.5)):
+        loss, (grad, head) = grads_of(h, w, target, weight=weight, **options)
+        leaf = F.linear(h, w).requires_grad_()
+        whole = weighted_cross_entropy(leaf, target, weight=weight, **options)
+        whole.sum().backward()
+        torch.testing.assert_close(loss, whole.detach(), rtol=1e-12, atol=1e-30)
+        assert grad[~few].abs().sum() == leaf.grad[~few].abs().sum() == 0
+        assert head.isfinite().all()
+        alone = weighted_cross_entropy(
+            F.linear(h[few], w),
+            target[few],
+            weight=weight,
+            normalize=normalize,
+            reduction=reduction,
+        )
+        if reduction == "none":
+            torch.testing.assert_close(loss[few], alone)
+        else:  # 7 of 20 are valid, and in the divisor alone
+            share = 13 / 20 if normalize == "valid" else 1.0
+            torch.testing.assert_close(loss, alone * share)
+
+
+def test_all_sample_weights_zero() -> None:
+    for normalize in ("valid", "kept", "weight_sum"):
+        for weight in (Truncate(0.9), TruncateQuantile(0.5)):
+            loss, grads = grads_of(
+                H + 1, W, T, weight=weight, sample_weight=0 * S, normalize=normalize
+            )
+            assert loss == 0
+            assert all(g.abs().sum() == 0 for g in grads)
+
+
+def test_infinite_rows_with_terms() -> None:
+    """p = 0 of the target: inf by -log p, whatever is beside it, and finite gradients."""
+    terms = {"label_smoothing": 0.1, "confidence_penalty": 0.2, "z_loss": 0.1, "gem_beta": 0.7}
+    h, w = torch.zeros(2, 1, dtype=torch.float64), torch.zeros(3, 1, dtype=torch.float64)
+    b = torch.tensor([0.0, 0.0, -INF], dtype=torch.float64)
+    target = torch.tensor([2, 0])
+    logits = b.expand(2, 3).clone().requires_grad_()
+    for smoothing in (0.1, 0.0):
+        terms["label_smoothing"] = smoothing
+        logits.grad = None
+        whole = weighted_cross_entropy(logits, target, weight=Keep(), reduction="none", **terms)
+        whole.sum().backward()
+        assert logits.grad.isfinite().all()
+        for reduction in ("none", "sum"):
+            each, (_, _, bias) = grads_of(
+                h, w, target, b, weight=Keep(), reduction=reduction, **terms
+            )
+            # a smoothed target asks for every class, as PyTorch's does
+            assert whole.tolist() == [INF, INF] if smoothing else whole[1].isfinite()
+            assert whole[0] == INF
+            torch.testing.assert_close(
+                each, whole.detach() if reduction == "none" else whole.sum().detach()
+            )
+            torch.testing.assert_close(bias, logits.grad.sum(0))
 
 
 def test_modules_are_their_functions() -> None:

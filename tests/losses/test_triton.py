@@ -106,8 +106,8 @@ def test_the_entropy_of_a_sure_prediction_keeps_its_digits() -> None:
     h, w = torch.tensor([[1.0]]), torch.tensor([[40.0], [24.0], [0.0]])
     seen = []
 
-    def judge(_: slice, log_p: torch.Tensor, entropy: Any) -> None:
-        seen.append(entropy(None).item())
+    def judge(_: slice, found: chunks.Predictions) -> None:
+        seen.append(found.entropy(None).item())
 
     with kernels.triton_kernels():
         head = chunks.Head(w, None, 1.0, None, torch.float32)

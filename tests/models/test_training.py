@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fortifai import weighted_cross_entropy
 from fortifai.confidence import Focal, Keep, Truncate, Weight
 from fortifai.config import TrainConfig
 from fortifai.errors import InputError, RunFailed
@@ -109,6 +110,22 @@ def test_weights_decide_what_is_learnt(make, fit):
     assert trained["none"][1].loss == 0
     assert trained["keep"][1].truncated_share == 0
     assert not same(trained["keep"][0], trained["part"][0])
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [{"label_smoothing": 0.2}, {"confidence_penalty": 0.3}, {"z_loss": 0.1}, {"gem_beta": 0.7}],
+)
+def test_terms_of_the_configuration_are_in_the_loss(make, fit, text, terms):
+    """The mean loss of the first step, from the logits of the model that it began with."""
+    lm = make()
+    rows = torch.from_numpy(text[: 8 * 16].astype(np.int64)).view(8, 16)
+    with torch.no_grad():
+        logits = lm.model(input_ids=rows).logits[:, :-1].flatten(0, 1)
+    expected = weighted_cross_entropy(logits, rows[:, 1:].flatten(), weight=Keep(), **terms)
+    report = fit(lm, Keep(), epochs=1, samples=text[: 8 * 16], batch_size=8, block=16, **terms)
+    assert report.steps == 1
+    assert report.loss == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_one_step_is_adamw_on_clipped_cross_entropy(make, fit, text):

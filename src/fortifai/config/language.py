@@ -116,7 +116,11 @@ class LoraConfig(Section):
 
 
 class TrainConfig(Section):
-    """How a generation is trained. `epochs` may be a fraction: 0.5 reads half of the blocks."""
+    """How a generation is trained. `epochs` may be a fraction: 0.5 reads half of the blocks.
+
+    `label_smoothing`, `confidence_penalty`, `z_loss` and `gem_beta` are the terms of what a token
+    loses, beside its weight (`fortifai.losses.rows`).
+    """
 
     epochs: Epochs = 10
     learning_rate: PositiveFloat = 2e-5
@@ -129,6 +133,10 @@ class TrainConfig(Section):
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     normalize: Literal["valid", "kept"] = "valid"
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    confidence_penalty: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    z_loss: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    gem_beta: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     checkpoint: Literal["last", "best_held_out", "best_kr"] = "last"
     report_to: tuple[str, ...] = ()
     lora: LoraConfig | None = None

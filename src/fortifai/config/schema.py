@@ -38,6 +38,7 @@ from fortifai.config.regimes import FortifaiRegime, MixRegime, RegimeConfig, Rep
 from fortifai.config.section import Section
 from fortifai.config.weights import (
     DensityWeightConfig,
+    DynamicConfig,
     KeepConfig,
     PixelWeightConfig,
     TokenWeightConfig,
@@ -260,6 +261,12 @@ class LanguageExperiment(ExperimentConfig[LanguageArm]):
     def _check_arm(self, name: str, arm: LanguageArm) -> None:
         if arm.family != self.family:
             raise ValueError(f"arm {name!r}: all arms of one experiment share one family")
+        if isinstance(arm.weight, DynamicConfig) and arm.train.gem_beta != 1:
+            raise ValueError(
+                f"arm {name!r}: weight 'dynamic' reads its threshold off the model's confidences, "
+                f"and train.gem_beta {arm.train.gem_beta} truncates by those of logits over beta; "
+                "give weight 'truncate' with a threshold, or leave gem_beta out"
+            )
         limit = arm.family.scratch.max_positions if arm.family.scratch else None
         wanted = arm.regenerate.longest
         if limit is not None and arm.regenerate.mode == "blocks" and wanted > limit:

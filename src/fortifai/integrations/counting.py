@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import get_args
+from collections.abc import Callable, Mapping
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,8 @@ from torch import Tensor
 from fortifai.confidence import AnyWeight, Focal, Truncate
 from fortifai.errors import InputError
 from fortifai.losses.checks import Normalize, Reduction, check_choice, check_range, check_weight
+from fortifai.losses.options import Terms
+from fortifai.losses.rows import RowLoss
 from fortifai.losses.weighing import LossStats
 
 
@@ -46,40 +48,52 @@ def check_labels(labels: Tensor, classes: int, ignore_index: int) -> None:
     check_range(targets, classes, ignore_index, "labels")
 
 
+def row_loss_of(owner: object, terms: Mapping[str, Any]) -> RowLoss:
+    """The row loss of these keyword arguments of `owner`.
+
+    Raises:
+        InputError: One of them is out of range.
+        TypeError: There is another among them.
+    """
+    for name in terms:
+        if name not in Terms.__annotations__:
+            raise TypeError(
+                f"{type(owner).__name__}.__init__() got an unexpected keyword argument {name!r}"
+            )
+    return RowLoss(**terms)
+
+
 class KeptShare:
-    """Sum of weights over valid labels, of all that was added since the last `pop`."""
+    """Sum of weights over that of the data's weights, of all added since the last `pop`."""
 
     def __init__(self) -> None:
-        self._kept: Tensor | None = None
+        self._sums: Tensor | None = None
         self._excess: Tensor | None = None
-        self._valid: Tensor | None = None
 
     def add(self, stats: LossStats) -> None:
         """Adds those of a micro-batch, without waiting for the device."""
-        if self._kept is None or self._excess is None or self._valid is None:
-            self._kept, self._valid = stats.kept, stats.valid
-            self._excess = torch.zeros_like(stats.kept)
+        new = torch.stack((stats.kept, stats.weight_sum.to(stats.kept)))
+        if self._sums is None or self._excess is None:
+            self._sums, self._excess = new, torch.zeros_like(new)
             return
         # Kahan's sum: a plain one in float32 would stand still after 2^24 tokens, and not every
         # device has float64
-        more = stats.kept - self._excess
-        total = self._kept + more
-        self._excess = (total - self._kept) - more
-        self._kept, self._valid = total, self._valid + stats.valid
+        more = new - self._excess
+        total = self._sums + more
+        self._excess = (total - self._sums) - more
+        self._sums = total
 
     def pop(self) -> Tensor | None:
-        """Sum of weights and number of valid labels, (2,); None if nothing was added."""
-        if self._kept is None or self._valid is None:
-            return None
-        sums = torch.stack((self._kept, self._valid.to(self._kept)))
-        self._kept = self._excess = self._valid = None
+        """Both sums, (2,); None if nothing was added. Without weights the second counts labels."""
+        sums = self._sums
+        self._sums = self._excess = None
         return sums
 
 
 def share_of(sums: Tensor) -> float:
-    """Kept over valid from what `KeptShare.pop` gives; NaN where nothing is valid. Waits."""
-    kept, valid = sums.tolist()
-    return kept / valid if valid else float("nan")
+    """The share from what `KeptShare.pop` gives; NaN where nothing counts. Waits."""
+    kept, of_data = sums.tolist()
+    return kept / of_data if of_data else float("nan")
 
 
 class Counted:
@@ -87,17 +101,19 @@ class Counted:
 
     Attributes:
         weight: See `fortifai.confidence`.
-        normalize: ``valid`` or ``kept``.
+        normalize: ``valid``, ``weight_sum`` or ``kept``.
+        rows: What a row loses.
         shares: Told of every micro-batch that is trained on; add a `KeptShare` of your own to read
             it at your own pace.
         whole: Asked in training, where the caller does not know the labels of the whole batch, for
             the loss of a micro-batch from the sum of its losses (with ``kept`` its mean by weight
-            times its labels) and its stats. None: that sum over the labels of the micro-batch.
+            times its labels) and its stats. None: that sum over `items` of the micro-batch.
     """
 
-    def __init__(self, weight: AnyWeight, normalize: Normalize) -> None:
+    def __init__(self, weight: AnyWeight, normalize: Normalize, terms: Mapping[str, Any]) -> None:
         check_choice("normalize", normalize, get_args(Normalize))
         self.weight = weight
+        self.rows = row_loss_of(self, terms)
         self.normalize: Normalize = normalize
         self.whole: Callable[[Tensor, LossStats], Tensor] | None = None
         self._share = KeptShare()
@@ -106,7 +122,11 @@ class Counted:
     @property
     def reduction(self) -> Reduction:
         """What `divided` wants."""
-        return "sum" if self.normalize == "valid" else "mean"
+        return "mean" if self.normalize == "kept" else "sum"
+
+    def items(self, stats: LossStats) -> Tensor:
+        """What a micro-batch counts: its labels, or with ``weight_sum`` the sum of its weights."""
+        return stats.weight_sum if self.normalize == "weight_sum" else stats.valid
 
     def count(self, stats: LossStats) -> None:
         """Tells `shares` of a micro-batch; not in evaluation, which trains on nothing."""
@@ -120,15 +140,15 @@ class Counted:
         Args:
             loss: Of the micro-batch, by `reduction`.
             stats: Of the micro-batch.
-            items: Valid labels of the whole batch, micro-batches and processes together, over the
+            items: `items` of the whole batch, micro-batches and processes together, over the
                 number of processes where gradients are averaged over them; None: those of this
                 micro-batch, or what `whole` says. The loss of none is 0.
         """
-        total = loss if self.normalize == "valid" else loss * stats.valid
+        total = loss * stats.valid if self.normalize == "kept" else loss
         if items is None:
             if self.whole is not None and torch.is_grad_enabled():
                 return self.whole(total, stats)
-            items = stats.valid
+            items = self.items(stats)
         # divided by the number of processes, one label may be less than 1
         if isinstance(items, Tensor):
             items = items.to(loss.device)
@@ -136,8 +156,9 @@ class Counted:
         return total / (items if items > 0 else 1)
 
     def pop_kept_share(self) -> float:
-        """Sum of weights over valid labels, of all trained on since the last call; NaN for none.
+        """Sum of weights over labels, of all trained on since the last call; NaN for none.
 
+        Where the data have weights, over the sum of these.
         Evaluation does not count. Of several processes each has its own. Waits for the device once;
         the steps in between do not.
         """

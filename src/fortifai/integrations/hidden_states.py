@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import types
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,7 @@ from transformers.utils import ModelOutput
 from fortifai.confidence import AnyWeight
 from fortifai.errors import InputError
 from fortifai.integrations.counting import Counted, check_labels, chosen_weight
+from fortifai.integrations.data_weights import COLUMN, beside_labels
 from fortifai.integrations.output_layer import (
     OutputLayer,
     Squeeze,
@@ -31,6 +32,7 @@ from fortifai.integrations.output_layer import (
 )
 from fortifai.losses.checks import Normalize
 from fortifai.losses.hidden import linear_loss
+from fortifai.losses.options import Terms
 from fortifai.losses.weighing import LossStats
 
 IGNORED = -100
@@ -49,18 +51,38 @@ class WeightedOutput(ModelOutput):
             add to it (the regularizer of AdaLoRA) keeps its size. By row: sums, (batch,).
         kept: Sum of weights, a detached scalar.
         valid: Number of labels that count, a detached scalar; by row (batch,).
+        weight_sum: Sum of the data's weights, a detached scalar.
+        log_probs: For TRL, whose loss is minus their sum: minus the loss, (1,).
+        label_mask: For TRL, which adds up its own for each token: labels that count, (1,).
+        entropy: Likewise: of the predictions, in nats, (1,).
+        is_top1: Likewise: labels that are the likeliest token, (1,).
     """
 
     loss: Tensor | None = None
     kept: Tensor | None = None
     valid: Tensor | None = None
+    weight_sum: Tensor | None = None
+    log_probs: Tensor | None = None
+    label_mask: Tensor | None = None
+    entropy: Tensor | None = None
+    is_top1: Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class _Ask:
+class Ask:
+    """What a model's forward is asked for, as its argument `confidence`.
+
+    Attributes:
+        compute: The loss.
+        items: What it is divided by; see `Counted.divided`.
+        by_row: Whether sums of rows are wanted.
+        observe: Whether to tell what is predicted, too.
+    """
+
     compute: HiddenStateLoss
     items: Tensor | float | None
     by_row: bool = False
+    observe: bool = False
 
 
 class HiddenStateLoss(Counted):
@@ -85,12 +107,15 @@ class HiddenStateLoss(Counted):
         weight: Maps log p_t to [0, 1]; see `fortifai.confidence`.
         threshold: Short for ``Truncate(threshold)``.
         gamma: Short for ``Focal(gamma)``.
-        normalize: ``valid``: per valid label, as ForTIFAI's code does; ``kept``: each micro-batch
-            is divided by its own sum of weights and counts in proportion to its valid labels.
+        normalize: ``valid``: per valid label, as ForTIFAI's code does; ``weight_sum``: over the
+            sum of the data's weights; ``kept``: each micro-batch is divided by its own sum of
+            weights and counts in proportion to its valid labels.
+        **terms: ``label_smoothing``, ``confidence_penalty``, ``z_loss``, ``gem_beta``; see
+            `fortifai.losses.rows.RowLoss`.
 
     Raises:
-        InputError: Not exactly one of weight, threshold and gamma is given, or it is out of range;
-            or the model cannot be served: the sentence says why.
+        InputError: Not exactly one of weight, threshold and gamma is given, or one of the others is
+            out of range; or the model cannot be served: the sentence says why.
     """
 
     def __init__(
@@ -101,8 +126,9 @@ class HiddenStateLoss(Counted):
         threshold: float | None = None,
         gamma: float | None = None,
         normalize: Normalize = "valid",
+        **terms: Unpack[Terms],
     ) -> None:
-        super().__init__(chosen_weight(weight, threshold, gamma), normalize)
+        super().__init__(chosen_weight(weight, threshold, gamma), normalize, terms)
         if not isinstance(model, nn.Module):
             raise InputError(
                 f"model is of type {type(model).__name__}; give the model itself, such as "
@@ -122,31 +148,47 @@ class HiddenStateLoss(Counted):
             model: The one of the constructor, or what wraps it now.
             inputs: What the model is called with: ``input_ids`` and the rest, and ``labels``
                 (batch, length) int64, the tokens themselves, -100 where none counts; or
-                ``shift_labels``, that stand one to the left already.
-            num_items_in_batch: Valid labels of the whole batch, micro-batches and processes
-                together; where gradients are averaged over processes, as DDP and FSDP2 do, over
-                the number of processes. None: those of this micro-batch.
+                ``shift_labels``, that stand one to the left already. ``loss_weights``, if there,
+                stand beside these, or are (batch,): the data's weights.
+            num_items_in_batch: Valid labels of the whole batch (with ``weight_sum`` the sum of
+                their weights), micro-batches and processes together; where gradients are averaged
+                over processes, as DDP and FSDP2 do, over the number of processes. None: those of
+                this micro-batch.
 
         Raises:
-            InputError: No labels, or labels that do not stand beside the hidden states.
+            InputError: No labels, or labels that do not stand beside the hidden states, or
+                weights of the data that are wrong.
         """
-        outputs = self._asked(model, inputs, _Ask(self, num_items_in_batch))
-        self.count(LossStats(outputs["kept"], outputs["valid"]))
+        outputs = self._asked(model, inputs, Ask(self, num_items_in_batch))
+        self.note(outputs)
         loss: Tensor = outputs["loss"]
         return loss
+
+    def note(self, outputs: Mapping[str, Any]) -> None:
+        """Counts what a model gave that was asked for the loss."""
+        self.count(LossStats(outputs["kept"], outputs["valid"], outputs["weight_sum"]))
 
     def by_row(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         """The sum of losses of each row, and its number of valid labels: (batch, 2).
 
-        For evaluation, where rows are told apart by whose they are; without gradient. Arguments and
-        errors as of a call.
+        For evaluation, where rows are told apart by whose they are; without gradient, and without
+        the data's weights. Arguments and errors as of a call.
         """
+        inputs = {key: value for key, value in inputs.items() if key != COLUMN}
         with torch.no_grad():
-            outputs = self._asked(model, inputs, _Ask(self, None, by_row=True))
+            outputs = self._asked(model, inputs, Ask(self, None, by_row=True))
         losses: Tensor = outputs["loss"]
         return torch.stack((losses, outputs["valid"].to(losses)), dim=-1)
 
-    def _asked(self, model: nn.Module, inputs: Mapping[str, Any], ask: _Ask) -> Any:
+    def _asked(self, model: nn.Module, inputs: Mapping[str, Any], ask: Ask) -> Any:
+        return model(**self.prepared(model, inputs, ask))
+
+    def prepared(self, model: nn.Module, inputs: Mapping[str, Any], ask: Ask) -> dict[str, Any]:
+        """What the model is called with to be asked for the loss of a batch.
+
+        Raises:
+            InputError: As of a call.
+        """
         attach(causal_model(model))  # what others did to the forward since goes under ours
         if not isinstance(inputs, Mapping):
             raise InputError(
@@ -158,7 +200,9 @@ class HiddenStateLoss(Counted):
                 "the batch has no labels; have the data collator add them, such as "
                 "DataCollatorForLanguageModeling(tokenizer, mlm=False)"
             )
-        return model(**inputs, confidence=ask)
+        weights = beside_labels(inputs)
+        rest = {key: value for key, value in inputs.items() if key != COLUMN}
+        return {**rest, **({} if weights is None else {COLUMN: weights}), "confidence": ask}
 
 
 def causal_model(model: nn.Module) -> nn.Module:
@@ -199,7 +243,7 @@ def attach(model: nn.Module) -> None:
 
     # Trainer and generate read the signature of a model's forward
     @functools.wraps(type(model).forward)
-    def forward(self: nn.Module, *args: Any, confidence: _Ask | None = None, **kwargs: Any) -> Any:
+    def forward(self: nn.Module, *args: Any, confidence: Ask | None = None, **kwargs: Any) -> Any:
         original = getattr(self, _ORIGINAL)
         if confidence is None:
             return original(*args, **kwargs)
@@ -245,11 +289,13 @@ def _is_here(parameter: Tensor) -> bool:
 def _forward(
     model: nn.Module,
     original: Callable[..., Any],
-    ask: _Ask,
+    ask: Ask,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> WeightedOutput:
+    kwargs.pop("fused_lm_head", None)  # TRL asks so for what it gets here
     labels, shifted = kwargs.pop("labels", None), kwargs.pop("shift_labels", None)
+    data_weights = kwargs.pop(COLUMN, None)
     for key, value in (("labels", labels), ("shift_labels", shifted)):
         if value is not None and not isinstance(value, Tensor):
             raise InputError(f"{key} is of type {type(value).__name__}; give a torch.Tensor")
@@ -264,6 +310,10 @@ def _forward(
     squeeze: Squeeze = getattr(model, _SQUEEZE)
     # labels move instead of hidden states: a slice of those would copy them
     target = shifted if shifted is not None else F.pad(labels, (0, 1), value=IGNORED)[..., 1:]
+    if data_weights is not None:
+        moved = data_weights if shifted is not None else F.pad(data_weights, (0, 1))[..., 1:]
+        # what stands before the text, such as PEFT's virtual tokens, has labels and no weights
+        data_weights = F.pad(moved, (target.shape[-1] - moved.shape[-1], 0))
     compute = ask.compute
     results: list[tuple[Tensor, LossStats]] = []
 
@@ -283,16 +333,19 @@ def _forward(
             target.to(hidden.device),
             linear_bias=layer.linear.bias,
             weight=compute.weight,
+            sample_weight=None if data_weights is None else data_weights.to(hidden.device),
+            rows=compute.rows,
             ignore_index=IGNORED,
             reduction="none" if ask.by_row else compute.reduction,
             normalize=compute.normalize,
             logit_scale=squeeze.scale,
             logit_softcap=squeeze.cap,
-            label_smoothing=0.0,
             chunk_size=None,
+            observe=ask.observe,
         )
         if ask.by_row:
-            results.append((loss.sum(-1), LossStats(stats.kept, (target != IGNORED).sum(-1))))
+            by_row = (target != IGNORED).sum(-1)
+            results.append((loss.sum(-1), stats._replace(valid=by_row)))
             return loss.new_zeros(1, 1, 1)
         # The layer's output must be what the backward comes from: FSDP2 hangs its hooks on it.
         # Three dimensions, for what the model does to logits
@@ -308,10 +361,16 @@ def _forward(
             "the loss needs exactly one call, with the hidden states of all positions"
         )
     loss, stats = results[0]
+    output = WeightedOutput(
+        loss=loss, kept=stats.kept, valid=stats.valid, weight_sum=stats.weight_sum
+    )
     if ask.by_row:
-        return WeightedOutput(loss=loss, kept=stats.kept, valid=stats.valid)
-    loss = compute.divided(loss.reshape(()), stats, ask.items)
-    return WeightedOutput(loss=loss, kept=stats.kept, valid=stats.valid)
+        return output
+    output.loss = compute.divided(loss.reshape(()), stats, ask.items)
+    if stats.observed is not None:
+        output.log_probs = -output.loss.reshape(1)
+        output.label_mask, output.entropy, output.is_top1 = (t.reshape(1) for t in stats.observed)
+    return output
 
 
 def _settled(model: nn.Module) -> bool:

@@ -12,6 +12,7 @@ except ImportError as error:
         "pip install 'fortifai[lightning]'"
     ) from error
 
+import torch
 from torch import Tensor
 
 from fortifai.errors import InputError
@@ -29,7 +30,8 @@ class WholeBatch(Callback):
     of a long one. How many labels a batch has is known at its end only. So gradients are summed
     over the labels, up to a factor that is one for all, and divided by their number before the
     optimizer's step and the clipping. With ``normalize="kept"`` each micro-batch counts in
-    proportion to its labels. What `training_step` returns keeps its value, the mean over the
+    proportion to its labels; with ``weight_sum`` the sums of the data's weights stand for the
+    numbers of labels. What `training_step` returns keeps its value, the mean over the
     labels of the micro-batch; it must be what `compute` gave, called without a number of labels:
     anything added to it would be divided, too.
 
@@ -45,7 +47,7 @@ class WholeBatch(Callback):
         self._compute = compute
         self._trainer: Any = None
         self._unit: Tensor | None = None
-        self._valid: Tensor | None = None
+        self._items: Tensor | None = None
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Checks that it can be done, and begins."""
@@ -60,7 +62,7 @@ class WholeBatch(Callback):
                 "them to itself; use DDP or FSDP, or leave WholeBatch out"
             )
         self._trainer = trainer
-        self._unit = self._valid = None
+        self._unit = self._items = None
         self._compute.whole = self._loss
 
     def _loss(self, total: Tensor, stats: LossStats) -> Tensor:
@@ -69,24 +71,25 @@ class WholeBatch(Callback):
             # half precision; the same everywhere and always, or it would not cancel
             labels = self._trainer.strategy.reduce(stats.valid.to(total.dtype), reduce_op="sum")
             self._unit = (labels / self._trainer.world_size).clamp(min=1)
-        self._valid = stats.valid if self._valid is None else self._valid + stats.valid
-        mean = total / stats.valid.clamp(min=1)
+        items = self._compute.items(stats)
+        self._items = items if self._items is None else self._items + items
+        mean = total / torch.where(items > 0, items, torch.ones_like(items))
         slope = total / self._unit
         return slope + (mean - slope).detach()
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Divides the gradients by the labels since the last step."""
-        if self._valid is None or self._unit is None:
+        if self._items is None or self._unit is None:
             return
-        labels = trainer.strategy.reduce(self._valid.to(self._unit.dtype), reduce_op="sum")
+        items = trainer.strategy.reduce(self._items.to(self._unit.dtype), reduce_op="sum")
         # what Lightning and the average over processes have divided by already
         before = self._unit * trainer.accumulate_grad_batches * trainer.world_size
-        factor = before / labels.clamp(min=1)
+        factor = before / torch.where(items > 0, items, torch.ones_like(items))
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     parameter.grad.mul_(factor.to(parameter.grad.device))
-        self._valid = None
+        self._items = None
 
     def on_fit_end(self, *_: Any) -> None:
         """Leaves the loss as it was."""

@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
-import warnings
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,17 +18,21 @@ from transformers import Trainer, TrainerCallback
 
 from fortifai.confidence import AnyWeight, Keep
 from fortifai.errors import InputError
+from fortifai.integrations.arguments import check_arguments, warn_of_vanishing_steps
 from fortifai.integrations.counting import (
     Counted,
     KeptShare,
     check_labels,
     chosen_weight,
+    row_loss_of,
     share_of,
 )
+from fortifai.integrations.data_weights import COLUMN, WithWeights, check_column, weight_sum
 from fortifai.integrations.evaluation import TokenMeans, mean_or_warning
 from fortifai.integrations.hidden_states import HiddenStateLoss
 from fortifai.losses.checks import Normalize
 from fortifai.losses.functional import weighted_cross_entropy
+from fortifai.losses.options import Terms
 from fortifai.losses.weighing import LossStats
 
 
@@ -52,9 +56,14 @@ class ConfidenceLoss(Counted):
     """
 
     def __init__(
-        self, weight: AnyWeight, *, normalize: Normalize = "valid", ignore_index: int = -100
+        self,
+        weight: AnyWeight,
+        *,
+        normalize: Normalize = "valid",
+        ignore_index: int = -100,
+        **terms: Unpack[Terms],
     ) -> None:
-        super().__init__(weight, normalize)
+        super().__init__(weight, normalize, terms)
         self.ignore_index = ignore_index
         self.evaluations: list[Callable[[Tensor, LossStats], None]] = []
 
@@ -97,6 +106,7 @@ class ConfidenceLoss(Counted):
             reduction=self.reduction,
             normalize=self.normalize,
             return_stats=True,
+            **cast(Terms, dataclasses.asdict(self.rows)),
         )
         self.count(stats)
         if not torch.is_grad_enabled():
@@ -136,6 +146,7 @@ def loss(
     gamma: float | None = None,
     normalize: Normalize = "valid",
     ignore_index: int = -100,
+    **terms: Unpack[Terms],
 ) -> ConfidenceLoss:
     """A `compute_loss_func` for Trainer from a weight, a TCE threshold or a focal gamma.
 
@@ -147,12 +158,17 @@ def loss(
             `ConfidenceLoss`.
         ignore_index: Labels with this value count nothing. Trainer counts those other than -100 in
             `num_items_in_batch`, whatever this is.
+        **terms: ``label_smoothing``, ``confidence_penalty``, ``z_loss``, ``gem_beta``; see
+            `fortifai.losses.rows.RowLoss`.
+
+    Trainer does not show such a function the data's ``loss_weights``; `ConfidenceTrainer` takes
+    them.
 
     Raises:
         InputError: Not exactly one of weight, threshold and gamma is given, or it is out of range.
     """
     chosen = chosen_weight(weight, threshold, gamma)
-    return ConfidenceLoss(chosen, normalize=normalize, ignore_index=ignore_index)
+    return ConfidenceLoss(chosen, normalize=normalize, ignore_index=ignore_index, **terms)
 
 
 class LogKeptShare(TrainerCallback):
@@ -243,6 +259,9 @@ class ConfidenceMixin(TokenMeans):
     args: Any
     is_deepspeed_enabled: bool
     is_fsdp_enabled: bool
+    train_dataset: Any
+    data_collator: Any
+    _signature_columns: list[str]
 
     def __init__(
         self,
@@ -259,9 +278,15 @@ class ConfidenceMixin(TokenMeans):
                 f"{type(self).__name__} brings its own loss; leave compute_loss_func out, or give "
                 "it to transformers' Trainer"
             )
+        terms = {name: kwargs.pop(name) for name in Terms.__annotations__ if name in kwargs}
+        row_loss_of(self, terms)  # before a model is loaded
         super().__init__(*args, **kwargs)
-        _check_arguments(type(self).__name__, self.args, self.accelerator)
-        self.confidence = HiddenStateLoss(self.model, chosen, normalize=normalize)
+        check_arguments(type(self).__name__, self.args, self.accelerator)
+        check_column(self.train_dataset)
+        self.data_collator = WithWeights(self.data_collator)
+        self.confidence = HiddenStateLoss(
+            self.model, chosen, normalize=normalize, **cast(Terms, terms)
+        )
         self._since_log = KeptShare()
         self.confidence.shares.append(self._since_log)
         # This loss shifts, whatever that of the model is called
@@ -281,6 +306,7 @@ class ConfidenceMixin(TokenMeans):
                 has no labels.
         """
         if not torch.is_grad_enabled():
+            inputs.pop(COLUMN, None)
             with self.watched(model, inputs):
                 # of a mixin mypy does not know what it is mixed into: Trainer, here and below
                 return super().compute_loss(  # type: ignore[misc]
@@ -308,7 +334,7 @@ class ConfidenceMixin(TokenMeans):
             self.is_fsdp_enabled and self.accelerator.mixed_precision != "no"
         )
         if optimizer is not None and not elsewhere:
-            _warn_of_vanishing_steps(optimizer)
+            warn_of_vanishing_steps(optimizer)
         return optimizer
 
     def _get_num_items_in_batch(
@@ -318,7 +344,17 @@ class ConfidenceMixin(TokenMeans):
         # Trainer count it; without it all count the same
         samples = [_without_first_labels(batch) for batch in batch_samples]
         count: Tensor | int | None = super()._get_num_items_in_batch(samples, device)  # type: ignore[misc]
-        return count
+        if count is None or self.confidence.normalize != "weight_sum":
+            return count
+        total = torch.stack([weight_sum(batch).float() for batch in batch_samples]).sum().to(device)
+        if self.args.average_tokens_across_devices:  # as Trainer counts
+            total = self.accelerator.reduce(total, reduction="sum")
+        return total
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()  # type: ignore[misc]
+        if COLUMN not in self._signature_columns:
+            self._signature_columns.append(COLUMN)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Logs, with ``kept_share`` beside the training loss: of all processes, since the last."""
@@ -335,25 +371,32 @@ class ConfidenceTrainer(ConfidenceMixin, Trainer):
 
         ConfidenceTrainer(model, args, threshold=0.9, train_dataset=data)
 
-    Takes what Trainer takes, and one of `weight`, `threshold`, `gamma`; and `normalize`. Which
-    models it serves, and what the loss is divided by: `HiddenStateLoss`. The loss is divided by
-    the labels of the whole batch, so gradient accumulation and several processes change nothing;
-    with ``normalize="kept"`` they do, since the sum of weights is known by micro-batch only.
+    Takes what Trainer takes, and one of `weight`, `threshold`, `gamma`; `normalize`; and
+    `label_smoothing`, `confidence_penalty`, `z_loss`, `gem_beta` (`fortifai.losses.rows.RowLoss`).
+    Which models it serves, and what the loss is divided by: `HiddenStateLoss`. The loss is divided
+    by the labels of the whole batch, or with ``normalize="weight_sum"`` by the data's weights of
+    it, so gradient accumulation and several processes change nothing; with ``"kept"`` they do,
+    since the sum of weights is known by micro-batch only.
 
-    ``kept_share``, the sum of weights over valid labels, stands beside each training loss that is
-    logged. Evaluation gives plain cross entropy, whatever the weight: ``eval_loss`` compares
-    models, its exponential is the perplexity, and the best checkpoint is not the one that is
-    surest of itself. It is the mean over all labels of the evaluation set, whatever the batch size
-    and the number of processes; NaN, with a warning, where there are none. It makes logits only
-    where `compute_metrics` wants them.
+    The training data may have a column ``loss_weights``: a number for each row, or one for each
+    label, finite and 0 or more. What has weight 0 costs the output layer nothing. The data
+    collator's batch gets them, whatever it pads or joins.
+
+    ``kept_share``, the sum of weights over valid labels (over the data's weights, if any), stands
+    beside each training loss that is logged. Evaluation gives plain cross entropy, whatever the
+    weights: ``eval_loss`` compares models, its exponential is the perplexity, and the best
+    checkpoint is not the one that is surest of itself. It is the mean over all labels of the
+    evaluation set, whatever the batch size and the number of processes; NaN, with a warning, where
+    there are none. It makes logits only where `compute_metrics` wants them.
 
     Warns:
         UserWarning: Trained parameters are in half precision, and the optimizer keeps no float32
             copies of them.
 
     Raises:
-        InputError: Not exactly one of weight, threshold and gamma is given, or it is out of range;
-            the model cannot be served; label smoothing, `compute_loss_func`, several GPUs in one
+        InputError: Not exactly one of weight, threshold and gamma is given, or one of the others is
+            out of range; ``loss_weights`` are wrong, or missing in some rows; the model cannot be
+            served; `label_smoothing_factor`, `compute_loss_func`, several GPUs in one
             process (DataParallel), or parallelism within a row is asked for.
     """
 
@@ -372,6 +415,7 @@ class ConfidenceTrainer(ConfidenceMixin, Trainer):
     ) -> tuple[Tensor | None, Any, Any]:
         """As Trainer's, without logits where only the loss is wanted."""
         labelled = any(inputs.get(name) is not None for name in ("labels", "shift_labels"))
+        inputs = {key: value for key, value in inputs.items() if key != COLUMN}
         if not prediction_loss_only or not labelled:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         inputs = self._prepare_inputs(inputs)
@@ -380,49 +424,6 @@ class ConfidenceTrainer(ConfidenceMixin, Trainer):
         self.tally(sums)
         total, labels = sums.sum(0)
         return total / labels.clamp(min=1), None, None
-
-
-def _check_arguments(name: str, args: Any, accelerator: Any) -> None:
-    if args.label_smoothing_factor:
-        raise InputError(
-            f"label_smoothing_factor is {args.label_smoothing_factor}; it must be 0: a confidence "
-            "weight is of one true class, and where truncation leaves that out, a smoothed target "
-            "would still pull towards all the others"
-        )
-    if args.n_gpu > 1:
-        raise InputError(
-            f"{name} sees {args.n_gpu} GPUs in one process, which Trainer would serve by "
-            "DataParallel; start it by torchrun or accelerate launch, or set CUDA_VISIBLE_DEVICES "
-            "to one"
-        )
-    config = getattr(accelerator, "parallelism_config", None)
-    for kind in ("tp", "cp", "sp"):
-        if config is not None and getattr(config, f"{kind}_enabled", False):
-            raise InputError(
-                f"parallelism_config has {kind}_size above 1, which splits rows or the output "
-                f"layer; {name} works with data parallelism (DDP, FSDP2)"
-            )
-
-
-# Those of other packages may keep float32 copies, or round so that small steps add up
-_WITHOUT_COPIES = ("torch.", "transformers.")
-
-
-def _warn_of_vanishing_steps(optimizer: torch.optim.Optimizer) -> None:
-    if not type(optimizer).__module__.startswith(_WITHOUT_COPIES):
-        return
-    trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-    half = [p for p in trained if p.dtype in (torch.bfloat16, torch.float16)]
-    if half:
-        kind = str(half[0].dtype).removeprefix("torch.")
-        least = torch.finfo(half[0].dtype).eps / 2
-        warnings.warn(
-            f"{len(half)} of {len(trained)} trained tensors are {kind}, of which "
-            f"{type(optimizer).__name__} keeps no float32 copies: a step below {least:.1g} of a "
-            "weight's size vanishes, and most steps of fine-tuning do; load the model with "
-            "dtype=torch.float32, and set bf16=True to compute in bfloat16 all the same",
-            stacklevel=3,
-        )
 
 
 def _without_first_labels(batch: Any) -> Any:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+from collections.abc import Iterator
 from typing import Any
 
 try:
-    from trl import SFTTrainer
+    from trl import SFTTrainer, pack_dataset
+    from trl.trainer.utils import add_fused_lm_head  # noqa: F401  (since 1.15: what is built on)
 except ImportError as error:
     raise ImportError(
-        "fortifai.integrations.trl needs the package trl; pip install 'fortifai[trl]'"
+        "fortifai.integrations.trl needs the package trl, 1.15 or later; "
+        "pip install 'fortifai[trl]'"
     ) from error
 
 import torch
 from torch import Tensor, nn
 
 from fortifai.errors import InputError
+from fortifai.integrations.data_weights import COLUMN, check_column, row_weights
+from fortifai.integrations.hidden_states import Ask
 from fortifai.integrations.transformers import ConfidenceMixin
 
 
@@ -23,15 +30,20 @@ class ConfidenceSFTTrainer(ConfidenceMixin, SFTTrainer):
 
         ConfidenceSFTTrainer("HuggingFaceTB/SmolLM2-135M", args, threshold=0.9, train_dataset=data)
 
-    Takes what SFTTrainer takes, and one of `weight`, `threshold`, `gamma`; and `normalize`. What
-    SFTTrainer does to data stays: packing, padding-free batches, masks of prompts, adapters by
-    `peft_config`. Its own loss, and one given as `compute_loss_func`, does not run in training.
-    Which models are served, and what the loss is divided by: `HiddenStateLoss`.
+    Takes what SFTTrainer takes, and what `ConfidenceTrainer` takes beside Trainer. SFTTrainer's own
+    steps run as they are: packing, padding-free batches, masks of prompts, adapters by
+    `peft_config`, what it logs. Only its fused head, which gives log-probabilities without logits,
+    gives the weighted loss instead, whose truncated rows cost no backward. A `compute_loss_func`
+    does not run in training. Which models are served, and what the loss is divided by:
+    `HiddenStateLoss`.
+
+    A column ``loss_weights`` of the data, a number for each sample or, where they are tokenized
+    (``input_ids``), one for each token, is cut and packed with them.
 
     ``kept_share``, the sum of weights over valid labels, stands beside each training loss that is
-    logged. ``entropy`` and ``mean_token_accuracy`` of training are not: they would need the
-    logits. Evaluation is SFTTrainer's own, plain cross entropy, with both; all three are means over
-    the labels of the whole evaluation set.
+    logged, with SFTTrainer's ``entropy`` and ``mean_token_accuracy`` over all labels (of a data
+    weight above 0), truncated ones among them. Evaluation is SFTTrainer's own, plain cross entropy;
+    its three measures are means over the labels of the whole evaluation set.
 
     Raises:
         InputError: As `ConfidenceTrainer`, or another `loss_type` is asked for.
@@ -47,6 +59,42 @@ class ConfidenceSFTTrainer(ConfidenceMixin, SFTTrainer):
         # Trainer then counts the labels of the whole batch, whatever the model's forward takes
         self.model_accepts_loss_kwargs = True
 
+    def _prepare_dataset(
+        self,
+        dataset: Any,
+        processing_class: Any,
+        args: Any,
+        packing: bool,
+        formatting_func: Any,
+        dataset_name: str,
+    ) -> Any:
+        """As SFTTrainer's; where the data have weights, what would drop them is done here."""
+        prepare = super()._prepare_dataset
+        rest = (formatting_func, dataset_name)
+        # of a stream nobody knows the columns but from a row
+        columns: Any = dataset.column_names or next(iter(dataset), {})
+        if COLUMN not in columns or (packing and args.max_length is None):  # which it refuses
+            return prepare(dataset, processing_class, args, packing, *rest)
+        check_column(dataset)
+        whole = copy.copy(args)
+        whole.max_length, whole.shuffle_dataset = None, False
+        dataset = prepare(dataset, processing_class, whole, False, *rest).map(_one_for_each)
+        keys = ["input_ids", "labels", COLUMN]
+        if args.max_length is not None and not packing:
+            part = slice(args.max_length)
+            if args.truncation_mode == "keep_end":
+                part = slice(-args.max_length, None)
+            dataset = dataset.map(lambda row: {key: row[key][part] for key in keys})
+            dataset = dataset.filter(lambda row: any(label != -100 for label in row["labels"]))
+        if args.shuffle_dataset:
+            dataset = dataset.shuffle(seed=args.seed)
+        if packing:
+            dataset = pack_dataset(
+                dataset.select_columns(keys), args.max_length, args.packing_strategy
+            )
+            dataset = dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
+        return dataset
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -54,20 +102,19 @@ class ConfidenceSFTTrainer(ConfidenceMixin, SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The weighted loss in training; SFTTrainer's own, cross entropy, in evaluation.
+        """SFTTrainer's own, whose fused head gives the weighted loss in training.
 
         Raises:
             InputError: As `ConfidenceMixin.compute_loss`.
         """
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or return_outputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        inputs["use_cache"] = False  # as SFTTrainer: a cache and checkpointing exclude each other
-        value = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        mask = inputs.get("attention_mask")  # padding-free batches have none: all is read
-        read = inputs["input_ids"].new_tensor(inputs["input_ids"].numel()) if mask is None else mask
-        tokens = self.accelerator.gather_for_metrics(read.sum()).sum().item()
-        self._total_train_tokens += tokens
-        self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        ask = Ask(self.confidence, num_items_in_batch, observe=True)
+        asked = self.confidence.prepared(model, inputs, ask)
+        with _outputs_of(model) as seen:
+            # the loss is divided already
+            value = SFTTrainer.compute_loss(self, model, asked, num_items_in_batch=torch.tensor(1))
+        self.confidence.note(seen[0])
         return value
 
     def row_sums(self, outputs: Any, labels: Tensor) -> Tensor:
@@ -95,3 +142,20 @@ class ConfidenceSFTTrainer(ConfidenceMixin, SFTTrainer):
         super().take_means(metrics, prefix, sums)
         for name, total in zip(("entropy", "mean_token_accuracy"), sums[2:], strict=False):
             self._metrics["eval"][name] = [(total / sums[1].clamp(min=1)).item()]
+
+
+def _one_for_each(row: dict[str, Any]) -> dict[str, Any]:
+    """The weights of a tokenized row, one for each token."""
+    weights = row_weights(row, "of the training data")
+    return {COLUMN: weights.expand(len(row["labels"])).tolist()}
+
+
+@contextlib.contextmanager
+def _outputs_of(model: nn.Module) -> Iterator[list[Any]]:
+    """What the model gives within."""
+    seen: list[Any] = []
+    hook = model.register_forward_hook(lambda _, __, outputs: seen.append(outputs))
+    try:
+        yield seen
+    finally:
+        hook.remove()

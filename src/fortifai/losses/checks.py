@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Mapping
-from typing import Literal, cast, get_args
+from typing import Literal, TypeGuard, cast, get_args
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from fortifai.errors import InputError, nearest
 
 Reduction = Literal["mean", "sum", "none"]
-Normalize = Literal["valid", "kept"]
+Normalize = Literal["valid", "kept", "weight_sum"]
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -48,7 +48,6 @@ def check_options(
     reduction: str,
     normalize: str,
     logit_softcap: float | None,
-    label_smoothing: float = 0.0,
 ) -> None:
     """Raise `InputError` unless the options of the losses are allowed."""
     check_choice("reduction", reduction, get_args(Reduction))
@@ -58,14 +57,10 @@ def check_options(
             f"ignore_index is {ignore_index!r}; it must be a whole number, such as -100, which "
             "ignores nothing where no target has it"
         )
-    if logit_softcap is not None and not (_number(logit_softcap) and 0 < logit_softcap < math.inf):
+    if logit_softcap is not None and not (
+        is_number(logit_softcap) and 0 < logit_softcap < math.inf
+    ):
         raise InputError(f"logit_softcap is {logit_softcap!r}; it must be above 0, or None")
-    if not _number(label_smoothing) or label_smoothing != 0:
-        raise InputError(
-            f"label_smoothing is {label_smoothing}; it must be 0: a confidence weight is of one "
-            "true class, and where truncation leaves that out, a smoothed target would still pull "
-            "towards all the others"
-        )
 
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -80,7 +75,8 @@ def _whole(value: object) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-def _number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether it is a real number, and no bool."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
@@ -108,6 +104,52 @@ def check_indices(target: Tensor, others: Mapping[str, object]) -> None:
         device = cast(Tensor, value).device
         if device != target.device:
             raise InputError(f"{name} is on {device} and target on {target.device}; move one")
+
+
+def check_sample_weight(
+    sample_weight: object, target: Tensor, *, trained: bool = False, values: bool = True
+) -> None:
+    """Raise `InputError` unless there is one weight, finite and not negative, for each target.
+
+    Args:
+        sample_weight: What is given.
+        target: Checked already.
+        trained: Whether it may carry gradient.
+        values: Whether to look at the weights themselves, which waits for an accelerator.
+    """
+    if not isinstance(sample_weight, Tensor):
+        raise InputError(
+            f"sample_weight is of type {type(sample_weight).__name__}; give a torch.Tensor"
+        )
+    if sample_weight.is_complex():
+        raise InputError(f"sample_weight is {sample_weight.dtype}; weights are real numbers")
+    if sample_weight.shape != target.shape:
+        raise InputError(
+            f"sample_weight is {tuple(sample_weight.shape)} and target {tuple(target.shape)}; give "
+            "one weight for each target"
+        )
+    if sample_weight.device != target.device:
+        raise InputError(
+            f"sample_weight is on {sample_weight.device} and target on {target.device}; move one"
+        )
+    if sample_weight.requires_grad and not trained:
+        raise InputError(
+            "sample_weight requires a gradient, which losses on hidden states do not give it; "
+            "detach it, or use fortifai.weighted_cross_entropy on logits"
+        )
+    if values:
+        check_weights("sample_weight", sample_weight)
+
+
+def check_weights(name: str, weights: Tensor) -> None:
+    """Raise `InputError` that names the first weight that is negative or not finite."""
+    wrong = ~((weights >= 0) & weights.isfinite())
+    if wrong.any():
+        where = tuple(int(i) for i in wrong.nonzero()[0])
+        raise InputError(
+            f"{name}{list(where) if where else ''} is {weights[where].item()}; weights must be "
+            "finite and 0 or more"
+        )
 
 
 def check_range(target: Tensor, classes: int, ignore_index: int, name: str = "target") -> None:

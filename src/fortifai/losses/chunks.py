@@ -1,25 +1,27 @@
 """The output layer and its softmax, some rows at a time: full logits never exist.
 
-With the logits x_i = W h_i + b of row i and the one-hot target y_i, log p_i = x_i[t_i] - lse(x_i)
-has the gradient y_i - p_i in the logits. A loss L of the log p alone therefore has, with
-c_i = -dL/dlog p_i,
+With the logits x_i = W h_i + b of row i, z_i = x_i / beta and the one-hot target y_i, the gradient
+of log p_i = z_i[t_i] - lse(z_i) in z_i is y_i - p_i, and that of the remainder R_i is r_i (see
+`rows`). A loss L of the log p and R alone therefore has, with a_i = -dL/dlog p_i and
+e_i = dL/dR_i, the slopes g_i = (a_i (p_i - y_i) + e_i r_i) / beta in x_i, and
 
-    dL/dh_i = c_i (p_i - y_i) W,
-    dL/dW = sum_i (p_i - y_i)^T c_i h_i,
-    dL/db = sum_i c_i (p_i - y_i).
+    dL/dh_i = g_i W,    dL/dW = sum_i g_i^T h_i,    dL/db = sum_i g_i.
 
-Rows with c_i = 0 need none of this: only the rest pass through the two products of the backward.
+Rows with a_i = e_i = 0 need none of this: only the rest pass through the two products of the
+backward.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from fortifai.losses.rows import CROSS_ENTROPY, RowLoss
 from fortifai.losses.weighing import normalized_entropy
 
 # Below these log p is taken from logits computed anew, since p itself has lost its digits
@@ -29,10 +31,14 @@ _FEW = 16
 
 
 def _wide_product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """Product of half-precision matrices, given in float32."""
-    if torch.__version__ >= "2.8":
+    """Product of half-precision matrices, in float32 and not rounded before.
+
+    Rounded to half precision, products of chunks would add up to gradients whose errors lean one
+    way: no single step shows it, and over some dozens the predictions lose entropy.
+    """
+    if a.device.type == "cuda" and torch.__version__ >= "2.8":
         return torch.mm(a, b, out_dtype=dtype)
-    return torch.mm(a, b).to(dtype)  # rounded on the way: earlier versions cannot do without
+    return torch.mm(a.to(dtype), b.to(dtype))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +51,7 @@ class Head:
         scale: Of the logits, before the cap.
         softcap: Cap of the logits, or None.
         dtype: Of logits, statistics and accumulated gradients: float32 or float64.
+        rows: What a row of logits loses; its beta divides them after the cap.
     """
 
     weight: Tensor
@@ -52,6 +59,7 @@ class Head:
     scale: float
     softcap: float | None
     dtype: torch.dtype
+    rows: RowLoss = CROSS_ENTROPY
 
     @property
     def classes(self) -> int:
@@ -59,7 +67,7 @@ class Head:
         return self.weight.shape[0]
 
     def logits(self, rows: Tensor, out: Tensor) -> Tensor | None:
-        """Writes the logits of hidden states (m, d) to `out` (m, C).
+        """Writes the logits of hidden states (m, d), over beta, to `out` (m, C).
 
         Returns:
             With a soft-cap its slope 1 - tanh^2 (m, C), else None.
@@ -73,16 +81,20 @@ class Head:
             torch.mm(rows, transposed, out=out)
         else:
             torch.addmm(self.bias, rows, transposed, out=out)
-        if self.scale != 1:
-            out.mul_(self.scale)
         if self.softcap is None:
+            if self.slope != 1:
+                out.mul_(self.slope)
             return None
-        slope = out.div_(self.softcap).tanh_().square().neg_().add_(1)
-        out.mul_(self.softcap)
+        slope = out.mul_(self.scale / self.softcap).tanh_().square().neg_().add_(1)
+        out.mul_(self.softcap / self.rows.gem_beta)
         return slope
 
+    @property
+    def slope(self) -> float:
+        """Of z in what the product and the bias give, but for that of the cap."""
+        return self.scale / self.rows.gem_beta
 
-@dataclasses.dataclass
+
 class Gradients:
     """Sums of gradients, in the dtype of the statistics; None for what nobody needs.
 
@@ -92,20 +104,25 @@ class Gradients:
         bias: (C,).
     """
 
-    input: Tensor | None
-    weight: Tensor | None
-    bias: Tensor | None
+    def __init__(self, input: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> None:
+        self.input, self.weight, self.bias = input, weight, bias
+        self._added = False  # until then `weight` holds nothing, not even zeros
 
     @classmethod
-    def zeros(cls, head: Head, n: int, wanted: tuple[bool, bool, bool]) -> Gradients:
+    def empty(cls, head: Head, n: int, wanted: tuple[bool, bool, bool]) -> Gradients:
         """Gradients of n hidden states, of the head and of its bias, where `wanted`."""
-        new = head.weight.new_zeros
         classes, width = head.weight.shape
+        new = functools.partial(head.weight.new_zeros, dtype=head.dtype)
         return cls(
-            new((n, width), dtype=head.dtype) if wanted[0] else None,
-            new((classes, width), dtype=head.dtype) if wanted[1] else None,
-            new((classes,), dtype=head.dtype) if wanted[2] else None,
+            new((n, width)) if wanted[0] else None,
+            head.weight.new_empty((classes, width), dtype=head.dtype) if wanted[1] else None,
+            new((classes,)) if wanted[2] else None,
         )
+
+    def finish(self) -> None:
+        """To be called when all is added."""
+        if not self._added and self.weight is not None:
+            self.weight.zero_()
 
     def scale_(self, factor: Tensor) -> None:
         """Multiplies all in place by a scalar."""
@@ -123,12 +140,12 @@ class Gradients:
 
         Args:
             head: The output layer.
-            gaps: p - y, with the slope of the soft-cap (k, C).
+            gaps: g over the factors and the slope of `head` (k, C).
             where: Which of the N hidden states these are, (k,).
             rows: The hidden states (k, d), in the dtype of the products.
-            factors: c, (k,).
+            factors: (k,).
         """
-        factors = factors * head.scale if head.scale != 1 else factors
+        factors = factors * head.slope if head.slope != 1 else factors
         by_row = factors.unsqueeze(1)
         narrow = gaps.to(head.weight.dtype)
         mixed = narrow.dtype != head.dtype
@@ -141,11 +158,39 @@ class Gradients:
         if self.weight is not None:
             scaled = rows * by_row.to(rows.dtype)
             if mixed:
-                self.weight += _wide_product(narrow.t(), scaled, head.dtype)
+                product = _wide_product(narrow.t(), scaled, head.dtype)
+                self.weight = self.weight.add_(product) if self._added else product
             else:
-                self.weight.addmm_(narrow.t(), scaled)
+                # nothing is read of it the first time
+                self.weight.addmm_(narrow.t(), scaled, beta=int(self._added))
         if self.bias is not None:
             self.bias.addmv_(gaps.t(), factors)
+        self._added = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Slopes:
+    """What a loss changes by with what rows lose.
+
+    Attributes:
+        pulls: a, minus the slope in log p, (m,).
+        pushes: e, the slope in R, (m,); None where there is no R.
+    """
+
+    pulls: Tensor
+    pushes: Tensor | None
+
+    def normalized(self) -> tuple[Tensor, Slopes]:
+        """Factors (m,), 0 for rows that need no gradient, and slopes over them."""
+        if self.pushes is None:
+            return self.pulls, Slopes(torch.ones_like(self.pulls), None)
+        factors = torch.maximum(self.pulls.abs(), self.pushes.abs())  # NaN stays NaN
+        over = torch.where(factors == 0, 1.0, factors)
+        return factors, Slopes(self.pulls / over, self.pushes / over)
+
+    def __getitem__(self, which: Tensor) -> Slopes:
+        """Those of some rows."""
+        return Slopes(self.pulls[which], None if self.pushes is None else self.pushes[which])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,21 +200,26 @@ class Predictions:
     Attributes:
         log_p: Of the goals, (m,).
         entropy: Gives the normalized entropies (m,) for an ``entropy_top_k``, while p are there.
-        to_gaps: Turns the p in the block into p - y, with the slope of the soft-cap.
+        likeliest: Gives which goals are the likeliest class, ties among them, (m,) bool, likewise.
+        remainder: R of the rows, (m,); None where there is none.
+        to_gaps: Gets which of the rows (k,) stand in the first k places of the block by now, and
+            their slopes; turns their p into a (p - y) + e r, with the slope of the soft-cap.
     """
 
     log_p: Tensor
     entropy: Callable[[int | None], Tensor]
-    to_gaps: Callable[[], None]
+    likeliest: Callable[[], Tensor]
+    remainder: Tensor | None
+    to_gaps: Callable[[Tensor, Slopes], None]
 
 
 Softmax = Callable[[Head, Tensor, Tensor, Tensor], Predictions]
 """Gets the head, hidden states (m, d) in the dtype of the products, goals (m,) and rows of the
 buffer (m, C or more) with room for p, in the order of the classes."""
 
-Judge = Callable[[slice, Tensor, Callable[[int | None], Tensor]], Tensor | None]
-"""Gets the place of some rows among all, their log p (m,), and what gives their normalized entropy
-for an ``entropy_top_k``; returns their factors c (m,), or None where no gradient is wanted."""
+Judge = Callable[[slice, Predictions], Slopes | None]
+"""Gets the place of some rows among all and what they predict; returns the slopes of the loss, or
+None where no gradient is wanted."""
 
 
 def sweep(
@@ -184,8 +234,8 @@ def sweep(
 ) -> None:
     """Passes rows through head and softmax, and adds the gradients of those that `judge` keeps.
 
-    Kept rows of p - y stay in the buffer beside the next rows until half of it is full, so that the
-    products of the backward are large even where few rows are kept.
+    What is kept of a chunk stays in the buffer beside the next rows until half of it is full, so
+    that the products of the backward are large even where few rows are kept.
 
     Args:
         head: The output layer.
@@ -199,7 +249,7 @@ def sweep(
     """
     n = len(input) if which is None else len(which)
     buffer = input.new_empty((min(chunk_size, n), _stride(head)), dtype=head.dtype)
-    held: list[tuple[Tensor, Tensor]] = []  # where kept rows of p - y come from, and their factors
+    held: list[tuple[Tensor, Tensor]] = []  # where kept rows come from, and their factors
     full = 0  # rows of the buffer that they take
 
     start = 0
@@ -211,11 +261,12 @@ def sweep(
         goals = target[part] if which is None else target.index_select(0, where)
         block = buffer[full : full + stop - start]
         found = softmax(head, rows.to(head.weight.dtype), goals, block)
-        factors = judge(part, found.log_p, found.entropy)
-        if factors is not None and gradients is not None:
+        slopes = judge(part, found)
+        if slopes is not None and gradients is not None:
+            factors, slopes = slopes.normalized()
             kept = factors.nonzero().squeeze(1)  # waits for the device
-            found.to_gaps()
             kept = _move_to_front(block, kept)
+            found.to_gaps(kept, slopes[kept])
             held.append((where[kept], factors[kept]))
             full += len(kept)
         start = stop
@@ -224,6 +275,8 @@ def sweep(
             rows = input.index_select(0, where).to(head.weight.dtype)
             gradients.add(head, buffer[:full, : head.classes], where, rows, factors)
             held, full = [], 0
+    if gradients is not None:
+        gradients.finish()
 
 
 def _stride(head: Head) -> int:
@@ -249,29 +302,109 @@ def _fused(device: torch.device) -> bool:
 def softmax(head: Head, rows: Tensor, goals: Tensor, block: Tensor) -> Predictions:
     """The softmax in plain PyTorch; see `Softmax`."""
     p = block[:, : head.classes]
-    slope = head.logits(rows, p)
-    log_p = (_softmax_in_cache if _fused(p.device) else _softmax_of)(head, rows, goals, block)
+    terms = head.rows
+    cap_slope = head.logits(rows, p)
+    mean = p.mean(1) if terms.label_smoothing else None
+    log_p, lse = (_softmax_in_cache if _fused(p.device) else _softmax_of)(head, rows, goals, block)
+    nats = None
+    if terms.confidence_penalty:
+        nats = entropy_of(p, None) * math.log(head.classes)
+    remainder = terms.remainder(lse, mean, nats) if terms.has_remainder else None
 
-    def to_gaps() -> None:
-        p.scatter_add_(1, goals.unsqueeze(1), p.new_full((len(goals), 1), -1.0))
-        if slope is not None:
-            p.mul_(slope)
+    def to_gaps(order: Tensor, slopes: Slopes) -> None:
+        gaps = p[: len(order)]
+        some = tuple(None if t is None else t[order] for t in (lse, nats))
+        _to_gaps(terms, gaps, goals[order], slopes, *some)
+        if cap_slope is not None:
+            for part, which in zip(torch.split(gaps, _FEW), torch.split(order, _FEW), strict=True):
+                part.mul_(cap_slope.index_select(0, which))
 
-    return Predictions(log_p, lambda top_k: entropy_of(p, top_k), to_gaps)
+    return Predictions(
+        log_p,
+        lambda top_k: entropy_of(p, top_k),
+        lambda: are_likeliest(p, goals),
+        remainder,
+        to_gaps,
+    )
 
 
-def _softmax_of(head: Head, _: Tensor, goals: Tensor, block: Tensor) -> Tensor:
-    """Turns the logits in the block into p; returns log p of the goals."""
+@dataclasses.dataclass(frozen=True)
+class Coefficients:
+    """What the slopes in z of some rows are made of: p (by_p + bent log p) - a y - level.
+
+    From a (p - y) + e r with r = p (s + c (log p + H) + 2 k lse) - s / C.
+
+    Attributes:
+        by_p: (k,).
+        bent: (k,); None where c is 0.
+        level: (k,); None where s is 0.
+    """
+
+    by_p: Tensor
+    bent: Tensor | None
+    level: Tensor | None
+
+    @classmethod
+    def of(
+        cls, terms: RowLoss, slopes: Slopes, lse: Tensor | None, nats: Tensor | None, classes: int
+    ) -> Coefficients:
+        """From the slopes of rows of a remainder, their lse z and their entropies H in nats."""
+        assert slopes.pushes is not None
+        by_p, bent, level = slopes.pulls, None, None
+        if terms.label_smoothing:
+            spread = terms.label_smoothing * slopes.pushes
+            by_p, level = by_p + spread, spread / classes
+        if terms.confidence_penalty:
+            assert nats is not None
+            bent = terms.confidence_penalty * slopes.pushes
+            by_p = by_p + bent * nats
+        if terms.z_loss:
+            assert lse is not None
+            by_p = by_p + 2 * terms.z_loss * slopes.pushes * lse
+        return cls(by_p, bent, level)
+
+
+def _to_gaps(
+    terms: RowLoss,
+    p: Tensor,
+    goals: Tensor,
+    slopes: Slopes,
+    lse: Tensor | None,
+    nats: Tensor | None,
+) -> None:
+    """Turns p of some rows (k, C) into a (p - y) + e r, some of them at a time."""
+    if slopes.pushes is not None:
+        parts = Coefficients.of(terms, slopes, lse, nats, p.shape[1])
+        for start in range(0, len(p), _FEW):
+            few = slice(start, start + _FEW)
+            rows, by_p = p[few], parts.by_p[few].unsqueeze(1)
+            if parts.bent is None:
+                rows.mul_(by_p)
+            else:
+                surprise = torch.special.entr(rows)  # -p log p, 0 where p is
+                rows.mul_(by_p).sub_(surprise.mul_(parts.bent[few].unsqueeze(1)))
+            if parts.level is not None:
+                rows.sub_(parts.level[few].unsqueeze(1))
+    p.scatter_add_(1, goals.unsqueeze(1), -slopes.pulls.unsqueeze(1))
+
+
+def _softmax_of(
+    head: Head, _: Tensor, goals: Tensor, block: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Turns the logits in the block into p; returns log p of the goals, and lse."""
     logits = block[:, : head.classes]
     chosen = logits.gather(1, goals.unsqueeze(1))
     total = logits.logsumexp(1, keepdim=True)
     logits.sub_(total).exp_()
-    return (chosen - total).squeeze(1)
+    return (chosen - total).squeeze(1), total.squeeze(1)
 
 
-def _softmax_in_cache(head: Head, rows: Tensor, goals: Tensor, block: Tensor) -> Tensor:
-    """The same on the CPU."""
+def _softmax_in_cache(
+    head: Head, rows: Tensor, goals: Tensor, block: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """The same on the CPU; lse is None where it is not needed."""
     at = goals.unsqueeze(1)
+    likeliest = block[:, : head.classes].max(1, keepdim=True) if head.rows.needs_lse else None
     block[:, head.classes :] = -math.inf
     torch.softmax(block, dim=1, out=block)
     p = block.gather(1, at).squeeze(1)
@@ -281,12 +414,20 @@ def _softmax_in_cache(head: Head, rows: Tensor, goals: Tensor, block: Tensor) ->
         again = block.new_empty((len(few), head.classes))
         head.logits(rows.index_select(0, few), again)
         log_p[few] = torch.log_softmax(again, dim=1).gather(1, at[few]).squeeze(1)
-    return log_p
+    if likeliest is None:
+        return log_p, None
+    lse = likeliest.values - block.gather(1, likeliest.indices).log()
+    return log_p, lse.squeeze(1)
 
 
 def entropy_of(p: Tensor, top_k: int | None) -> Tensor:
     """Normalized entropies of p (m, C), (m,), some rows at a time."""
     return torch.cat([normalized_entropy(few, top_k) for few in torch.split(p, _FEW)])
+
+
+def are_likeliest(p: Tensor, goals: Tensor) -> Tensor:
+    """Whether no class has more p (m, C) than the goals (m,)."""
+    return p.gather(1, goals.unsqueeze(1)).squeeze(1) >= p.amax(1)
 
 
 def _move_to_front(block: Tensor, kept: Tensor) -> Tensor:

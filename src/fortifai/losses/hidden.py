@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
@@ -11,8 +12,16 @@ from torch import Tensor
 
 from fortifai.confidence import AnyWeight
 from fortifai.losses.autograd import Call, loss_of, product_dtype, rows_at_once
-from fortifai.losses.checks import Normalize, Reduction, check_linear, check_options, check_weight
+from fortifai.losses.checks import (
+    Normalize,
+    Reduction,
+    check_linear,
+    check_options,
+    check_sample_weight,
+    check_weight,
+)
 from fortifai.losses.kernels import softmax_in_use
+from fortifai.losses.rows import RowLoss
 from fortifai.losses.weighing import LossStats
 
 _P = ParamSpec("_P")
@@ -54,31 +63,43 @@ def linear_loss(
     target: Tensor,
     *,
     weight: AnyWeight,
+    sample_weight: Tensor | None,
     linear_bias: Tensor | None,
     ignore_index: int,
     reduction: Reduction,
     normalize: Normalize,
     logit_softcap: float | None,
-    label_smoothing: float,
+    rows: RowLoss,
     chunk_size: int | None,
     logit_scale: float = 1.0,
+    observe: bool = False,
 ) -> tuple[Tensor, LossStats]:
-    """`linear_weighted_cross_entropy`; `logit_scale` times logits and bias, before the cap."""
+    """`linear_weighted_cross_entropy`; `logit_scale` times logits and bias, before the cap.
+
+    With `observe` the stats say what the rows predict, too, which costs two passes over p.
+    """
     check_weight(weight)
-    check_options(ignore_index, reduction, normalize, logit_softcap, label_smoothing)
+    check_options(ignore_index, reduction, normalize, logit_softcap)
     check_linear(input, linear_weight, target, linear_bias, ignore_index, chunk_size)
+    if sample_weight is not None:
+        check_sample_weight(sample_weight, target)
     linear_weight, linear_bias = _gathered(linear_weight), _gathered(linear_bias)
     classes, width = linear_weight.shape
     flat = target.reshape(-1)
-    ignored = flat == ignore_index
+    left_out = flat == ignore_index
+    n_valid = (~left_out).sum()
     training = torch.is_grad_enabled()
+    dtype = product_dtype(input)
     call = Call(
         target=flat,
-        which=(~ignored).nonzero().squeeze(1) if ignored.any() else None,
+        which=None,
         weight=weight,
+        sample_weight=None,
+        rows=rows,
+        observe=observe,
         scale=logit_scale,
         softcap=logit_softcap,
-        product_dtype=product_dtype(input),
+        product_dtype=dtype,
         chunk_size=chunk_size or rows_at_once(classes, input.device.type),
         softmax=softmax_in_use(),
         wanted=(
@@ -87,8 +108,17 @@ def linear_loss(
             training and linear_bias is not None and linear_bias.requires_grad,
         ),
     )
+    of_data = n_valid.to(call.dtype)
+    if sample_weight is not None:
+        of_data = sample_weight.reshape(-1).to(call.dtype).masked_fill(left_out, 0.0)
+        left_out = of_data == 0
+        call = dataclasses.replace(call, sample_weight=of_data)
+        of_data = of_data.sum()
+    if left_out.any():
+        call = call.of((~left_out).nonzero().squeeze(1))
+    stats = LossStats(of_data, n_valid, of_data)
     loss, stats = loss_of(
-        input.reshape(-1, width), linear_weight, linear_bias, call, reduction, normalize
+        input.reshape(-1, width), linear_weight, linear_bias, call, stats, reduction, normalize
     )
     if reduction == "none":
         loss = loss.reshape(target.shape)

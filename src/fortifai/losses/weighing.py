@@ -14,21 +14,39 @@ from fortifai.errors import InputError
 from fortifai.losses.checks import Normalize, Reduction, check_weight
 
 
+class Observed(NamedTuple):
+    """What rows predict, summed over those that were computed; detached scalar tensors.
+
+    Attributes:
+        rows: Their number: valid targets, of a sample weight above 0.
+        entropy: Of the predictions, in nats.
+        likeliest: For how many the target is the likeliest class, ties among them.
+    """
+
+    rows: Tensor
+    entropy: Tensor
+    likeliest: Tensor
+
+
 class LossStats(NamedTuple):
     """What a loss saw, as detached scalar tensors on its device: no synchronisation.
 
     Attributes:
-        kept: Sum of the weights of the valid (not ignored) targets.
+        kept: Sum over the valid (not ignored) targets of confidence weight times sample weight.
         valid: Number of valid targets.
+        weight_sum: Sum of their sample weights; their number where none are given.
+        observed: None unless trainers ask for it.
     """
 
     kept: Tensor
     valid: Tensor
+    weight_sum: Tensor
+    observed: Observed | None = None
 
     @property
     def kept_share(self) -> Tensor:
-        """Kept over valid; 0 where nothing is valid."""
-        return self.kept / self.valid.clamp(min=1)
+        """Kept over the sum of sample weights; 0 where nothing is valid."""
+        return self.kept / torch.where(self.weight_sum > 0, self.weight_sum, 1.0)
 
 
 def weigh(weight: AnyWeight, log_p: Tensor, entropy: Callable[[int | None], Tensor]) -> Tensor:
@@ -76,24 +94,30 @@ def normalized_entropy(p: Tensor, top_k: int | None, dim: int = -1) -> Tensor:
     return nats / max(math.log(p.shape[dim]), 1e-9)
 
 
-def weighted(weights: Tensor, nll: Tensor) -> Tensor:
-    """Weights * nll with 0 * inf = 0, in value and gradient."""
+def weighted(weights: Tensor, losses: Tensor) -> Tensor:
+    """Weights * losses with 0 * inf = 0, in value and gradient."""
     if weights.requires_grad:
-        # At p = 0 the slope of a weight of p is 0, and times nll = inf would not be a number
-        weights = torch.where(nll.detach().isinf(), weights.detach(), weights)
-    return torch.where(weights.detach() == 0, 0.0, weights * nll)
+        # At p = 0 the slope of a weight of p is 0, and times a loss of inf would not be a number
+        weights = torch.where(losses.detach().isinf(), weights.detach(), weights)
+    return torch.where(weights.detach() == 0, 0.0, weights * losses)
 
 
 def reduce_losses(
-    losses: Tensor, weights: Tensor, n_valid: Tensor, reduction: Reduction, normalize: Normalize
+    losses: Tensor, kept: Tensor, stats: LossStats, reduction: Reduction, normalize: Normalize
 ) -> Tensor:
-    """The losses themselves, their sum, or their mean over valid targets or over the weights."""
+    """The losses themselves, their sum, or their mean by `normalize`.
+
+    Args:
+        losses: Weighted, of any shape.
+        kept: The sum of their weights, with its gradient.
+        stats: Of these losses.
+        reduction: ``mean``, ``sum`` or ``none``.
+        normalize: What ``mean`` divides by.
+    """
     if reduction == "none":
         return losses
     total = losses.sum()
     if reduction == "sum":
         return total
-    if normalize == "valid":
-        return total / n_valid.clamp(min=1)
-    kept = weights.sum()
-    return total / torch.where(kept > 0, kept, 1.0)
+    divisor = {"valid": stats.valid, "kept": kept, "weight_sum": stats.weight_sum}[normalize]
+    return total / torch.where(divisor > 0, divisor, torch.ones_like(divisor))
