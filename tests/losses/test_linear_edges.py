@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import types
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,11 @@ def sure(n: int, confident: int, classes: int = 64, width: int = 32, dtype=torch
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("normalize", ["valid", "kept"])
+def _named(weight):
+    """An id that is the same in every process, which the address of a function is not."""
+    return "function" if isinstance(weight, types.FunctionType) else repr(weight)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_everything_truncated_is_zero(dtype, normalize, reduction) -> None:
     h, w, target = sure(20, 20, dtype=dtype)
@@ -90,7 +96,7 @@ def test_everything_truncated_is_zero(dtype, normalize, reduction) -> None:
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("normalize", ["valid", "kept"])
 @pytest.mark.parametrize(
-    "weight", [*WEIGHTS, TruncateQuantile(), lambda log_p: log_p.exp()], ids=repr
+    "weight", [*WEIGHTS, TruncateQuantile(), lambda log_p: log_p.exp()], ids=_named
 )
 @pytest.mark.parametrize("n", [0, 5])
 def test_all_ignored_or_nothing_there(n, weight, normalize, reduction) -> None:
@@ -277,7 +283,7 @@ class Largest(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("weight", [*WEIGHTS, lambda log_p: log_p.exp()], ids=repr)
+@pytest.mark.parametrize("weight", [*WEIGHTS, lambda log_p: log_p.exp()], ids=_named)
 @pytest.mark.parametrize("options", [{}, {"reduction": "none"}, {"logit_softcap": 5.0}], ids=str)
 def test_full_logits_are_never_there(weight, options) -> None:
     n, classes, width, chunk = 300, 200, 4, 10
