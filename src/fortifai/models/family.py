@@ -116,10 +116,8 @@ class BoundLM:
         self.adapter = report.adapter if self.pristine or carried is not None else None
         self.pristine = False
         out = dataclasses.asdict(dataclasses.replace(report, adapter=None))
-        del (
-            out["adapter"],
-            out["seconds"],
-        )  # what is written down must be the same when the run is repeated
+        # what is written down must be the same when the run is repeated
+        del out["adapter"], out["seconds"]
         if isinstance(self.family.weight, Dynamic):
             out["threshold"] = cast(Truncate, weight).threshold
         return out
