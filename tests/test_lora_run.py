@@ -72,7 +72,7 @@ def test_kill_minus_nine(root, tmp_path):
         copy(root / name, tmp_path / name)
     command = [sys.executable, "-m", "fortifai.cli", "run", "tiny.yaml", "--out", "run"]
     killed = 0
-    for wanted in (("merged", 0), ("carried", 0), ("carried", 1), ("anew", 1)):
+    for wanted in (("anew", 0), ("carried", 0), ("carried", 1), ("merged", 1)):
         process = subprocess.Popen(
             command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )

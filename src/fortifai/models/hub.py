@@ -50,7 +50,8 @@ class Place:
 def exists(name: str | Path) -> bool:
     """Whether a name is that of a file or folder here, or of a file in a folder here."""
     repo, _, file = str(name).rpartition(":")
-    return Path(name).exists() or (_is_gguf(file) and Path(repo or ".").is_dir() and repo != "")
+    in_folder = repo != "" and _is_gguf(file) and Path(repo).is_dir()
+    return Path(name).exists() or in_folder
 
 
 def locate(name: str) -> Place:
