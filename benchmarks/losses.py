@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import importlib.util
 import json
 import os
@@ -103,6 +104,32 @@ def ours_in_trl(h: Tensor, w: Tensor, target: Tensor) -> Tensor:
     )[0]
 
 
+def peers() -> dict[str, Loss | str]:
+    """Fused cross entropies of other packages for CUDA, or why one cannot be had."""
+    places = {
+        "Liger, Triton": (
+            "liger_kernel.transformers.functional",
+            "liger_fused_linear_cross_entropy",
+        ),
+        "Liger, SM90": (
+            "liger_kernel.ops.cutedsl.ops.fused_linear_cross_entropy_sm90",
+            "LigerFusedLinearCrossEntropySM90Function",
+        ),
+        "quack": ("quack.linear_cross_entropy", "chunked_linear_cross_entropy"),
+        "cut-cross-entropy": ("cut_cross_entropy", "linear_cross_entropy"),
+    }
+    found: dict[str, Loss | str] = {}
+    for name, (module, function) in places.items():
+        try:
+            loss = getattr(importlib.import_module(module), function)
+        # whatever it is that a package for one device cannot do on another
+        except Exception as error:
+            found[name] = f"{type(error).__name__}: {error}"
+        else:
+            found[name] = getattr(loss, "apply", loss)
+    return found
+
+
 def methods(device: str) -> dict[str, Loss]:
     """Those that run here; ours first."""
     found: dict[str, Loss] = {
@@ -113,14 +140,8 @@ def methods(device: str) -> dict[str, Loss]:
     if hasattr(F, "linear_cross_entropy"):
         found["F.linear_cross_entropy"] = lambda h, w, t: F.linear_cross_entropy(h, w, t)
         found["the same, chunked"] = chunked
-    if device == "cuda" and importlib.util.find_spec("liger_kernel"):
-        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
-
-        found["Liger"] = lambda h, w, t: liger_fused_linear_cross_entropy(h, w, t)
-    if device == "cuda" and importlib.util.find_spec("cut_cross_entropy"):
-        from cut_cross_entropy import linear_cross_entropy
-
-        found["cut-cross-entropy"] = lambda h, w, t: linear_cross_entropy(h, w, t)
+    if device == "cuda":
+        found |= {name: peer for name, peer in peers().items() if callable(peer)}
     if importlib.util.find_spec("trl"):
         found[TRL] = trl_head
         found[OURS_IN_TRL] = ours_in_trl
@@ -134,16 +155,17 @@ TRUNCATED = (OURS, OURS_IN_TRL, "TCE's formula, full logits")
 
 def problem(size: Size) -> tuple[Tensor, Tensor, Tensor]:
     """Hidden states, head and targets."""
-    generator = torch.Generator().manual_seed(0)
-    w = torch.randn(size.vocabulary, size.width, generator=generator) * 0.05
-    target = torch.randint(0, size.vocabulary, (size.tokens,), generator=generator)
-    h = torch.randn(size.tokens, size.width, generator=generator) * 0.5
-    rows = torch.randperm(size.tokens, generator=generator)
+    generator = torch.Generator(size.device).manual_seed(0)
+    drawn: dict[str, Any] = {"generator": generator, "device": size.device}
+    w = torch.randn(size.vocabulary, size.width, **drawn) * 0.05
+    target = torch.randint(0, size.vocabulary, (size.tokens,), **drawn)
+    h = torch.randn(size.tokens, size.width, **drawn) * 0.5
+    rows = torch.randperm(size.tokens, **drawn)
     rows = rows[: round(size.truncated * size.tokens)]
     # a logit of 20 for the right class, where the other 2^15 to 2^18 have some 1 each
     h[rows] = w[target[rows]] * (20 / w[target[rows]].square().sum(dim=1, keepdim=True))
-    to = {"device": size.device, "dtype": getattr(torch, size.dtype)}
-    return h.to(**to).requires_grad_(), w.to(**to).requires_grad_(), target.to(size.device)
+    dtype = getattr(torch, size.dtype)
+    return h.to(dtype).requires_grad_(), w.to(dtype).requires_grad_(), target
 
 
 def once(

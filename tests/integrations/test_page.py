@@ -6,13 +6,17 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch.utils.data import DataLoader
+from transformers import TrainingArguments
 
+from fortifai import truncated_cross_entropy
 from fortifai.integrations.hidden_states import HiddenStateLoss
+from fortifai.integrations.transformers import ConfidenceTrainer
 
 from .page import PAGE, examples
 from .test_lightning import flat, off
@@ -140,6 +144,35 @@ def test_lightning(tmp_path: Path, monkeypatch: Any) -> None:
     assert 0 < names["trainer"].callback_metrics["kept_share"] <= 1
 
 
+def test_weights_from_the_data(tmp_path: Path) -> None:
+    (code,) = examples("Weights from the data")
+    listed = [{k: v.tolist() for k, v in row.items()} for row in ROWS[:4]]
+    data = datasets.Dataset.from_list([{**r, "human": i % 2 == 0} for i, r in enumerate(listed)])
+    args = TrainingArguments(
+        output_dir=str(tmp_path), per_device_train_batch_size=4, use_cpu=True, report_to="none",
+        optim="sgd", max_grad_norm=0.0, lr_scheduler_type="constant", learning_rate=0.1,
+        num_train_epochs=1, disable_tqdm=True, save_strategy="no", dataloader_pin_memory=False,
+    )  # fmt: skip
+    model, by_hand = build(), build()
+    names = run(code, data=data, model=model, args=args, ConfidenceTrainer=ConfidenceTrainer)
+    names["trainer"].train()
+    logits = by_hand(input_ids=batch_of(ROWS[:4])["input_ids"]).logits[:, :-1].transpose(1, 2)
+    labels = batch_of(ROWS[:4])["labels"][:, 1:]
+    weights = torch.tensor([1.0, 0.3, 1.0, 0.3])[:, None] * (labels != -100)
+    losses = truncated_cross_entropy(logits, labels, threshold=THRESHOLD, reduction="none")
+    ((losses * weights).sum() / weights.sum()).backward()
+    with torch.no_grad():
+        for parameter in by_hand.parameters():
+            parameter -= 0.1 * parameter.grad
+    assert furthest(weights_of(model), weights_of(by_hand)) < ROUNDING
+
+
 def test_all_of_it_is_there() -> None:
-    headings = {"Plain PyTorch": 1, "DDP, FSDP2": 1, "accelerate": 1, "Lightning": 2}
+    headings = {
+        "Plain PyTorch": 1,
+        "Weights from the data": 1,
+        "DDP, FSDP2": 1,
+        "accelerate": 1,
+        "Lightning": 2,
+    }
     assert {h: len(examples(h)) for h in headings} == headings

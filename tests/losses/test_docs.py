@@ -17,4 +17,4 @@ def test_examples_run(code: str) -> None:
 
 
 def test_examples_were_found() -> None:
-    assert len(EXAMPLES) == 4
+    assert len(EXAMPLES) == 5

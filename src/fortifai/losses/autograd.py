@@ -17,7 +17,7 @@ from fortifai.losses.rows import RowLoss
 from fortifai.losses.weighing import LossStats, Observed, reduce_losses, weigh, weighted
 
 # Memory of the logits that exist at once, where the caller does not say
-_CHUNK_BYTES = 40 * 2**20
+_CHUNK_BYTES = 64 * 2**20
 _CHUNK_BYTES_OF_ACCELERATORS = 512 * 2**20
 # With fewer rows than these the products wait for memory, whatever the vocabulary
 _FEWEST_ROWS = 128
