@@ -76,13 +76,13 @@ def sure(n: int, confident: int, classes: int = 64, width: int = 32, dtype=torch
     return h.to(dtype), w.to(dtype), target
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("normalize", ["valid", "kept"])
 def _named(weight):
     """An id that is the same in every process, which the address of a function is not."""
     return "function" if isinstance(weight, types.FunctionType) else repr(weight)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("normalize", ["valid", "kept"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_everything_truncated_is_zero(dtype, normalize, reduction) -> None:
     h, w, target = sure(20, 20, dtype=dtype)
