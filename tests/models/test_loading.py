@@ -524,7 +524,7 @@ def reread(file: Path, model) -> dict[str, torch.Tensor]:
 ARCH = {"llama": "llama", "gemma3_text": "gemma3"}
 
 
-@pytest.mark.slow
+@pytest.mark.pretrained
 @pytest.mark.parametrize("which", ["smollm2", "gemma3_270m"])
 def test_real_gguf_files_are_what_their_reader_says(which, request, real_data, tmp_path):
     file = request.getfixturevalue(which)
