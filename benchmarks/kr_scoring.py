@@ -29,10 +29,10 @@ import transformers
 
 from fortifai.data.bios import bios
 from fortifai.data.questions import Question, read_questions
+from fortifai.data.tokens import encode_pairs
 from fortifai.evals.kr_test import kr_test
 from fortifai.models import scratch
 from fortifai.models.causal_lm import CausalLM
-from fortifai.models.scoring import encode_pairs
 
 Pair = list[tuple[list[int], int]]
 
@@ -99,7 +99,7 @@ def speed(args: argparse.Namespace) -> dict[str, object]:
     lm, questions = setting(args)
     few = questions[: args.peer_questions]
     texts = [(q.context, end) for q in few for end in (q.true, q.false)]
-    encoded = encode_pairs(lm.tokenizer, texts, first=lm.first_token, limit=args.positions)
+    encoded = encode_pairs(lm.tokenizer, texts, lm.special, limit=args.positions)
     pairs: list[Pair] = [encoded[i : i + 2] for i in range(0, len(encoded), 2)]
 
     def ours() -> list[list[float]]:
