@@ -165,7 +165,7 @@ def _several(ids: int | Sequence[int] | None) -> list[int]:
     """What generation configurations list as one id or as several."""
     if ids is None:
         return []
-    return [int(i) for i in ids] if isinstance(ids, list | tuple) else [int(ids)]  # type: ignore[arg-type] # no int
+    return [ids] if isinstance(ids, int) else [int(i) for i in ids]
 
 
 def beginning(tokenizer: Any, special: SpecialTokens) -> Any:

@@ -439,7 +439,8 @@ def _material(experiment: LanguageExperiment, shared: TextShared) -> language.Ma
     return language.Material(
         held_out=shared.held_out,
         questions=shared.questions,
-        vocab_size=max(len(tokenizer), *(i + 1 for i in tokenizer.get_vocab().values())),
+        # some tokenizers leave ids out, so that the last id lies beyond their number of tokens
+        vocab_size=max(tokenizer.get_vocab().values()) + 1,
         decode=tokenizer.decode,
         passage_starts=passages.choose(
             len(shared.real[0]), max(contexts), followed.count, followed.tokens
