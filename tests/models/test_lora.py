@@ -93,6 +93,41 @@ def test_it_trains_as_peft_by_itself_does(make, stream, fit):
         assert ((value - named).abs() < 1e-4).float().mean() > 0.99
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_layer_computes_what_pefts_layer_does(bias):
+    """Value and gradients in float64 against peft's own forward, whose products are as exact."""
+    torch.manual_seed(0)
+    config = PeftConfig(r=3, lora_alpha=7, target_modules=["0"], init_lora_weights=False)
+    wrapped = get_peft_model(torch.nn.Sequential(torch.nn.Linear(5, 4, bias=bias)), config)
+    wrapped = wrapped.double()
+    layer = wrapped.base_model.model[0]
+    x = torch.randn(2, 6, 5, dtype=torch.float64, requires_grad=True)
+    wanted = [x, layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+    factors = torch.randn(2, 6, 4, dtype=torch.float64)
+
+    def found(forward):
+        out = forward(x)
+        return [out, *torch.autograd.grad((out * factors).sum(), wanted)]
+
+    expected = found(layer)
+    lora._in_few_passes(wrapped)
+    assert "_LowRank" in layer(x).grad_fn.name()
+    for one, other in zip(found(layer), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # peft's own casts
+        assert wrapped.float()(x.float()).dtype == torch.bfloat16
+
+
+def test_dropout_is_left_to_peft(make, fit, monkeypatch):
+    used = []
+    ours = lora._forward
+    monkeypatch.setattr(lora, "_forward", lambda *args: used.append(1) or ours(*args))
+    fit(make(seed=1), with_lora(dropout=0.1))
+    assert not used
+    fit(make(seed=1), with_lora())
+    assert used
+
+
 @pytest.mark.parametrize("size", [1, 3, 4, 12])
 def test_pieces_of_a_batch_are_the_batch(make, fit, monkeypatch, size):
     train = TRAIN.model_copy(update={"batch_size": 12, "epochs": 3})

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import json
 import os
@@ -123,6 +124,7 @@ def training(
     wrapped = _wrap(model, told, "train.lora")
     if start is not None:
         _fill(wrapped, start, "the generation before")
+    _in_few_passes(wrapped)
     done: list[Adapter] = []
     try:
         yield done
@@ -135,6 +137,56 @@ def training(
         raise
     finally:
         model.requires_grad_(True)
+
+
+def _in_few_passes(wrapped: Any) -> None:
+    """Let the plain linear layers of a model of peft compute by `_LowRank`."""
+    from peft.tuners.lora import Linear
+
+    for layer in wrapped.modules():
+        plain = type(layer) is Linear and type(layer.get_base_layer()) is nn.Linear
+        if plain and isinstance(layer.lora_dropout["default"], nn.Identity):
+            layer.forward = functools.partial(_forward, layer)
+
+
+def _forward(layer: Any, x: Tensor) -> Tensor:
+    base, down, up = layer.get_base_layer(), layer.lora_A["default"], layer.lora_B["default"]
+    if torch.is_autocast_enabled(x.device.type):  # which casts what _LowRank would not
+        as_peft: Tensor = type(layer).forward(layer, x)
+        return as_peft
+    scale = layer.scaling["default"]
+    out: Tensor = _LowRank.apply(x, base.weight, base.bias, down.weight, up.weight, scale)  # type: ignore[no-untyped-call] # torch gives it no types
+    return out
+
+
+class _LowRank(torch.autograd.Function):
+    """x W^T + bias + scale (x A^T) B^T, where W and the bias are fixed.
+
+    The adapter is added by the matrix product that computes it, forward and backward. peft scales
+    and adds in passes of their own, which on a CPU cost as much as the products of rank r.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
+    ) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        low = rows @ a.T
+        out = nn.functional.linear(rows, weight, bias).addmm_(low, b.T, alpha=scale)
+        ctx.save_for_backward(rows, weight, a, b, low)
+        ctx.scale, ctx.shape = scale, x.shape
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight, a, b, low = ctx.saved_tensors
+        grad = grads[0].reshape(-1, grads[0].shape[-1])
+        of_low = (grad @ b).mul_(ctx.scale)
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            of_x = (grad @ weight).addmm_(of_low, a).view(ctx.shape)
+        return of_x, None, None, of_low.T @ rows, (grad.T @ low).mul_(ctx.scale), None
 
 
 def _chosen(model: PreTrainedModel, settings: LoraConfig) -> dict[str, Any]:
