@@ -72,8 +72,9 @@ def times(sims: int) -> None:
 
     def mean_time(curve: list[float], wobble: float) -> float:
         shift = np.random.default_rng(7).normal(0, wobble, (20_000, 1))
-        found = stats.seed_times(np.asarray(curve) + shift, 0.7, "below")
-        return float(np.mean([time.stage for time in found]))
+        return float(
+            np.mean([stats.time_to_failure(x, 0.7).stage for x in np.asarray(curve) + shift])
+        )
 
     for seeds in (1, 2, 3, 5, 8):
         rng, wobble = np.random.default_rng(seeds), 0.05 if seeds > 1 else 0.0
@@ -151,7 +152,11 @@ def onsets(sims: int) -> None:
             tell("false onset", false, sims, seeds=seeds, n=200, wobble=wobble, lost=share)
     for seeds in (2, 3):
         for share in (0.5, 0.001):
-            rng, rule, false = np.random.default_rng(seeds), PhaseRule(share, share), 0
+            rng, rule, false = (
+                np.random.default_rng(seeds),
+                PhaseRule(accuracy_lost=share, adherence_lost=share),
+                0,
+            )
             for _ in range(sims):
                 walks = [rng.normal(0, 0.02, (seeds, 12)).cumsum(1) for _ in range(2)]
                 pair = [folded(rng, np.full(12, 0.6), seeds, 200, walk) for walk in walks]

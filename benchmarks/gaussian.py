@@ -20,12 +20,13 @@ from pathlib import Path
 
 import numpy as np
 
-from fortifai import config, experiment
+from fortifai import configuration
+from fortifai.lab import experiment
 
 
 def ours(args: argparse.Namespace, generations: int) -> float:
     """Seconds of a run through loop, store and measures."""
-    settings = config.resolve(
+    settings = configuration.resolve(
         {
             "name": "benchmark",
             "generations": generations,

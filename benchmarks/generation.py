@@ -39,10 +39,10 @@ import numpy as np
 import torch
 import transformers
 
-from fortifai.config import RegenerateConfig
-from fortifai.loop.progress import Silent
+from fortifai.lab.progress import Silent
 from fortifai.models import documents, generation, shared_prefix
 from fortifai.models.causal_lm import CausalLM
+from fortifai.models.options import RegenerateOptions
 
 HEADING = re.compile(r"^ = [^=].* = $", re.MULTILINE)
 """The heading of an article in WikiText."""
@@ -57,7 +57,7 @@ def decoding(args: argparse.Namespace) -> dict[str, Any]:
 
 def ours(lm: CausalLM, ids: np.ndarray, args: argparse.Namespace, **asked: Any) -> np.ndarray:
     """The text rewritten by us."""
-    settings = RegenerateConfig.model_validate(
+    settings = RegenerateOptions.model_validate(
         {"new_tokens": args.new, "decoding": decoding(args), "batch_size": args.rows, **asked}
     )
     return lm.regenerate(ids, settings, seed=0, progress=Silent())

@@ -19,15 +19,17 @@ import numpy as np
 from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
 
-from fortifai import config, experiment, setups
-from fortifai.loop.progress import Silent
-from fortifai.loop.recurse import recurse
-from fortifai.loop.store import ChainStore
+from fortifai import configuration
+from fortifai.lab import experiment
+from fortifai.lab.loop import recurse
+from fortifai.lab.progress import Silent
+from fortifai.lab.spec import AnyExperiment
+from fortifai.lab.store import ChainStore
 
 
-def settings(args: argparse.Namespace) -> config.AnyExperiment:
+def settings(args: argparse.Namespace) -> AnyExperiment:
     """The experiment that both do."""
-    return config.resolve(
+    return configuration.resolve(
         {
             "name": "benchmark",
             "generations": args.generations,
@@ -50,12 +52,12 @@ def ours(args: argparse.Namespace) -> float:
     """Seconds of a chain."""
     experiment_ = settings(args)
     with tempfile.TemporaryDirectory() as folder:
-        data = setups.read(experiment_, Path(folder))
+        data = experiment_.read(Path(folder))
         shared = Path(folder) / "shared"
         shared.mkdir()
-        data.write(shared, Silent())
-        loaded = setups.load(experiment_, shared)
-        chain = experiment.build_chain(experiment_, "em", (0,), loaded, Path(folder))
+        data.save(shared, Silent())
+        loaded = experiment_.load(shared)
+        chain = experiment.build_chain(experiment_, "em", 0, loaded, Path(folder))
         began = time.perf_counter()
         recurse(chain, ChainStore(Path(folder) / "chain"), Silent())
         return time.perf_counter() - began
@@ -63,7 +65,7 @@ def ours(args: argparse.Namespace) -> float:
 
 def bare(args: argparse.Namespace) -> float:
     """Seconds of fitting and drawing alone."""
-    points = setups.read(settings(args), Path()).real[0][:, 0]  # type: ignore[attr-defined]
+    points = settings(args).read(Path()).real[0][:, 0]
     rng = np.random.RandomState(0)
     start: dict[str, np.ndarray] = {}
     began = time.perf_counter()

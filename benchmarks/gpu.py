@@ -37,11 +37,11 @@ from transformers import Trainer, TrainingArguments
 
 import fortifai
 import losses
-from fortifai.confidence import Focal, Truncate
-from fortifai.config import RegenerateConfig, TrainConfig
-from fortifai.loop.progress import Silent
+from fortifai.lab.progress import Silent
 from fortifai.models import scratch
 from fortifai.models.causal_lm import CausalLM
+from fortifai.models.options import RegenerateOptions, TrainOptions
+from fortifai.weights import Focal, Truncate
 
 TRITON = "fortifai, Triton"
 HEADS = {"LLaMA-3.2-1B": (2048, 128256), "Gemma-3-1B": (1152, 262144)}
@@ -172,7 +172,7 @@ def stage(device: str, small: bool) -> dict[str, float]:
 
     found: dict[str, float] = {}
     lm = CausalLM(model(), tokenizer, device=device)
-    train = TrainConfig(epochs=1, batch_size=rows, block=block, learning_rate=1e-4)
+    train = TrainOptions(epochs=1, batch_size=rows, block=block, learning_rate=1e-4)
     with tempfile.TemporaryDirectory() as folder:
 
         def fit(samples: np.ndarray) -> None:
@@ -193,7 +193,7 @@ def stage(device: str, small: bool) -> dict[str, float]:
         trainer = Trainer(model(), settings, train_dataset=data)
         found["training, Trainer"] = rate(len(ids), trainer.train, device)
     some = ids[: 640 if small else 16384]
-    rewrite = RegenerateConfig()
+    rewrite = RegenerateOptions()
     found["rewriting"] = rate(
         len(some), lambda: lm.regenerate(some, rewrite, seed=0, progress=Silent()), device
     )

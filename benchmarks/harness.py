@@ -22,13 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import lm_eval
+import lm_eval.tasks
 import torch
 import transformers
 from lm_eval.api.group import Group
-from lm_eval.api.task import ConfigurableTask
+from lm_eval.config.group import AggMetricConfig
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 
-from fortifai.evals import benchmarks, harness_tasks
+from fortifai.evals import benchmarks
 from fortifai.evals.benchmarks import Benchmark
 from fortifai.models import scratch
 from fortifai.models.causal_lm import CausalLM
@@ -59,16 +61,25 @@ def setting(args: argparse.Namespace) -> CausalLM:
 
 def load_theirs(data: str, cache: str) -> Group:
     """The harness's tasks as it loads them itself, from JSON files."""
-    (node,) = harness_tasks.find(Benchmark("blimp"))
-    group = Group.from_config(dict(node.config))
-    for leaf in node.leaves:
-        files = {"train": f"{data}/{leaf.config['dataset_name']}.jsonl.gz"}
-        source = {
+    folder = Path(lm_eval.tasks.__file__).parent / "blimp"
+    manager = TaskManager(include_defaults=False, include_path=str(folder))
+    members = [
+        {
+            "task": name,
             "dataset_path": "json",
             "dataset_name": None,
-            "dataset_kwargs": {"data_files": files, "cache_dir": cache},
+            "dataset_kwargs": {
+                "data_files": {"train": f"{data}/{name.removeprefix('blimp_')}.jsonl.gz"},
+                "cache_dir": cache,
+            },
         }
-        group.add(ConfigurableTask(config={**leaf.config, **source}))
+        for name in manager.all_subtasks
+        if Path(f"{data}/{name.removeprefix('blimp_')}.jsonl.gz").is_file()
+    ]
+    mean = AggMetricConfig(metric="acc", weight_by_size=False)
+    group = Group("blimp", aggregate_metric_list=[mean])
+    for task in manager.load({"group": "json", "task": members})["tasks"].values():
+        group.add(task)
     return group
 
 

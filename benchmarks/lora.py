@@ -28,26 +28,27 @@ def measure(model: Path, mode: str, args: argparse.Namespace) -> dict[str, float
     import numpy as np
     import torch
 
-    from fortifai.config import LoraConfig, TrainConfig, TruncateConfig
-    from fortifai.loop.progress import Silent
+    from fortifai.lab.progress import Silent
     from fortifai.models.causal_lm import CausalLM
+    from fortifai.models.options import LoraOptions, TrainOptions
+    from fortifai.weights import Truncate
 
     torch.set_num_threads(args.threads)
     lm = CausalLM.load(model, device="cpu")
     loaded = peak()
     rng = np.random.default_rng(0)
     tokens = rng.integers(10, 40_000, args.steps * args.batch_size * args.block).astype(np.int32)
-    train = TrainConfig(
+    train = TrainOptions(
         epochs=1,
         batch_size=args.batch_size,
         block=args.block,
         learning_rate=2e-5 if mode == "full" else 2e-4,
-        lora=None if mode == "full" else LoraConfig(r=args.rank),
+        lora=None if mode == "full" else LoraOptions(r=args.rank),
     )
     began, used = time.perf_counter(), time.process_time()
     lm.fit(
         tokens,
-        TruncateConfig(kind="truncate", threshold=0.9).build(),
+        Truncate(0.9),
         train,
         seed=0,
         workdir=model / "work",

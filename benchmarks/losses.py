@@ -33,9 +33,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fortifai
-from fortifai.confidence import Truncate
-from fortifai.losses.hidden import linear_loss
-from fortifai.losses.rows import CROSS_ENTROPY
+from fortifai.losses.linear import linear_loss
+from fortifai.losses.options import LinearOptions
+from fortifai.weights import Truncate
 
 THRESHOLD = 0.9
 OURS, FULL = "fortifai", "cross entropy, full logits"
@@ -92,14 +92,7 @@ def ours_in_trl(h: Tensor, w: Tensor, target: Tensor) -> Tensor:
         w,
         target,
         weight=Truncate(THRESHOLD),
-        sample_weight=None,
-        linear_bias=None,
-        ignore_index=-100,
-        reduction="mean",
-        normalize="valid",
-        logit_softcap=None,
-        rows=CROSS_ENTROPY,
-        chunk_size=None,
+        options=LinearOptions(),
         observe=True,
     )[0]
 

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from fortifai.confidence import Keep
-from fortifai.config import LoraConfig, RegenerateConfig, TrainConfig
 from fortifai.data.questions import read_questions
 from fortifai.data.text import read_text
 from fortifai.evals.kr_test import kr_test
-from fortifai.loop.progress import Silent
+from fortifai.lab.progress import Silent
 from fortifai.models.causal_lm import CausalLM
+from fortifai.models.options import LoraOptions, RegenerateOptions, TrainOptions
+from fortifai.weights import Keep
 
 QUESTIONS = 70
 
@@ -55,8 +55,8 @@ def main() -> None:
     ids = lm.encode(text[: 12 * given.tokens]).astype(np.int32)
     split, more = ids[: given.tokens], ids[given.tokens : 2 * given.tokens]
     asked, _ = read_questions([given.questions], root=Path())
-    lora = LoraConfig() if given.lora else None
-    train = TrainConfig(epochs=3, learning_rate=1e-4, batch_size=8, block=128, lora=lora)
+    lora = LoraOptions() if given.lora else None
+    train = TrainOptions(epochs=3, learning_rate=1e-4, batch_size=8, block=128, lora=lora)
     with tempfile.TemporaryDirectory() as folder:
         timed(
             "fit",
@@ -70,7 +70,7 @@ def main() -> None:
                 progress=Silent(),
             ),
         )
-    ask = RegenerateConfig(context=96, new_tokens=32)
+    ask = RegenerateOptions(context=96, new_tokens=32)
     written = timed("regenerate", lambda: lm.regenerate(split, ask, seed=0, progress=Silent()))
     timed("log-probabilities", lambda: [lm.log_prob(part) for part in (split, written, more)])
     timed("next-token entropy", lambda: [lm.next_token_entropy(part) for part in (written, more)])

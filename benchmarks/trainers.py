@@ -23,9 +23,9 @@ import torch
 import transformers
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from fortifai.confidence import Keep
-from fortifai.integrations.transformers import ConfidenceTrainer, loss
+from fortifai.integrations.transformers import ConfidenceLoss, ConfidenceTrainer
 from fortifai.models import scratch
+from fortifai.weights import Keep
 
 CROSS_ENTROPY = "Trainer, cross entropy"
 
@@ -46,8 +46,8 @@ def trainers(threshold: float) -> dict[str, Callable[..., Trainer]]:
     """What is compared."""
     return {
         CROSS_ENTROPY: Trainer,
-        "Trainer, loss(threshold)": lambda *a, **k: Trainer(
-            *a, compute_loss_func=loss(threshold=threshold), **k
+        "Trainer, ConfidenceLoss(threshold)": lambda *a, **k: Trainer(
+            *a, compute_loss_func=ConfidenceLoss(threshold=threshold), **k
         ),
         "ConfidenceTrainer, keep": lambda *a, **k: ConfidenceTrainer(*a, weight=Keep(), **k),
         "ConfidenceTrainer, TCE": lambda *a, **k: ConfidenceTrainer(*a, threshold=threshold, **k),

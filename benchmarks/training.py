@@ -21,11 +21,11 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from fortifai.confidence import Focal, Keep, Truncate
-from fortifai.config import TrainConfig
-from fortifai.loop.progress import Silent
+from fortifai.lab.progress import Silent
 from fortifai.models import scratch
 from fortifai.models.causal_lm import CausalLM
+from fortifai.models.options import TrainOptions
+from fortifai.weights import Focal, Keep, Truncate
 
 WEIGHTS = {"keep": Keep(), "truncate-0.9": Truncate(0.9), "focal-2": Focal(2.0)}
 
@@ -43,7 +43,7 @@ def new_model(args: argparse.Namespace, device: torch.device) -> transformers.Pr
     ).to(device)
 
 
-def bare(model: torch.nn.Module, samples: np.ndarray, train: TrainConfig, *, bf16: bool) -> float:
+def bare(model: torch.nn.Module, samples: np.ndarray, train: TrainOptions, *, bf16: bool) -> float:
     """Seconds that a plain loop takes for one epoch."""
     device = next(model.parameters()).device
     rows = torch.from_numpy(samples.astype(np.int64)).view(-1, train.block)
@@ -83,7 +83,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
-    train = TrainConfig(epochs=1, learning_rate=1e-3, batch_size=args.batch, block=args.block)
+    train = TrainOptions(epochs=1, learning_rate=1e-3, batch_size=args.batch, block=args.block)
     rng = np.random.default_rng(0)
     samples = rng.integers(0, args.vocab, args.steps * args.batch * args.block).astype(np.int32)
     tokenizer = scratch.train_tokenizer(["a"], 257)

@@ -19,10 +19,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fortifai.confidence import Focal, Keep, Truncate, Weight
-from fortifai.config.families import VAEConfig
-from fortifai.loop.progress import Silent
-from fortifai.models.vae import VAE, VAEFamily
+from fortifai.images.vae import VAE, VAEFamily, VAEOptions
+from fortifai.lab.progress import Silent
+from fortifai.weights import Focal, Keep, Truncate, Weight
 
 WEIGHTS: dict[str, Weight] = {
     "keep": Keep(),
@@ -41,7 +40,7 @@ def blobs(n: int) -> np.ndarray:
     return np.exp(-squared / 8).max(1).astype(np.float32)
 
 
-def bare(network: torch.nn.Module, samples: np.ndarray, config: VAEConfig) -> None:
+def bare(network: torch.nn.Module, samples: np.ndarray, config: VAEOptions) -> None:
     """One epoch of a plain loop."""
     device = next(network.parameters()).device
     images = torch.from_numpy(samples).to(device)
@@ -73,14 +72,14 @@ def seconds(work: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - began[0], time.process_time() - began[1]
 
 
-def pair(samples: np.ndarray, config: VAEConfig, weight: Weight) -> np.ndarray:
+def pair(samples: np.ndarray, config: VAEOptions, weight: Weight) -> np.ndarray:
     """(bare or ours, clock or processor) seconds of one epoch each."""
     family = VAEFamily(config, weight, SIZE)
-    plain, vae = (family.create("scratch", seeds=(0,)) for _ in range(2))
+    plain, vae = (family.create("scratch", seed=0) for _ in range(2))
     return np.array(
         [
             seconds(lambda: bare(plain.module, samples, config)),
-            seconds(lambda: vae.fit(samples, seeds=(0,), progress=Silent())),
+            seconds(lambda: vae.fit(samples, seed=0, progress=Silent())),
         ]
     )
 
@@ -100,7 +99,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    config = VAEConfig(kind="vae", latent=args.latent, epochs=1, batch_size=args.batch)
+    config = VAEOptions(kind="vae", latent=args.latent, epochs=1, batch_size=args.batch)
     samples = blobs(args.images)
     times: dict[str, list[np.ndarray]] = {name: [] for name in WEIGHTS}
     for turn in range(args.pairs + 1):

@@ -8,11 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
-from fortifai import config, experiment
+from fortifai import configuration
 from fortifai.data import bios
 from fortifai.errors import InputError
 from fortifai.evals import fluency
-from fortifai.loop.store import read_jsonl
+from fortifai.lab import experiment
+from fortifai.lab.store import read_jsonl
 from fortifai.models.causal_lm import CausalLM
 from fortifai.report import write_report
 
@@ -54,7 +55,7 @@ RAW = {
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("collapse") / "run"
-    experiment.run(config.resolve(RAW), out.parent, out, workers=1)
+    experiment.run(configuration.resolve(RAW), out.parent, out, workers=1)
     return out
 
 
@@ -126,7 +127,10 @@ def test_the_real_split_holds_no_false_fact(run):
 
 def test_the_report_tells_phases_decay_and_breadth(run):
     page = write_report([run]).read_text("utf-8")
-    for name in ("formats", "perplexity-first", "breadth", "surprise"):
+    for name in (
+        *("formats", "perplexity-under-generation-0", "diversity", "perplexity-of-generated-text"),
+        "facts",
+    ):
         assert (run / "report" / "figures" / f"{name}.svg").is_file()
         assert f'id="figure-{name}"' in page
     assert 'id="phases"' in page
@@ -142,7 +146,7 @@ def test_an_interrupted_run_goes_on_with_the_same_bytes(run, tmp_path):
     # as if it had been killed: the last generation and the weights before it are gone, so that it
     # starts from generation 0's, which were kept
     shutil.rmtree(target)
-    experiment.run(config.resolve(RAW), tmp_path, out, workers=1)
+    experiment.run(configuration.resolve(RAW), tmp_path, out, workers=1)
     assert [(target / name).read_bytes() for name in names] == before
 
 
@@ -163,7 +167,7 @@ def test_an_interrupted_run_goes_on_with_the_same_bytes(run, tmp_path):
 )
 def test_wrong_settings_are_told_before_work_starts(changes, told, tmp_path):
     def start():
-        raw = config.resolve(config.apply_set(RAW, changes))
+        raw = configuration.resolve(configuration.apply_set(RAW, changes))
         experiment.run(raw, tmp_path, tmp_path / "x", workers=1)
 
     with pytest.raises(InputError, match=told):

@@ -15,9 +15,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from fortifai import config, experiment, setups, theory
+from fortifai import configuration
 from fortifai.errors import InputError
-from fortifai.loop.store import read_jsonl
+from fortifai.lab import experiment
+from fortifai.lab.store import read_jsonl
+from fortifai.points import theory
 from tests.test_run import fortifai, outcome
 
 GAUSSIAN = {
@@ -65,8 +67,12 @@ def finished(request, tmp_path_factory):
     return folder / "out", request.param, done
 
 
-def scores(folder: Path) -> dict[tuple[str, str], dict]:
-    return {(row["measure"], row["on"]): row for row in read_jsonl(folder / "scores.jsonl")}
+def scores(folder: Path) -> dict[tuple[str, str], list[dict]]:
+    """By measure and data; several of one where a chain holds several seeds."""
+    found: dict[tuple[str, str], list[dict]] = {}
+    for row in read_jsonl(folder / "scores.jsonl"):
+        found.setdefault((row["measure"], row["on"]), []).append(row)
+    return found
 
 
 def test_a_run_goes_from_the_yaml_to_the_report(finished):
@@ -86,7 +92,7 @@ EXPECTED = {
                  "l2", "log_likelihood", "train.truncated_share"},
     "gmm": {"variance.ratio", "mean.drift", "wasserstein", "tail.2sigma", "tail.3sigma",
             "components.kept", "l2", "log_likelihood", "train.truncated_share"},
-    "vae": {"spread", "frechet", "precision", "recall", "classes.entropy", "classes.certainty",
+    "vae": {"spread", "frechet", "precision", "recall", "classes.entropy", "classes.confidence",
             "reconstruction", "train.truncated_share", "train.loss"},
 }  # fmt: skip
 
@@ -96,9 +102,11 @@ def test_every_measure_is_there_and_finite(finished):
     for path in (out / "arms").glob("*/*/generation-*"):
         found = scores(path)
         assert {m for m, _ in found} == EXPECTED[raw["family"]["kind"]]
-        assert all(np.isfinite(row["value"]) for row in found.values())
-        if raw["family"]["kind"] == "gaussian":
-            assert all(len(row["by_seed"]) == 4 for (_, on), row in found.items() if on != "real")
+        assert all(np.isfinite(row["value"]) for rows in found.values() for row in rows)
+        together = raw["family"]["kind"] == "gaussian"
+        for (_, on), rows in found.items():
+            seeds = [0, 1, 2, 3] if together and on != "real" else [None]
+            assert [row.get("seed") for row in rows] == seeds
 
 
 def test_the_same_command_again_changes_nothing(finished):
@@ -142,7 +150,15 @@ def test_killed_again_and_again_a_run_ends_with_the_same_bytes(tmp_path):
     path = written(tmp_path, raw)
     whole = fortifai("run", path, "--out", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
-    command = [sys.executable, "-m", "fortifai.cli", "run", str(path), "--out", tmp_path / "cut"]
+    command = [
+        sys.executable,
+        "-m",
+        "fortifai.cli",
+        "run",
+        str(path),
+        "--out",
+        tmp_path / "cut",
+    ]
     kills = 0
     chain = tmp_path / "cut" / "arms" / "none" / "seeds"
     for turn in range(12):
@@ -188,7 +204,7 @@ def test_a_mixture_that_becomes_singular_ends_its_chain_and_not_the_run(tmp_path
         seeds=[0],
     )
     raw["every"] = 10
-    experiment.run(config.resolve(raw), tmp_path, tmp_path / "out")
+    experiment.run(configuration.resolve(raw), tmp_path, tmp_path / "out")
     arms = tmp_path / "out" / "arms"
     end = json.loads((arms / "em" / "seed-0" / "ended.json").read_text())
     assert "singular" in end["reason"]
@@ -213,12 +229,15 @@ def test_accumulating_bounds_the_variance_that_replacing_loses(tmp_path):
         },
     }
     raw["corpus"]["samples"] = 50
-    experiment.run(config.resolve(raw), tmp_path, tmp_path / "out", workers=1)
+    experiment.run(configuration.resolve(raw), tmp_path, tmp_path / "out", workers=1)
     end = {
         arm: np.array(
-            scores(tmp_path / "out" / "arms" / arm / "seeds" / "generation-119")[
-                "variance.ratio", "model"
-            ]["by_seed"]
+            [
+                row["value"]
+                for row in scores(tmp_path / "out" / "arms" / arm / "seeds" / "generation-119")[
+                    "variance.ratio", "model"
+                ]
+            ]
         )
         for arm in raw["arms"]
     }
@@ -294,7 +313,7 @@ CASES = {
 @pytest.mark.parametrize(("raw", "said"), CASES.values(), ids=CASES)
 def test_a_wrong_configuration_is_told_before_work_starts(raw, said, tmp_path):
     with pytest.raises(InputError, match=said) as caught:
-        experiment.run(config.resolve(raw), tmp_path, tmp_path / "out")
+        experiment.run(configuration.resolve(raw), tmp_path, tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
@@ -319,7 +338,7 @@ def test_wrong_points_are_told_before_work_starts(values, said, tmp_path):
     np.save(tmp_path / "x.npy", values)
     raw = changed(GMM, corpus={"kind": "points", "source": FILES, "held_out": 100})
     with pytest.raises(InputError, match=said) as caught:
-        experiment.run(config.resolve(raw), tmp_path, tmp_path / "out")
+        experiment.run(configuration.resolve(raw), tmp_path, tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
@@ -328,7 +347,7 @@ def test_wrong_images_are_told_before_work_starts(tmp_path):
     def fault(source: dict) -> str:
         raw = changed(VAE, corpus={"kind": "images", "source": source})
         with pytest.raises(InputError) as caught:
-            experiment.run(config.resolve(raw), tmp_path, tmp_path / "out")
+            experiment.run(configuration.resolve(raw), tmp_path, tmp_path / "out")
         assert not (tmp_path / "out").exists()
         return str(caught.value)
 
@@ -352,15 +371,15 @@ def test_errors_on_the_command_line_are_one_sentence_and_code_2(tmp_path):
 
 NEW_PRESETS = [
     name
-    for name in config.preset_names()
+    for name in configuration.preset_names()
     if name.startswith(("curse", "regimes", "fortifai-g", "fortifai-vae"))
 ]
 
 
 @pytest.mark.parametrize("name", NEW_PRESETS)
 def test_the_presets_can_be_planned(name, tmp_path):
-    resolved = config.resolve(config.read_raw(name)[0])
-    data = setups.read(resolved, tmp_path)
+    resolved = configuration.resolve(configuration.read_raw(name)[0])
+    data = resolved.read(tmp_path)
     told = experiment.plan(resolved, data)
     assert told.generations == resolved.generations
     assert 0 < told.disk_bytes < 1e9
@@ -381,6 +400,6 @@ def test_every_published_setting_has_its_preset():
 
 
 def test_the_stable_preset_has_the_stable_threshold():
-    raw, _ = config.read_raw("fortifai-gaussian")
+    raw, _ = configuration.read_raw("fortifai-gaussian")
     told = raw["arms"]["stable"]["weight"]["a"]
     assert told == pytest.approx(theory.stable_threshold(raw["family"]["bias"]), abs=1e-12)

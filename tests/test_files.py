@@ -17,7 +17,7 @@ import pytest
 
 from fortifai import files
 from fortifai.errors import InputError
-from fortifai.loop.store import ChainStore, committing, inspect, locked
+from fortifai.lab.store import ChainStore, committing, inspect, locked
 
 REFUSED = [
     errno.EINVAL,
@@ -175,7 +175,7 @@ def test_a_lock_that_works_is_not_told(tmp_path):
 CONTEND = textwrap.dedent("""
     import sys, time
     from pathlib import Path
-    from fortifai.loop.store import locked
+    from fortifai.lab.store import locked
 
     folder, told = Path(sys.argv[1]), Path(sys.argv[2])
     for _ in range(60):
@@ -227,7 +227,7 @@ HOLD = textwrap.dedent("""
 
     if sys.argv[2] == "soft":
         fcntl.flock = refuse
-    from fortifai.loop.store import locked
+    from fortifai.lab.store import locked
     with locked(Path(sys.argv[1])):
         print("held", flush=True)
         time.sleep(float(sys.argv[3]))

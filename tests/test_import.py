@@ -25,7 +25,7 @@ ALLOWED = ("torch",)
 {BLOCK}
 before = set(sys.modules)
 sys.meta_path.insert(0, Block())
-import fortifai, fortifai.losses, fortifai.confidence
+import fortifai, fortifai.losses, fortifai.weights
 tops = {{m.partition(".")[0] for m in set(sys.modules) - before}}
 assert tops - sys.stdlib_module_names - {{"torch"}} == {{"fortifai"}}, tops
 """

@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 import yaml
 
-from fortifai import config, experiment, files, setups
-from fortifai.config import AnyExperiment
+from fortifai import configuration, files
 from fortifai.errors import InputError
-from fortifai.loop import regimes
-from fortifai.loop.store import ChainStore, inspect
-from fortifai.plan import plan
+from fortifai.lab import experiment, run_folder
+from fortifai.lab.plan import plan
+from fortifai.lab.spec import AnyExperiment
+from fortifai.lab.store import ChainStore, inspect, read_jsonl
 from fortifai.report import write_report
 from fortifai.report.load import load
-from tests.loop.make_old_run import GAUSSIAN as OLD_GAUSSIAN
-from tests.loop.make_old_run import LANGUAGE as OLD_LANGUAGE
+from tests.lab.make_old_run import GAUSSIAN as OLD_GAUSSIAN
+from tests.lab.make_old_run import LANGUAGE as OLD_LANGUAGE
 
-OLD = Path(__file__).parent / "loop" / "old_runs"
+OLD = Path(__file__).parent / "lab" / "old_runs"
 
 GAUSSIAN = yaml.safe_load(OLD_GAUSSIAN)
 MOONS = yaml.safe_load("""
@@ -66,7 +66,7 @@ def _no_waiting_for_the_disk(monkeypatch):
 
 
 def resolved(raw, **changes) -> AnyExperiment:
-    return config.resolve(copy.deepcopy(raw) | changes)
+    return configuration.resolve(copy.deepcopy(raw) | changes)
 
 
 def go(raw, out: Path, **changes) -> list[str]:
@@ -150,7 +150,7 @@ def test_a_base_model_is_not_pretrained_again(tmp_path, monkeypatch):
     def never(*_):
         raise AssertionError("made again")
 
-    monkeypatch.setattr("fortifai.setups.text._base_model", never)
+    monkeypatch.setattr("fortifai.text.reading._base_model", never)
     go(REPLACED, tmp_path / "run", generations=3)
 
 
@@ -173,7 +173,7 @@ def test_killed_while_it_grows_it_ends_with_the_same_bytes(tmp_path, monkeypatch
         def die(*_, **__):
             raise KeyboardInterrupt
 
-        patch.setattr(f"fortifai.experiment.{step}", die)
+        patch.setattr(f"fortifai.lab.experiment.{step}", die)
         with pytest.raises(KeyboardInterrupt):
             go(raw, tmp_path / "grown", generations=more)
     go(raw, tmp_path / "grown", generations=more)
@@ -283,7 +283,7 @@ def test_a_key_that_is_newer_than_the_run_has_its_default(tmp_path):
             node = node[key]
         del node[keys[-1]]
         try:
-            same = config.plain(config.resolve(old)) == yaml.safe_load(whole)
+            same = run_folder.plain(configuration.resolve(old)) == yaml.safe_load(whole)
         except InputError:
             continue  # no default
         if same:
@@ -299,7 +299,9 @@ def test_a_configuration_that_today_knows_nothing_of_is_told(tmp_path):
     go(MOONS, tmp_path / "run")
     path = tmp_path / "run" / "config.yaml"
     path.write_text(path.read_text() + "later: 1\n")
-    with pytest.raises(InputError, match=r"cannot be read by this version of fortifai .*'later'"):
+    with pytest.raises(
+        InputError, match=r"cannot be read as a run of points by this version .*later"
+    ):
         go(MOONS, tmp_path / "run")
 
 
@@ -316,7 +318,10 @@ def test_a_run_of_an_older_version_reports_goes_on_and_grows(tmp_path, name, raw
     assert read.finished == read.planned
     assert write_report([run], tmp_path / "report").is_file()
     assert go(raw, run) == []
-    assert outcome(run) == before, "it has nothing left to do"
+    after = outcome(run)
+    assert json.loads((run / "measures.json").read_text())
+    del after["measures.json"]  # newer than the run
+    assert after == before, "it has nothing left to do"
     # half of a run, as a kill would leave it
     chain = next((run / "arms").glob("*/*"))
     last = max(ChainStore(chain).committed())
@@ -335,6 +340,26 @@ def test_a_run_of_an_older_version_reports_goes_on_and_grows(tmp_path, name, raw
         n: s for n, s in before.items() if n.endswith(("points.safetensors", "base/config.json"))
     }
     assert kept.items() <= outcome(run).items()
+
+
+def test_scores_of_an_older_version_are_read_as_todays():
+    """It wrote all seeds of a chain into one row, and called some measures otherwise."""
+    (run,) = load([OLD / "gaussian"])
+    for arm in run.arms:
+        place = OLD / "gaussian" / "arms" / arm.name / "seeds"
+        for i, chain in enumerate(arm.chains):
+            for generation in chain.generations:
+                for row in read_jsonl(ChainStore(place).path(generation.number) / "scores.jsonl"):
+                    score = generation.scores[row["measure"], row["on"]]
+                    values = row.get("by_seed")
+                    assert score.value == (row["value"] if values is None else values[i])
+                    assert score.seed == (None if values is None else chain.seed)
+                    assert values is None or score.stderr is None, "it was the mean's"
+    (run,) = load([OLD / "language"])
+    (generation, _) = run.arms[0].chains[0].generations
+    names = {measure for measure, _ in generation.scores}
+    assert {"distinct.1", "distinct.2", "distinct.3"} <= names
+    assert not any(name.startswith("distinct-") for name in names)
 
 
 def test_the_older_runs_are_small():
@@ -475,12 +500,12 @@ def test_a_plan_counts_what_each_generation_trains_on(tmp_path, regime, generati
     if regime["kind"] != "fortifai":
         changes["splits"] = {"count": 2}
     asked = resolved(MOONS, corpus=MOONS["corpus"] | {"samples": size}, **changes)
-    (told,) = plan(asked, setups.read(asked, tmp_path)).arms
-    build, splits = asked.arms["em"].regime.build(), asked.split_count
+    (told,) = plan(asked, asked.read(tmp_path)).arms
+    asked_for, splits = asked.arms["em"].regime, asked.split_count
     trained = written = 0
     shares = []
     for g in range(generations):
-        step = build(g, splits)
+        step = asked_for.plan(g, splits)
         counts = [
             (round(size * p.between[1]) - round(size * p.between[0]), p.generation == 0)
             for p in step.train
@@ -501,7 +526,7 @@ def test_a_plan_counts_what_each_generation_trains_on(tmp_path, regime, generati
 def test_the_steps_of_a_language_model_whose_text_grows(tmp_path):
     """A step is a whole one: of the generations that are not counted, each is right to a step."""
     asked = resolved(REPLACED, generations=150, regime={"kind": "accumulate"})
-    data = setups.read(asked, tmp_path)
+    data = asked.read(tmp_path)
     (told,) = plan(asked, data).arms
     steps = sum(data.effort("tce", 256 * (g + 1))[1] for g in range(150))
     assert told.steps == pytest.approx(steps, abs=50)
@@ -510,16 +535,16 @@ def test_the_steps_of_a_language_model_whose_text_grows(tmp_path):
 @pytest.mark.parametrize("kind", ["replace", "accumulate", "accumulate-subsample"])
 def test_a_plan_takes_no_longer_for_more_generations(tmp_path, monkeypatch, kind):
     asked = resolved(MOONS, generations=100_000, regime={"kind": kind})
-    data = setups.read(asked, tmp_path)
+    data = asked.read(tmp_path)
     seen: list[int] = []
-    name = kind.replace("-", "_")
-    whole = getattr(regimes, name)
+    regime = type(asked.arms["em"].regime)
+    whole = regime.plan
 
-    def counted(generation, splits):
+    def counted(self, generation, splits):
         seen.append(generation)
-        return whole(generation, splits)
+        return whole(self, generation, splits)
 
-    monkeypatch.setattr(type(asked.arms["em"].regime), "build", lambda self: counted)
+    monkeypatch.setattr(regime, "plan", counted)
     told = plan(asked, data)
     assert len(seen) == max(seen) + 1 == 100
     assert told.arms[0].rewritten == 100_000 * 60
@@ -545,11 +570,11 @@ def test_numbers_that_no_memory_holds_are_refused_at_once(changes, words):
 def test_points_that_no_memory_holds_are_refused_before_they_are_drawn(tmp_path, changes):
     asked = resolved(MOONS, **changes)
     with pytest.raises(InputError, match=r"need [\d,.]+ GB, and [\d,.]+ GB of memory are free"):
-        setups.read(asked, tmp_path)
+        asked.read(tmp_path)
 
 
 @pytest.mark.parametrize("more", [0, 2])
-@pytest.mark.parametrize("at", range(5))
+@pytest.mark.parametrize("at", range(6))
 def test_killed_while_its_head_is_written_a_run_goes_on(tmp_path, monkeypatch, at, more):
     """A new run, and one that grows, killed in the middle of each file."""
     if more:
@@ -571,8 +596,8 @@ def test_killed_while_its_head_is_written_a_run_goes_on(tmp_path, monkeypatch, a
         except KeyboardInterrupt:
             assert len(calls) == at + 1
         else:
-            assert more, "a run that grows writes three files and their sums"
-            assert len(calls) == 4 <= at
+            assert more, "a run that grows writes four files and their sums"
+            assert len(calls) == 5 <= at
     go(MOONS, tmp_path / "run", generations=3 + more)
     go(MOONS, tmp_path / "whole", generations=3 + more)
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")

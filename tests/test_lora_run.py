@@ -9,7 +9,7 @@ import time
 import pytest
 import yaml
 
-from fortifai import config
+from fortifai import configuration
 from fortifai.errors import InputError
 from fortifai.models import scratch
 from tests.test_run import TINY, fortifai, outcome
@@ -92,4 +92,4 @@ def test_bfloat16_weights_are_refused_before_work(root):
     told = yaml.safe_load((root / "tiny.yaml").read_text())
     told["family"]["dtype"] = "bfloat16"
     with pytest.raises(InputError, match=r"train.precision to bf16"):
-        config.resolve(told)
+        configuration.resolve(told)

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 import fortifai
-from fortifai.loop import executor
+from fortifai.lab import executor
 from fortifai.machine import cores, machine
 
 SOURCES = sorted(Path(fortifai.__file__).parent.rglob("*.py"))

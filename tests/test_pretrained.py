@@ -15,13 +15,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from fortifai.cli import app
-from fortifai.config import RegenerateConfig
+from fortifai.cli.app import app
 from fortifai.data import tokens
 from fortifai.data.questions import read_questions
 from fortifai.evals.kr_test import kr_test
-from fortifai.loop.progress import Silent
+from fortifai.lab.progress import Silent
 from fortifai.models.causal_lm import CausalLM
+from fortifai.models.options import RegenerateOptions
 
 pytestmark = pytest.mark.pretrained
 
@@ -81,7 +81,7 @@ class TestGemma:
 
     def test_what_it_writes_is_what_it_writes_behind_bos(self, gemma, wiki):
         ids = gemma.encode(wiki.read_text("utf-8")[:2_000])[:64].astype(np.int32)
-        ask = RegenerateConfig(context=32, new_tokens=8)
+        ask = RegenerateOptions(context=32, new_tokens=8)
         out = gemma.regenerate(ids, ask, seed=0, progress=Silent())
         row = [gemma.special.bos, *ids[1:32].tolist()]
         for token in out[32:40].tolist():

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fortifai import cli, config, experiment, setups
+from fortifai import cli, configuration
 from fortifai.errors import InputError, RunFailed
-from fortifai.loop.store import read_jsonl
+from fortifai.lab import experiment
+from fortifai.lab.store import read_jsonl
 
 TINY = """
 name: tiny
@@ -93,7 +94,7 @@ def test_one_command_makes_the_whole_run(tiny):
         ("kl.unigram", "rewritten-0"),
         ("kl.unigram", "rewritten"),
         ("kl.unigram_paper", "rewritten"),
-        ("distinct-3", "rewritten-2"),
+        ("distinct.3", "rewritten-2"),
         ("entropy.unigram", "rewritten-0"),
         ("train.truncated_share", "train"),
     ]:
@@ -112,7 +113,7 @@ def test_a_weight_of_the_entropy_trains(tmp_path):
         "eaft": {"weight": {"kind": "eaft"}},
         "dft": {"weight": {"kind": "dft"}},
     }
-    experiment.run(config.resolve(raw), tmp_path, tmp_path / "run", workers=1)
+    experiment.run(configuration.resolve(raw), tmp_path, tmp_path / "run", workers=1)
     models = {
         arm: (
             tmp_path / f"run/arms/{arm}/seed-0/generation-00/model/model.safetensors"
@@ -172,7 +173,7 @@ def test_the_followed_passages(tiny):
 def test_workers_change_nothing(tiny, tmp_path):
     """The same bytes in one process as in two."""
     root, _ = tiny
-    resolved = config.resolve(config.read_raw(str(root / "tiny.yaml"))[0])
+    resolved = configuration.resolve(configuration.read_raw(str(root / "tiny.yaml"))[0])
     experiment.run(resolved, root, tmp_path / "run", workers=1)
     assert outcome(tmp_path / "run") == outcome(root / "run")
 
@@ -265,13 +266,13 @@ def test_a_report_of_half_a_run(tiny, tmp_path):
 
 def test_a_full_disk(tiny, tmp_path, monkeypatch):
     root, _ = tiny
-    resolved = config.resolve(config.read_raw(str(root / "tiny.yaml"))[0])
+    resolved = configuration.resolve(configuration.read_raw(str(root / "tiny.yaml"))[0])
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr("fortifai.loop.recurse.save_file", full)
+        patch.setattr("fortifai.lab.loop.save_file", full)
         with pytest.raises(RunFailed, match="is full; make room and start the same command again"):
             experiment.run(resolved, root, tmp_path / "run", workers=1)
     experiment.run(resolved, root, tmp_path / "run", workers=1)
@@ -346,7 +347,7 @@ def test_a_folder_with_other_files_is_left_alone(tiny, tmp_path):
 def test_a_run_folder_that_cannot_be(tiny, tmp_path, out, words):
     root, _ = tiny
     (tmp_path / "a.txt").write_text("mine")
-    resolved = config.resolve(config.read_raw(str(root / "tiny.yaml"))[0])
+    resolved = configuration.resolve(configuration.read_raw(str(root / "tiny.yaml"))[0])
     with pytest.raises(InputError, match=words):
         experiment.run(resolved, root, tmp_path / out, workers=1)
     assert (tmp_path / "a.txt").read_text() == "mine"
@@ -356,16 +357,16 @@ def test_changed_text_under_the_same_configuration(tmp_path):
     text = "\n".join(f"line {i} of the text says {i * i}" for i in range(400))
     (tmp_path / "a.txt").write_text(text)
     (tmp_path / "x.yaml").write_text(TINY)
-    raw = config.apply_set(
-        config.read_raw(str(tmp_path / "x.yaml"))[0],
+    raw = configuration.apply_set(
+        configuration.read_raw(str(tmp_path / "x.yaml"))[0],
         ["corpus={kind: text, files: [a.txt], held_out: 0.1}", "generations=1", "splits.count=1",
          "arms={ce: {}}"],
     )  # fmt: skip
-    resolved = config.resolve(raw)
+    resolved = configuration.resolve(raw)
     experiment.run(resolved, tmp_path, tmp_path / "run", workers=1)
     (tmp_path / "a.txt").write_text(text.replace("says", "said"))
     with pytest.raises(ValueError, match="have changed since"):
-        experiment.is_prepared(tmp_path / "run" / "shared", setups.read(resolved, tmp_path))
+        experiment.is_prepared(tmp_path / "run" / "shared", "tokens", resolved.read(tmp_path))
     with pytest.raises(ValueError, match="have changed since"):
         experiment.run(resolved, tmp_path, tmp_path / "run", workers=1)
 
@@ -386,8 +387,8 @@ def test_presets_show_and_version(capsys, monkeypatch):
 def test_regimes_run_on_the_language_model(tiny, tmp_path):
     """mix and accumulate-subsample, with documents rewritten and sampling, from the same YAML."""
     root, _ = tiny
-    raw = config.apply_set(
-        config.read_raw(str(root / "tiny.yaml"))[0],
+    raw = configuration.apply_set(
+        configuration.read_raw(str(root / "tiny.yaml"))[0],
         [
             "generations=2",
             "splits.count=2",
@@ -397,7 +398,7 @@ def test_regimes_run_on_the_language_model(tiny, tmp_path):
             "ce: {train: {checkpoint: best_held_out, epochs: 2}}}",
         ],
     )
-    experiment.run(config.resolve(raw), root, tmp_path / "run", workers=1)
+    experiment.run(configuration.resolve(raw), root, tmp_path / "run", workers=1)
     shares = {}
     for arm in ("mix", "sub", "ce"):
         path = tmp_path / f"run/arms/{arm}/seed-0/generation-01/ledger.json"

@@ -1,9 +1,12 @@
-"""The two ways a command of fortifai can end badly, and the exit code of each."""
+"""How a command of fortifai can end badly, with the exit code of each, and how a chain ends."""
 
 from __future__ import annotations
 
 import difflib
+import math
+import numbers
 from collections.abc import Iterable
+from typing import cast
 
 
 class FortifaiError(Exception):
@@ -25,7 +28,37 @@ class RunFailed(FortifaiError, RuntimeError):  # noqa: N818 - reads as the event
     """Work that had started could not go on (disk full, loss not finite); exit code 1."""
 
 
+class Diverged(Exception):  # noqa: N818 - reads as the event that it is
+    """A model has diverged, or has collapsed so far that there is nothing left to train on.
+
+    A finding, not a fault, with the reason in words, such as "the variance is 1.3e+201". The loop
+    then stops the chain, keeps what it has reached, and marks it as ended.
+    """
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """A hint such as ``; did you mean 'threshold'?`` or an empty string when nothing is near."""
     found = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.6)
     return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def check_number(name: str, value: object, interval: str) -> None:
+    """Raise `InputError` unless `value` is a real number in `interval`, such as ``[0, inf)``."""
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    inside = (
+        not isinstance(value, bool)
+        and isinstance(value, numbers.Real)
+        and low <= float(value) <= high  # false for NaN, too
+        and not (value == low and interval[0] == "(")
+        and not (value == high and interval[-1] == ")")
+    )
+    if not inside:
+        raise InputError(f"{name} is {value!r}; it must be a number in {interval}")
+
+
+def check_whole(name: str, value: object, least: float = -math.inf, otherwise: str = "") -> None:
+    """Raise `InputError` unless `value` is a whole number of `least` or more."""
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or cast(int, value) < least:
+        allowed = "" if least == -math.inf else f" of {least} or more"
+        raise InputError(f"{name} is {value!r}; it must be a whole number{allowed}{otherwise}")

@@ -12,24 +12,25 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from fortifai import config, experiment
+from fortifai import configuration
 from fortifai.audit import Levels, audit_model, audit_texts, suggest_threshold
 from fortifai.audit.findings import Audit, Finding
 from fortifai.audit.model import cut, write
-from fortifai.cli import app
-from fortifai.commands import audit as command
-from fortifai.confidence import Dynamic, Keep
-from fortifai.config import TrainConfig
+from fortifai.cli import audit as command
+from fortifai.cli.app import app
 from fortifai.data import bios
 from fortifai.data.questions import Question
 from fortifai.errors import InputError
 from fortifai.evals.kr_test import kr_test
-from fortifai.evals.score import Score
+from fortifai.lab import experiment
+from fortifai.lab.measures import Score
 from fortifai.models import scratch
 from fortifai.models.causal_lm import CausalLM
+from fortifai.models.options import TrainOptions
 from fortifai.report.audit import write_audit
 from fortifai.report.text import DASH
 from fortifai.stats.sample import Interval
+from fortifai.weights import Dynamic, Keep
 
 
 class Quiet:
@@ -50,7 +51,7 @@ def model(text, tmp_path_factory):
     sizes = {"hidden_size": 48, "layers": 2, "heads": 2, "vocab_size": len(tokenizer)}
     lm = CausalLM(scratch.build("llama", max_positions=64, seed=0, **sizes), tokenizer)
     ids = np.array(tokenizer(text).input_ids, dtype=np.int32)
-    train = TrainConfig(epochs=4, learning_rate=4e-3, batch_size=16, block=64)
+    train = TrainOptions(epochs=4, learning_rate=4e-3, batch_size=16, block=64)
     folder = tmp_path_factory.mktemp("train")
     lm.fit(ids, Keep(), train, seed=0, workdir=folder, select=None, progress=Quiet())
     return lm
@@ -298,7 +299,7 @@ def test_thresholds_are_those_of_the_weights(model, text):
     assert sum(found.histograms["its own text"]) == found.tokens
     # the two rules, from the model's own numbers on the whole text: windows of it are a sample
     p = np.exp(model.log_prob(ids.astype(np.int32)))
-    settled = Dynamic().settle(p).threshold
+    settled = Dynamic().calibrate(p).threshold
     assert (found.crossing or 1.0) == pytest.approx(settled, abs=0.1)
     dropped = np.interp(found.quantile, found.thresholds, found.own)
     assert dropped == pytest.approx(found.dropped, abs=0.05)  # thresholds are a tenth apart
@@ -528,12 +529,12 @@ def test_a_base_model_of_another_tokenizer_is_refused(model, text):
 @pytest.mark.slow
 def test_the_generations_of_wikitext2_small(real_data, tmp_path):
     """Generation 0 is sound, generation 4 under cross entropy shows collapse."""
-    raw, root = config.read_raw("wikitext2-small")
+    raw, root = configuration.read_raw("wikitext2-small")
     raw |= {"seeds": [0], "keep": "all", "arms": {"ce": {}}}
     raw["corpus"]["files"] = [str(real_data / "wikitext2" / "wiki.test.raw")]
     raw["corpus"]["held_out"] = [str(real_data / "wikitext2" / "wiki.valid.tokens")]
     raw["questions"]["files"] = [str(real_data / "kr_test" / "wikitext2-test.jsonl")]
-    experiment.run(config.resolve(raw), root, tmp_path / "run", workers=1)
+    experiment.run(configuration.resolve(raw), root, tmp_path / "run", workers=1)
     text = (real_data / "wikitext2" / "wiki.test.raw").read_text()
     chain = tmp_path / "run" / "arms" / "ce" / "seed-0"
     first, last = (CausalLM.load(chain / f"generation-0{g}" / "model") for g in (0, 4))

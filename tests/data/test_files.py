@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fortifai.commands.common import read_corpus
+from fortifai.cli.common import read_corpus
 from fortifai.data import imagination
-from fortifai.data.files import file_format, read_rows, read_utf8
-from fortifai.data.points import read_points
 from fortifai.data.questions import read_questions
 from fortifai.data.questions import read_rows as question_rows
 from fortifai.data.text import read_text
 from fortifai.errors import InputError
+from fortifai.file_formats import file_format, read_rows, read_utf8
+from fortifai.points.sources import read_points
 
 TEXTS = ["The first of two.", "The second\u2028of two."]
 ROWS = [{"text": text, "n": n} for n, text in enumerate(TEXTS)]

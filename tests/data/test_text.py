@@ -283,16 +283,15 @@ def test_what_rows_are_can_be_said(tmp_path):
 
 
 def test_the_yaml_says_what_rows_are(tmp_path):
-    from fortifai.config import TextCorpus
-    from fortifai.setups.sources import _read_corpus
+    from fortifai.text.sources import TextFiles, _read_corpus
 
     write(tmp_path, "x.jsonl", "\n".join(json.dumps({"text": row}) for row in ROWS))
     told = {"kind": "text", "files": ["x.jsonl"], "held_out": ["x.jsonl"]}
     for rows, count in ((None, 5), ("documents", 5), ("lines", 2)):
-        corpus, held_out, _ = _read_corpus(TextCorpus(**told, rows=rows), tmp_path)
+        corpus, held_out, _ = _read_corpus(TextFiles(**told, rows=rows), tmp_path)
         assert len(corpus.documents) == len(held_out.documents) == count
     with pytest.raises(ValueError, match="documents"):
-        TextCorpus(**told, rows="articles")
+        TextFiles(**told, rows="articles")
 
 
 def test_all_of_wikitext2(real_data):

@@ -26,14 +26,16 @@ pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
 
 import lm_eval
 import lm_eval.tasks
+from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
-from fortifai import config, experiment
+from fortifai import configuration
 from fortifai.errors import InputError
-from fortifai.evals import benchmarks, harness, harness_tasks
+from fortifai.evals import benchmarks, harness
 from fortifai.evals.benchmarks import Benchmark
-from fortifai.evals.benchmarks_data import load_rows, save_rows
-from fortifai.loop.store import read_jsonl
+from fortifai.evals.benchmarks_data import load_rows
+from fortifai.lab import experiment
+from fortifai.lab.store import read_jsonl
 from fortifai.models import scratch
 from fortifai.models.causal_lm import CausalLM
 from fortifai.report import write_report
@@ -72,6 +74,17 @@ def new_model(tokenizer, seed=0, positions=POSITIONS):
         # nearly uniform logits would make near ties, which rounding alone decides
         model.lm_head.weight *= 40
     return CausalLM(model, tokenizer, device="cpu")
+
+
+def adapted(lm):
+    """The harness's model class on a model in memory."""
+    with harness.as_command():
+        return harness.Model(lm.model, lm.tokenizer, lm.special, lambda done, total: None)
+
+
+def evaluated(built, adapter):
+    with harness.as_command():
+        return harness.evaluate(built, adapter)
 
 
 WORDS = [
@@ -234,16 +247,8 @@ def test_hellaswag_is_the_harness_s(tmp_path, lm):
     assert {s.chance for s in ours.scores} == {0.25}
     # the numbers behind the choices too: fp32 sums over at most 96 tokens, in another order
     (built,) = suite.built
-    with harness.as_its_command():
-        adapter = harness.InMemory(
-            lm.model,
-            lm.tokenizer,
-            lm.special,
-            lm.sequence_log_prob,
-            lm.side_by_side,
-            lambda a, b: None,
-        )
-    again = harness.evaluate(built, adapter)["samples"]["hellaswag"]
+    adapter = adapted(lm)
+    again = evaluated(built, adapter)["samples"]["hellaswag"]
     for mine, other in zip(again, theirs["samples"]["own_hellaswag"], strict=True):
         assert mine["arguments"] == other["arguments"]
         np.testing.assert_allclose(
@@ -276,16 +281,8 @@ def test_gsm8k_is_the_harness_s(tmp_path, lm):
     assert suite.check(lm.model, lm.tokenizer, lm.special)
     assert agree(suite.run(lm), theirs, {"own_gsm8k": "gsm8k"}) == 2
     (built,) = suite.built
-    with harness.as_its_command():
-        adapter = harness.InMemory(
-            lm.model,
-            lm.tokenizer,
-            lm.special,
-            lm.sequence_log_prob,
-            lm.side_by_side,
-            lambda a, b: None,
-        )
-    again = harness.evaluate(built, adapter)["samples"]["gsm8k"]
+    adapter = adapted(lm)
+    again = evaluated(built, adapter)["samples"]["gsm8k"]
     for mine, other in zip(again, theirs["samples"]["own_gsm8k"], strict=True):
         assert mine["arguments"] == other["arguments"]
         assert mine["resps"] == other["resps"]
@@ -340,10 +337,9 @@ def test_mmlu_is_the_harness_s(tmp_path, tokenizer, header):
     theirs = reference(tmp_path, own, lm, num_fewshot=3)
     asked = Benchmark("mmlu", data="mmlu", num_fewshot=3, only=tuple(subjects))
     suite = benchmarks.read([asked], tmp_path)
-    assert suite.rows["mmlu"]["mmlu_virology"] == {
-        split: [json.loads(line) for line in path.read_text().splitlines()]
-        for split, path in files.items()
-    }
+    for split, path in files.items():
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        assert suite.rows["mmlu"]["mmlu_virology"][split].to_pylist() == rows
     ours = suite.run(lm)
     names = {"own_mmlu": "mmlu", "own_stem": "mmlu_stem", "own_other": "mmlu_other"}
     assert agree(ours, theirs, names) == 6
@@ -404,8 +400,8 @@ def test_the_published_sizes(real_data, tmp_path):
         tmp_path,
     )
     # the sizes that their authors give: 67 x 1,000; 1,319; 14,042 questions of 57 subjects
-    assert [b.items for b in suite.built] == [67_000, 1_319, 14_042]
-    assert [len(b.tasks) for b in suite.built] == [67, 1, 57]
+    told = ("blimp (tasks: 67, items: 67,000)", "gsm8k (tasks: 1, items: 1,319)")
+    assert suite.facts == ", ".join([*told, "mmlu (tasks: 57, items: 14,042)"])
 
 
 def test_half_precision_is_the_harness_s(blimp, tmp_path, tokenizer):
@@ -417,16 +413,8 @@ def test_half_precision_is_the_harness_s(blimp, tmp_path, tokenizer):
     group = {"group": "own", "task": [{"task": "blimp_wh_island", **files}]}
     theirs = reference(tmp_path, {"own": group}, lm, dtype="bfloat16")
     suite = benchmarks.read([Benchmark("blimp", blimp.data, only=("wh_island",))], tmp_path)
-    with harness.as_its_command():
-        adapter = harness.InMemory(
-            lm.model,
-            lm.tokenizer,
-            lm.special,
-            lm.sequence_log_prob,
-            lm.side_by_side,
-            lambda a, b: None,
-        )
-    ours = harness.evaluate(suite.built[0], adapter)["samples"]["blimp_wh_island"]
+    adapter = adapted(lm)
+    ours = evaluated(suite.built[0], adapter)["samples"]["blimp_wh_island"]
     for mine, other in zip(ours, theirs["samples"]["blimp_wh_island"], strict=True):
         for (a, _), (b, _) in zip(mine["filtered_resps"], other["filtered_resps"], strict=True):
             # sums of the harness are themselves bfloat16; batches of another width may round the
@@ -470,21 +458,13 @@ def test_the_harness_s_command_gives_the_same_numbers(real_data, tmp_path):
 @pytest.mark.slow
 def test_other_kinds_of_task(tmp_path, tokenizer, monkeypatch):
     """A last word to be guessed (is it what greedy decoding writes?) and texts read whole."""
-    monkeypatch.setattr(harness_tasks, "SINGLE_FOLDERS", ("lambada", "wikitext"))
+    monkeypatch.setattr(harness, "FOLDERS", ("lambada", "wikitext"))
     lm = new_model(tokenizer)
     words = write(tmp_path / "lambada.jsonl", [{"text": sentence(i)} for i in range(5)])
     pages = [{"page": "\n".join(sentence(k) for k in range(i, i + 30))} for i in range(3)]
     page = write(tmp_path / "wikitext.jsonl", pages)
     # words that the model does write: without them nothing would be greedy
-    with harness.as_its_command():
-        adapter = harness.InMemory(
-            lm.model,
-            lm.tokenizer,
-            lm.special,
-            lm.sequence_log_prob,
-            lm.side_by_side,
-            lambda a, b: None,
-        )
+    adapter = adapted(lm)
     ids = lm.tokenizer(sentence(3)).input_ids
     out = lm.model.generate(torch.tensor([ids]), max_new_tokens=1, do_sample=False)
     assert adapter.max_length == POSITIONS
@@ -536,7 +516,7 @@ def test_nothing_of_the_process_is_changed(blimp, lm, capfd):
     before = tokenizer.backend_tokenizer.to_str()
     benchmarks.run_benchmarks(lm, [blimp])
     assert random.getstate() == state
-    with harness.as_its_command():  # the seeds that its command sets, for tasks that draw
+    with harness.as_command():  # the seeds that its command sets, for tasks that draw
         assert random.random() == random.Random(0).random()
         assert np.random.random() == np.random.RandomState(1234).random_sample()  # noqa: NPY002
     assert torch.equal(torch.random.get_rng_state(), torch_state)
@@ -638,8 +618,8 @@ def fault(*asked, root=Path(), lm=None):
 
 
 def test_unknown_names_get_the_nearest(tmp_path, monkeypatch):
-    small = harness_tasks._manager("hellaswag")
-    monkeypatch.setattr(harness_tasks, "_manager", lambda folder: small if not folder else None)
+    small = harness._manager("hellaswag")
+    monkeypatch.setattr(harness, "_manager", lambda name: small)
     assert "did you mean 'hellaswag'?" in fault(Benchmark("helaswag", "x.jsonl"))
     monkeypatch.undo()
     said = fault(Benchmark("mmlu", "x", only=("astronmy",)))
@@ -651,14 +631,16 @@ def test_unknown_names_get_the_nearest(tmp_path, monkeypatch):
 
 def test_groups_and_tasks_within_a_benchmark():
     """`only` takes groups and tasks, by short or full name, and keeps the groups above them."""
-    (node,) = harness_tasks.find(Benchmark("mmlu", None, only=("stem", "mmlu_philosophy")))
-    names = {leaf.name for leaf in node.leaves}
+    built = harness.find(Benchmark("mmlu", None, only=("stem", "mmlu_philosophy")))
+    names = set(built.tasks)
     assert {"mmlu_astronomy", "mmlu_philosophy"} < names
     assert not {"mmlu_virology", "mmlu_world_religions"} & names
     # as many as the harness's own group has, and one of the humanities
     whole = TaskManager(include_defaults=False, include_path=str(HARNESS / "mmlu" / "default"))
     assert len(names) == 1 + len(whole.task_index["mmlu_stem_tasks"].tags)
-    assert [member.name for member in node.members] == ["mmlu_stem", "mmlu_humanities"]
+    assert set(built.groups) == {"mmlu", "mmlu_stem", "mmlu_humanities"}
+    assert built.groups["mmlu"].child_names == ["mmlu_stem", "mmlu_humanities"]
+    assert built.groups["mmlu_humanities"].child_names == ["mmlu_philosophy"]
 
 
 def test_files_that_are_missing_or_of_something_else(tmp_path, blimp):
@@ -676,8 +658,10 @@ def test_files_that_are_missing_or_of_something_else(tmp_path, blimp):
     (tmp_path / "notes.txt").write_text("prose")
     assert "no known format" in fault(Benchmark("hellaswag", "notes.txt"), root=tmp_path)
     # the test split as published has no labels
-    write(tmp_path / "unlabelled.jsonl", [*rows[:2], rows[2] | {"label": ""}])
-    assert "item 3" in fault(Benchmark("hellaswag", "unlabelled.jsonl"), root=tmp_path)
+    write(tmp_path / "unlabelled.jsonl", [row | {"label": ""} for row in rows])
+    assert "item 1" in fault(Benchmark("hellaswag", "unlabelled.jsonl"), root=tmp_path)
+    write(tmp_path / "label.jsonl", [*rows[:2], rows[2] | {"label": 4}])
+    assert "item 3" in fault(Benchmark("hellaswag", "label.jsonl"), root=tmp_path)
     said = fault(Benchmark("blimp", blimp.data))
     assert "no file for blimp_adjunct_island" in said
     assert "only" in said
@@ -702,7 +686,7 @@ def saved_and_loaded(suite, asked, folder):
     before = suite.fingerprint
     suite.save(folder)
     again = benchmarks.Suite.load(asked, folder)
-    assert again.rows == suite.rows
+    assert again.rows == suite.rows  # tables, types and all
     assert again.fingerprint == before
     (task,) = again.built[0].tasks.values()
     return list(task.task_docs)
@@ -734,44 +718,47 @@ MOMENT = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901)
 UTC = datetime.datetime(2026, 1, 2, 2, 0, tzinfo=datetime.UTC)
 PERIOD = datetime.timedelta(days=-2, microseconds=7)
 ODD = {
-    "timestamp": (pa.timestamp("us"), MOMENT, MOMENT),
-    "nanoseconds": (pa.timestamp("ns"), MOMENT, MOMENT),
+    "timestamp": (pa.timestamp("us"), MOMENT),
+    "nanoseconds": (pa.timestamp("ns"), MOMENT),
     # 3 o'clock there
-    "zone": (pa.timestamp("s", tz="Europe/Berlin"), UTC, UTC),
-    "date": (pa.date32(), MOMENT.date(), MOMENT.date()),
-    "time": (pa.time64("us"), MOMENT.time(), MOMENT.time()),
-    "duration": (pa.duration("ns"), PERIOD, PERIOD),
-    "decimal": (pa.decimal128(9, 2), decimal.Decimal("1.50"), decimal.Decimal("1.50")),
-    "bytes": (pa.binary(), b"\x00\xff", b"\x00\xff"),
-    "map": (pa.map_(pa.string(), pa.string()), [("k", "v")], [["k", "v"]]),
-    "nested": (
-        pa.struct([("d", pa.list_(pa.date32()))]),
-        {"d": [MOMENT.date()]},
-        {"d": [MOMENT.date()]},
-    ),
+    "zone": (pa.timestamp("s", tz="Europe/Berlin"), UTC),
+    "date": (pa.date32(), MOMENT.date()),
+    "time": (pa.time64("us"), MOMENT.time()),
+    "duration": (pa.duration("ns"), PERIOD),
+    "decimal": (pa.decimal128(9, 2), decimal.Decimal("1.50")),
+    "bytes": (pa.binary(), b"\x00\xff"),
+    "nested": (pa.struct([("d", pa.list_(pa.date32()))]), {"d": [MOMENT.date()]}),
 }
 
 
 @pytest.mark.parametrize("name", ODD)
 def test_values_that_json_has_no_form_for(tmp_path, name):
-    kind, stored, expected = ODD[name]
+    kind, value = ODD[name]
     rows = hellaswag_rows()[:3]
-    table = pa.Table.from_pylist(rows).append_column("odd", pa.array([stored, None, stored], kind))
+    table = pa.Table.from_pylist(rows).append_column("odd", pa.array([value, None, value], kind))
     pq.write_table(table, tmp_path / "h.parquet")
     asked = [Benchmark("hellaswag", "h.parquet")]
-    suite = benchmarks.read(asked, tmp_path)
-    kept = [row["odd"] for row in suite.rows["hellaswag"]["hellaswag"]["validation"]]
-    assert kept == [expected, None, expected]
-    docs = saved_and_loaded(suite, asked, tmp_path / "saved")
-    assert [doc["odd"] for doc in docs] == [expected, None, expected]
-    assert type(docs[0]["odd"]) is type(expected)
+    docs = saved_and_loaded(benchmarks.read(asked, tmp_path), asked, tmp_path / "saved")
+    assert [doc["odd"] for doc in docs] == [value, None, value]
+    assert isinstance(docs[0]["odd"], type(value))
 
 
-def test_items_that_were_saved_without_the_fields_they_lack(tmp_path):
-    """As runs of an earlier version have them."""
-    save_rows(tmp_path / "x.parquet", {"t": {"s": [{"a": 1}, {"b": 2}]}})
+def test_values_that_tasks_cannot_read_are_told(tmp_path):
+    rows = hellaswag_rows()[:2]
+    odd = pa.array([[("k", "v")]] * 2, pa.map_(pa.string(), pa.string()))
+    pq.write_table(pa.Table.from_pylist(rows).append_column("odd", odd), tmp_path / "h.parquet")
+    said = fault(Benchmark("hellaswag", "h.parquet"), root=tmp_path)
+    assert "does not hold what hellaswag needs" in said
+    assert "map<string, string" in said
+
+
+def test_items_that_an_earlier_version_saved(tmp_path):
+    """One row an item, as JSON, without the fields that it lacks."""
+    rows = [json.dumps({"a": 1}), json.dumps({"b": 2})]
+    old = pa.table({"task": ["t", "t"], "split": ["s", "s"], "row": rows})
+    pq.write_table(old, tmp_path / "x.parquet")
     whole = [{"a": 1, "b": None}, {"a": None, "b": 2}]
-    assert load_rows(tmp_path / "x.parquet") == {"t": {"s": whole}}
+    assert load_rows(tmp_path / "x.parquet")["t"]["s"].to_pylist() == whole
 
 
 def test_fields_of_several_kinds_are_told(tmp_path):
@@ -809,7 +796,7 @@ def test_files_of_items_in_a_folder_whatever_their_suffix(tmp_path, blimp):
 
 def test_fields_that_only_the_harness_knows(tmp_path, monkeypatch, lm):
     """Of a task without a check of ours, what its own code trips over is told in one sentence."""
-    monkeypatch.setattr(harness_tasks, "SINGLE_FOLDERS", ("piqa",))
+    monkeypatch.setattr(harness, "FOLDERS", ("piqa",))
     good = {"goal": "to sail", "sol1": "a ship", "sol2": "a train", "label": 0}
     write(tmp_path / "good.jsonl", [good, good | {"label": 1}])
     ours = benchmarks.run_benchmarks(lm, [Benchmark("piqa", str(tmp_path / "good.jsonl"))])
@@ -899,6 +886,20 @@ def test_the_hub_is_asked_only_if_the_yaml_says_so(tmp_path, monkeypatch, lm):
     assert "local files" in said
 
 
+@pytest.mark.slow  # the harness reads all its tasks
+def test_tasks_with_code_of_their_own(tmp_path, monkeypatch, tokenizer):
+    """They fetch what they read, so local files cannot stand in."""
+    said = fault(Benchmark("squad_completion", "x.jsonl"), root=tmp_path)
+    assert "code of its own" in said
+    row = {"title": "t", "context": sentence(1), "text": "Ada", "value": "saw", "doc_id": "0"}
+    rows = datasets.DatasetDict({"validation": datasets.Dataset.from_list([row, row])})
+    monkeypatch.setattr("datasets.load_dataset", lambda **_: rows)
+    suite = benchmarks.read([Benchmark("squad_completion", None)], tmp_path)
+    assert suite.facts == "squad_completion (tasks: 1, items: 2)"
+    (task,) = suite.built[0].tasks.values()
+    assert type(task).__name__ == "SQUADCompletion"
+
+
 # --- in a run ---------------------------------------------------------------------------------
 
 TINY = """
@@ -921,7 +922,24 @@ arms:
 
 
 def resolved(*changes):
-    return config.resolve(config.apply_set(yaml.safe_load(TINY), changes))
+    return configuration.resolve(configuration.apply_set(yaml.safe_load(TINY), changes))
+
+
+@pytest.mark.parametrize("sums_suffice", [True, False])
+def test_answers_of_one_text_that_begin_at_other_places(lm, sums_suffice):
+    """The harness reads such answers once, and with its cache all but the longest wrongly."""
+    adapter = adapted(lm)
+    adapter.sums_suffice = sums_suffice
+    asked = [("Ada saw", " Rome"), ("Ada", " saw Rome"), ("Ada", " saw")]
+    requests = [
+        Instance(request_type="loglikelihood", doc={}, arguments=one, idx=0) for one in asked
+    ]
+    with harness.as_command():
+        together = [value for value, _ in adapter.loglikelihood(requests)]
+        alone = [adapter.loglikelihood([one])[0][0] for one in requests]
+    assert together == pytest.approx(alone, abs=1e-4)  # float32, in other batches
+    # the parts of a text make the whole
+    assert alone[1] == pytest.approx(alone[2] + alone[0], abs=1e-4)
 
 
 def test_a_run_measures_every_generation(tmp_path):
@@ -932,7 +950,7 @@ def test_a_run_measures_every_generation(tmp_path):
     rows = {
         (s["measure"], s["on"]): s
         for s in read_jsonl(folder / "scores.jsonl")
-        if s["measure"].startswith("hellaswag.")
+        if s["measure"].startswith("benchmark.")
     }
     own = {
         "include": str(HARNESS / "hellaswag" / "hellaswag.yaml"),
@@ -943,18 +961,18 @@ def test_a_run_measures_every_generation(tmp_path):
     last = CausalLM.load(folder / "model", device="cpu")
     theirs = reference(tmp_path, {"own_hellaswag": own}, last, limit=5)["results"]["own_hellaswag"]
     for metric in ("acc", "acc_norm"):
-        row = rows[f"hellaswag.{metric}", "hellaswag"]
+        row = rows[f"benchmark.hellaswag.{metric}", "hellaswag"]
         assert row["value"] == theirs[f"{metric},none"]
         assert row["stderr"] == theirs[f"{metric}_stderr,none"]
         assert row["n"] == 5
     assert (folder / "benchmarks.parquet").is_file()
-    figure = write_report([tmp_path / "run"]).parent / "figures" / "benchmarks.svg"
+    figure = write_report([tmp_path / "run"]).parent / "figures" / "published-benchmarks.svg"
     assert "hellaswag" in figure.read_text()
     assert "truncated" not in figure.read_text()
     # a damaged generation is done again without the source file, and comes out the same
     before = (folder / "scores.jsonl").read_bytes()
     kept = load_rows(tmp_path / "run" / "shared" / "benchmarks" / "hellaswag.parquet")
-    assert kept["hellaswag"]["validation"] == hellaswag_rows()
+    assert kept["hellaswag"]["validation"].to_pylist() == hellaswag_rows()
     (folder / "scores.jsonl").write_text("")
     experiment.run(resolved(), tmp_path, tmp_path / "run", workers=1)
     assert (folder / "scores.jsonl").read_bytes() == before

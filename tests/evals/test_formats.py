@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fortifai import config
+from fortifai import configuration
 from fortifai.data import bios, exam
 from fortifai.data.exam import FORMATS, Asked, Item
 from fortifai.data.questions import Question
@@ -13,7 +13,7 @@ from fortifai.errors import InputError
 from fortifai.evals import formats
 from fortifai.models import scratch
 from fortifai.models.causal_lm import CausalLM
-from fortifai.setups import exam as setup
+from fortifai.text import exam as setup
 
 TOWNS = ("Arlesby", "Corvane", "Dunmere", "Estova")
 ITEM = Item("Where does Ada live?", "Ada lives in", TOWNS, 1, "city", (*TOWNS, "Westra"))
@@ -333,7 +333,7 @@ BASE = {
 
 
 def read(formats_, questions=(), of_splits=None, root=None, **changes):
-    resolved = config.resolve(BASE | {"formats": formats_} | changes)
+    resolved = configuration.resolve(BASE | {"formats": formats_} | changes)
     there = questions if of_splits is None else of_splits
     return setup.read(resolved, root, list(questions), list(there))
 

@@ -8,13 +8,14 @@ from hypothesis import strategies as st
 from scipy import stats as reference
 
 from fortifai.evals import confidence, divergence, fluency, passages, perplexity
+from fortifai.text import measures
 
 
 def test_perplexity_of_a_uniform_model_is_its_vocabulary():
     score = perplexity.perplexity(np.full(1000, -math.log(50)), "x")
     assert score.value == pytest.approx(50)
     assert score.stderr == pytest.approx(0, abs=1e-9)
-    assert (score.n, score.direction) == (1000, "lower")
+    assert score.n == 1000
 
 
 def test_perplexity_by_hand():
@@ -101,12 +102,14 @@ def test_distinct_and_entropy_against_plain_python(tokens):
         grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
         assert fluency.distinct(array, n) == len(set(grams)) / len(grams)
     share = np.unique(array, return_counts=True)[1] / len(array)
-    assert fluency.entropy(array) == pytest.approx(reference.entropy(share))
+    assert fluency.unigram_entropy(array, "x").value == pytest.approx(reference.entropy(share))
 
 
-def test_diversity_names_its_scores():
-    names = [s.measure for s in fluency.diversity(np.arange(10), "x")]
-    assert names == ["distinct-1", "distinct-2", "distinct-3", "entropy.unigram"]
+def test_distinct_is_told_as_far_as_a_text_is_long_enough():
+    found = [(s.measure, s.value, s.n) for s in fluency.distinct_scores(np.array([4, 4, 4]), "x")]
+    assert found == [("distinct.1", 1 / 3, 3), ("distinct.2", 1 / 2, 2), ("distinct.3", 1.0, 1)]
+    short = fluency.distinct_scores(np.array([4, 5]), "x")
+    assert [s.measure for s in short] == ["distinct.1", "distinct.2"]
 
 
 @given(st.integers(0, 3000), st.integers(0, 400), st.integers(0, 6), st.integers(1, 200))
@@ -126,3 +129,19 @@ def test_a_passage_marks_what_changed():
         "tokens": ["<[1]>", "<[9]>", "<[3]>"],
         "changed": [False, True, False],
     }
+
+
+@pytest.mark.parametrize(
+    ("measure", "unit", "direction"),
+    [
+        (measures.kr, "share of questions", "higher"),
+        (measures.perplexity, "perplexity", "lower"),
+        (measures.entropy, "nats", "higher"),
+        (measures.distinct, "share", "higher"),
+        (measures.repetition, "share of 4-grams", "lower"),
+        (measures.kl, "nats", "lower"),
+    ],
+    ids=lambda x: getattr(x, "name", x),
+)
+def test_each_measure_says_in_what_and_which_way_is_better(measure, unit, direction):
+    assert (measure.unit, measure.direction) == (unit, direction)

@@ -19,10 +19,10 @@ from transformers import (
     default_data_collator,
 )
 
-from fortifai.confidence import Focal, Keep, Truncate
 from fortifai.errors import InputError
-from fortifai.integrations.transformers import ConfidenceTrainer, LogKeptShare, loss
+from fortifai.integrations.transformers import ConfidenceLoss, ConfidenceTrainer, LogKeptShare
 from fortifai.models import scratch
+from fortifai.weights import Focal, Keep, Truncate
 
 from .tiny import VOCABULARY, batch_of, build, furthest, ragged, trained, trainer, weights_of
 
@@ -45,7 +45,11 @@ def test_the_same_as_on_logits(tmp_path: Path, name: str) -> None:
     weight = Truncate(0.05) if name in ("llama", "gpt2", "phi") else Focal(2.0)
     start = weights_of(build(name))
     on_logits, logs = trained(
-        Trainer, tmp_path, build(name), COUNTED_ALIKE, more={"compute_loss_func": loss(weight)}
+        Trainer,
+        tmp_path,
+        build(name),
+        COUNTED_ALIKE,
+        more={"compute_loss_func": ConfidenceLoss(weight)},
     )
     ours, our_logs = trained(
         ConfidenceTrainer, tmp_path, build(name), COUNTED_ALIKE, more={"weight": weight}
@@ -219,7 +223,7 @@ def test_reporters_see_the_kept_share_of_each_stretch(tmp_path: Path) -> None:
 
 def test_the_callback_logs_the_same_for_a_loss_on_logits(tmp_path: Path) -> None:
     _, expected = trained(ConfidenceTrainer, tmp_path, build(), DATA, more={"threshold": 0.05})
-    compute = loss(threshold=0.05)
+    compute = ConfidenceLoss(threshold=0.05)
     more = {"compute_loss_func": compute, "callbacks": [LogKeptShare(compute)]}
     _, logs = trained(Trainer, tmp_path, build(), DATA, more=more)
     assert [e["kept_share"] for e in logs] == [e["kept_share"] for e in expected]
@@ -314,7 +318,7 @@ def test_what_is_frozen_stays_and_the_rest_learns_as_on_logits(tmp_path: Path, k
     start = weights_of(model())
     weight = Truncate(0.05)
     on_logits, _ = trained(
-        Trainer, tmp_path, model(), DATA, more={"compute_loss_func": loss(weight)}
+        Trainer, tmp_path, model(), DATA, more={"compute_loss_func": ConfidenceLoss(weight)}
     )
     ours, _ = trained(ConfidenceTrainer, tmp_path, model(), DATA, more={"weight": weight})
     assert furthest(ours, on_logits) < ROUNDING
@@ -380,7 +384,7 @@ def test_a_model_made_by_the_trainer(tmp_path: Path) -> None:
     ours, _ = trained(
         ConfidenceTrainer, tmp_path, None, COUNTED_ALIKE, more={**more, "threshold": 0.05}
     )
-    more["compute_loss_func"] = loss(threshold=0.05)
+    more["compute_loss_func"] = ConfidenceLoss(threshold=0.05)
     on_logits, _ = trained(Trainer, tmp_path, None, COUNTED_ALIKE, more=more)
     assert furthest(ours, on_logits) < ROUNDING
 
@@ -394,7 +398,9 @@ def test_what_it_refuses(tmp_path: Path) -> None:
     refuses("0 of weight, threshold and gamma")
     refuses("2 of weight, threshold and gamma", threshold=0.9, gamma=1.0)
     refuses("did you mean 'kept'", threshold=0.9, normalize="keept")
-    refuses("leave compute_loss_func out", threshold=0.9, compute_loss_func=loss(gamma=1.0))
+    refuses(
+        "leave compute_loss_func out", threshold=0.9, compute_loss_func=ConfidenceLoss(gamma=1.0)
+    )
     refuses("label_smoothing_factor is 0.1", threshold=0.9, changes={"label_smoothing_factor": 0.1})
     router = build()
     router.config.output_router_logits = True

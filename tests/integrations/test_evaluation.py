@@ -12,16 +12,16 @@ import torch
 from transformers import Trainer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from fortifai.confidence import Focal, Truncate
 from fortifai.integrations.hidden_states import HiddenStateLoss
 from fortifai.integrations.transformers import (
+    ConfidenceLoss,
     ConfidenceTrainer,
     EvalLossByToken,
     LogKeptShare,
-    loss,
 )
 from fortifai.integrations.trl import ConfidenceSFTTrainer
 from fortifai.models import scratch
+from fortifai.weights import Focal, Truncate
 
 from .tiny import SETTINGS, VOCABULARY, batch_of, build, ragged, trainer
 
@@ -190,7 +190,7 @@ def test_while_training_and_the_best_checkpoint(tmp_path: Path) -> None:
 def test_a_loss_on_logits_in_trainer(tmp_path: Path, normalize: Any) -> None:
     """By its callback: in what is returned, in the logs, and for the best checkpoint."""
     weight = Truncate(0.05)
-    compute = loss(weight, normalize=normalize)
+    compute = ConfidenceLoss(weight, normalize=normalize)
     more = {
         "compute_loss_func": compute,
         "callbacks": [EvalLossByToken(compute)],
@@ -224,7 +224,7 @@ def test_a_loss_on_logits_in_trainer(tmp_path: Path, normalize: Any) -> None:
 
 def test_services_that_come_behind_are_told_all(tmp_path: Path) -> None:
     """The kept share and the right loss reach what reports, if it stands behind."""
-    compute, spy = loss(threshold=0.05), Spy()
+    compute, spy = ConfidenceLoss(threshold=0.05), Spy()
     callbacks = [LogKeptShare(compute), EvalLossByToken(compute), spy]
     run = trainer(
         Trainer, tmp_path, build(), ROWS,

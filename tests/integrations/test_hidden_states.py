@@ -16,9 +16,9 @@ import transformers
 from torch import nn
 from transformers import AutoModelForSeq2SeqLM, LlamaForCausalLM, T5Config
 
-from fortifai.confidence import EAFT, Focal, Keep, Truncate
 from fortifai.errors import InputError
 from fortifai.integrations.hidden_states import HiddenStateLoss, causal_model, detach
+from fortifai.weights import EAFT, Focal, Keep, Truncate
 
 from .tiny import CONFIGS, VOCABULARY, batch_of, build, furthest, ragged
 

@@ -12,10 +12,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
-from fortifai.confidence import Focal
 from fortifai.errors import InputError
 from fortifai.integrations.hidden_states import HiddenStateLoss
 from fortifai.integrations.lightning import LogKeptShare, WholeBatch
+from fortifai.weights import Focal
 
 from .tiny import batch_of, build, furthest, ragged, weights_of
 

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from fortifai import weighted_cross_entropy
-from fortifai.confidence import AnyWeight, Focal, Keep, Truncate
 from fortifai.errors import InputError
 from fortifai.integrations.hidden_states import HiddenStateLoss
+from fortifai.weights import AnyWeight, Focal, Keep, Truncate
 
 from .tiny import VOCABULARY, batch_of, build, furthest, ragged
 

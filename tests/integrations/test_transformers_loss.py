@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 from transformers.modeling_outputs import CausalLMOutput, Seq2SeqLMOutput
 
-from fortifai.confidence import Focal, Keep, Truncate
 from fortifai.errors import InputError
-from fortifai.integrations.transformers import ConfidenceLoss, loss
+from fortifai.integrations.transformers import ConfidenceLoss
+from fortifai.weights import Focal, Keep, Truncate
 
 VOCABULARY = 13
 
@@ -89,10 +89,10 @@ def test_keeping_all_is_the_trainers_own_loss(tmp_path, accumulation) -> None:
     data = ragged(16)
     options = {"gradient_accumulation_steps": accumulation}
     own, own_losses = train(tmp_path, data, None, **options)
-    ours, losses = train(tmp_path, data, loss(threshold=1.0), **options)
+    ours, losses = train(tmp_path, data, ConfidenceLoss(threshold=1.0), **options)
     assert losses == own_losses
     assert furthest(own, ours) == 0
-    cut, _ = train(tmp_path, data, loss(threshold=0.08), **options)
+    cut, _ = train(tmp_path, data, ConfidenceLoss(threshold=0.08), **options)
     assert furthest(own, cut) > 1e-3
 
 
@@ -109,8 +109,8 @@ def test_accumulation_changes_nothing(tmp_path, weight) -> None:
     data = ragged(16)
     whole = {"per_device_train_batch_size": 8}
     parts = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
-    once, once_losses = train(tmp_path, data, loss(weight), **whole)
-    four, four_losses = train(tmp_path, data, loss(weight), **parts)
+    once, once_losses = train(tmp_path, data, ConfidenceLoss(weight), **whole)
+    four, four_losses = train(tmp_path, data, ConfidenceLoss(weight), **parts)
     assert four_losses == pytest.approx(once_losses, abs=1e-5)
     assert furthest(once, four) < 1e-6
     wrong, _ = train(tmp_path, data, NotTold(weight), **parts)
@@ -136,7 +136,7 @@ def test_first_step_and_kept_share_by_hand(tmp_path, batch) -> None:
     data, threshold = ragged(8), 1 / VOCABULARY
     expected = by_hand(tiny(), data, threshold)
     assert 0 < (expected > 0).mean() < 1
-    compute = loss(threshold=threshold)
+    compute = ConfidenceLoss(threshold=threshold)
     accumulation = 8 // batch.get("per_device_train_batch_size", 8)
     _, losses = train(
         tmp_path,
@@ -154,7 +154,7 @@ def test_first_step_and_kept_share_by_hand(tmp_path, batch) -> None:
 def test_evaluation_does_not_count_as_training(tmp_path) -> None:
     shares = []
     for strategy in ("no", "epoch"):
-        compute = loss(threshold=1 / VOCABULARY)
+        compute = ConfidenceLoss(threshold=1 / VOCABULARY)
         train(tmp_path, ragged(8), compute, eval_strategy=strategy)
         shares.append(compute.pop_kept_share())
     assert shares[0] == shares[1]
@@ -177,17 +177,17 @@ def test_divisors() -> None:
             F.cross_entropy(outputs.logits[1, :2], labels[1, 1:3], reduction="none"),
         ]
     )
-    compute = loss(Keep())
+    compute = ConfidenceLoss(Keep())
     total = nll.sum().item()
     assert compute(outputs, labels).item() == pytest.approx(total / 7)
     for items in (28, torch.tensor(28)):
         assert compute(outputs, labels, num_items_in_batch=items).item() == pytest.approx(
             total / 28
         )
-    assert loss(gamma=0.0)((outputs.logits,), labels).item() == pytest.approx(total / 7)
+    assert ConfidenceLoss(gamma=0.0)((outputs.logits,), labels).item() == pytest.approx(total / 7)
     threshold = math.exp(-nll.median().item() - 1e-4)
     kept = nll[nll > nll.median()]
-    by_kept = loss(threshold=threshold, normalize="kept")
+    by_kept = ConfidenceLoss(threshold=threshold, normalize="kept")
     assert by_kept(outputs, labels).item() == pytest.approx(kept.mean().item())
     assert by_kept(outputs, labels, num_items_in_batch=28).item() == pytest.approx(
         kept.mean().item() * 7 / 28
@@ -199,7 +199,7 @@ def test_divisors() -> None:
 @pytest.mark.parametrize("items", [None, 0, torch.tensor(0)], ids=str)
 def test_no_label_that_counts(items, normalize) -> None:
     outputs, labels = batch()
-    compute = loss(threshold=0.9, normalize=normalize)
+    compute = ConfidenceLoss(threshold=0.9, normalize=normalize)
     assert compute(outputs, torch.full_like(labels, -100), num_items_in_batch=items) == 0
     assert math.isnan(compute.pop_kept_share())
 
@@ -208,13 +208,15 @@ def test_another_ignore_index() -> None:
     outputs, labels = batch()
     other = torch.where(labels == -100, 0, labels.clamp(min=1))
     usual = torch.where(labels == -100, -100, labels.clamp(min=1))
-    assert loss(Focal(), ignore_index=0)(outputs, other) == loss(Focal())(outputs, usual)
+    assert ConfidenceLoss(Focal(), ignore_index=0)(outputs, other) == ConfidenceLoss(Focal())(
+        outputs, usual
+    )
 
 
 @pytest.mark.parametrize("normalize", ["valid", "kept"])
 def test_steps_do_not_wait_for_the_device(normalize) -> None:
     """Tensors without data cannot be looked at; only the popping does."""
-    compute = loss(threshold=0.9, normalize=normalize)
+    compute = ConfidenceLoss(threshold=0.9, normalize=normalize)
     outputs = CausalLMOutput(logits=torch.empty(2, 6, 5, device="meta", requires_grad=True))
     labels = torch.empty(2, 6, dtype=torch.int64, device="meta")
     for items in (None, torch.empty((), dtype=torch.int64, device="meta")):
@@ -225,20 +227,20 @@ def test_steps_do_not_wait_for_the_device(normalize) -> None:
 
 def test_bad_settings() -> None:
     with pytest.raises(InputError, match="0 of weight, threshold and gamma"):
-        loss()
+        ConfidenceLoss()
     with pytest.raises(InputError, match="2 of weight, threshold and gamma"):
-        loss(threshold=0.9, gamma=2.0)
+        ConfidenceLoss(threshold=0.9, gamma=2.0)
     with pytest.raises(InputError, match=r"threshold is 1\.5"):
-        loss(threshold=1.5)
+        ConfidenceLoss(threshold=1.5)
     with pytest.raises(InputError, match=r"weight is 0\.9"):
-        loss(0.9)
+        ConfidenceLoss(0.9)
     with pytest.raises(InputError, match="did you mean 'kept'"):
-        loss(threshold=0.9, normalize="keept")
+        ConfidenceLoss(threshold=0.9, normalize="keept")
 
 
 def test_batches_that_it_cannot_serve() -> None:
     outputs, labels = batch()
-    compute = loss(threshold=0.9)
+    compute = ConfidenceLoss(threshold=0.9)
     with pytest.raises(InputError, match="no labels"):
         compute(outputs, None)
     for logits in (None, (outputs.logits,)):

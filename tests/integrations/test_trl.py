@@ -15,10 +15,10 @@ import torch
 from transformers import PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
-from fortifai.confidence import DFT
 from fortifai.errors import InputError
 from fortifai.integrations.trl import ConfidenceSFTTrainer
 from fortifai.models import scratch
+from fortifai.weights import DFT
 
 from .tiny import SETTINGS, build, furthest, weights_of
 

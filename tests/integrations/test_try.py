@@ -14,11 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fortifai import weighted_cross_entropy
-from fortifai.confidence import Focal, Keep
 from fortifai.integrations.counting import KeptShare
 from fortifai.integrations.hidden_states import HiddenStateLoss
 from fortifai.integrations.transformers import ConfidenceTrainer
 from fortifai.losses.weighing import LossStats
+from fortifai.weights import Focal, Keep
 
 from .tiny import USUAL, VOCABULARY, batch_of, build, ragged, trainer
 

@@ -15,14 +15,14 @@ from transformers import Trainer
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from fortifai import linear_truncated_cross_entropy
-from fortifai.confidence import Truncate
 from fortifai.integrations.hidden_states import HiddenStateLoss
 from fortifai.integrations.transformers import (
+    ConfidenceLoss,
     ConfidenceTrainer,
     EvalLossByToken,
     LogKeptShare,
-    loss,
 )
+from fortifai.weights import Truncate
 from tests.integrations.page import PAGE, examples
 from tests.integrations.tiny import batch_of, build, ragged, trained, trainer, weights_of
 
@@ -49,7 +49,7 @@ def with_trainer(processes: int) -> tuple[dict[str, torch.Tensor], list[float]]:
 def evaluated() -> dict[str, float]:
     """Losses of 7 rows, in batches that several processes must fill up; and a share in the logs."""
     losses = {}
-    compute = loss(WEIGHT)
+    compute = ConfidenceLoss(WEIGHT)
     for name, metrics in (("hidden states", None), ("logits", lambda _: {})):
         with tempfile.TemporaryDirectory() as folder:
             run = trainer(

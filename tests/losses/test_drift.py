@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fortifai import linear_weighted_cross_entropy
-from fortifai.confidence import Keep
 from fortifai.losses import chunks
+from fortifai.weights import Keep
 
 CLASSES, WIDTH, TOKENS, STEPS, CHUNK = 64, 16, 128, 50, 2
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from fortifai import focal_cross_entropy, truncated_cross_entropy, weighted_cross_entropy
-from fortifai.confidence import Focal, Keep, Truncate, TruncateQuantile
 from fortifai.errors import InputError
+from fortifai.weights import Focal, Keep, Truncate, TruncateQuantile
 
 INF = math.inf
 WEIGHTS = [Keep(), Truncate(0.0), Truncate(0.9), Focal(0.5), Focal(1.0), Focal(2.0)]

@@ -19,7 +19,7 @@ from fortifai import (
     truncated_cross_entropy,
     weighted_cross_entropy,
 )
-from fortifai.confidence import Focal, Keep, Truncate
+from fortifai.weights import Focal, Keep, Truncate
 
 from .reference import MISTAKES, MISTAKES_OF_ROWS, ROW_CASES, TERMS, Case, check
 

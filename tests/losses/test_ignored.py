@@ -16,7 +16,7 @@ from fortifai import (
     linear_weighted_cross_entropy,
     weighted_cross_entropy,
 )
-from fortifai.confidence import DFT, EAFT, AnyWeight, Focal, Keep, Truncate, TruncateQuantile
+from fortifai.weights import DFT, EAFT, AnyWeight, Focal, Keep, Truncate, TruncateQuantile
 
 TARGET = torch.tensor([-100, 3, 5, -100, 1, 2])
 IGNORED = TARGET == -100

@@ -22,8 +22,8 @@ from fortifai import (
     linear_weighted_cross_entropy,
     weighted_cross_entropy,
 )
-from fortifai.confidence import DFT, EAFT, Focal, Keep, Truncate, TruncateQuantile, elementwise
 from fortifai.losses import chunks
+from fortifai.weights import DFT, EAFT, Focal, Keep, Truncate, TruncateQuantile
 
 from .reference import MISTAKES, MISTAKES_OF_ROWS, ROW_CASES, TERMS, Case, check_linear
 
@@ -254,9 +254,8 @@ def test_a_weight_of_all_data() -> None:
             expected = torch.autograd.grad(theirs.sum(), leaves)
             torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
     # declared to be of each datum alone, it would be wrong: the declaration is what decides
-    wrong = linear_weighted_cross_entropy(
-        h, w, target, weight=elementwise(centred), linear_bias=b, chunk_size=4
-    )
+    centred.elementwise = True  # type: ignore[attr-defined]
+    wrong = linear_weighted_cross_entropy(h, w, target, weight=centred, linear_bias=b, chunk_size=4)
     assert wrong.item() != pytest.approx(
         weighted_cross_entropy(F.linear(h, w, b), target, weight=centred).item(), rel=1e-6
     )

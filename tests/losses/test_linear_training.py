@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fortifai import linear_weighted_cross_entropy, weighted_cross_entropy
-from fortifai.confidence import EAFT, Focal, Truncate
 from fortifai.errors import InputError
-from fortifai.losses import chunks, hidden
+from fortifai.losses import chunks, linear
+from fortifai.weights import EAFT, Focal, Truncate
 
 VOCABULARY, WIDTH = 50, 8
 # fp64: sums of a hundred products
@@ -228,7 +228,7 @@ def as_on_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(chunks, "_wide_product", product)
     monkeypatch.setattr(chunks, "_fused", lambda device: False)
-    monkeypatch.setattr(hidden, "product_dtype", lambda hidden: hidden.dtype)
+    monkeypatch.setattr(linear, "product_dtype", lambda hidden: hidden.dtype)
 
 
 @pytest.mark.usefixtures("as_on_an_accelerator")

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from fortifai import linear_truncated_cross_entropy, linear_weighted_cross_entropy
-from fortifai.confidence import EAFT, Focal, Keep
 from fortifai.errors import InputError
 from fortifai.losses import chunks, kernels
+from fortifai.weights import EAFT, Focal, Keep
 
 from .reference import Case, check_linear
 from .test_linear import CASES, EXACT, NAMES, SINGLE, batch, caller

@@ -18,15 +18,15 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig
 
 from fortifai.audit import audit_model
 from fortifai.audit.threshold import suggest_threshold
-from fortifai.confidence import Keep
-from fortifai.config import RegenerateConfig, TrainConfig
 from fortifai.data.exam import FORMATS, Asked, Item
 from fortifai.data.questions import Question
 from fortifai.errors import InputError
 from fortifai.evals import formats
 from fortifai.evals.kr_test import kr_test
-from fortifai.loop.progress import Silent
+from fortifai.lab.progress import Silent
 from fortifai.models.causal_lm import CausalLM
+from fortifai.models.options import RegenerateOptions, TrainOptions
+from fortifai.weights import Keep
 from tests.tokenizers_made import byte_level
 
 BOS, END = 2, 1
@@ -106,8 +106,8 @@ def stream(lm: CausalLM) -> np.ndarray:
     return np.concatenate([np.array(i, dtype=np.int32) for i in ids])
 
 
-def settings(**changes: Any) -> RegenerateConfig:
-    return RegenerateConfig(**{"context": 12, "new_tokens": 4, "batch_size": 7, **changes})
+def settings(**changes: Any) -> RegenerateOptions:
+    return RegenerateOptions(**{"context": 12, "new_tokens": 4, "batch_size": 7, **changes})
 
 
 DECODINGS: list[dict[str, Any]] = [
@@ -127,7 +127,7 @@ class TestWhereverAModelReads:
         assert watch.seen() == {BOS}
 
     def test_training_blocks(self, lm, watch, stream, tmp_path):
-        train = TrainConfig(epochs=1, batch_size=4, block=16, learning_rate=1e-3)
+        train = TrainOptions(epochs=1, batch_size=4, block=16, learning_rate=1e-3)
         report = lm.fit(
             stream, Keep(), train, seed=0, workdir=tmp_path, select=None, progress=Silent()
         )
@@ -197,20 +197,14 @@ class TestWhereverAModelReads:
         from lm_eval.api.instance import Instance
 
         from fortifai.evals import harness
-        from fortifai.evals.harness_process import as_its_command
 
         for puts in (True, False):
             # where the tokenizer leaves bos out, the harness is told to put it there
             asked = made(puts_bos=puts)
             watch = Watch(asked.model)
-            with as_its_command():
-                adapter = harness.InMemory(
-                    asked.model,
-                    asked.tokenizer,
-                    asked.special,
-                    asked.sequence_log_prob,
-                    asked.side_by_side,
-                    lambda done, total: None,
+            with harness.as_command():
+                adapter = harness.Model(
+                    asked.model, asked.tokenizer, asked.special, lambda done, total: None
                 )
             adapter.sums_suffice = True
             pairs = [("the cat sat", " on a mat"), ("", "the cat")]
@@ -320,8 +314,8 @@ def test_every_format_is_asked_of_a_model_with_bos(lm):
 
 
 def test_the_run_says_what_was_done(tmp_path: Path):
-    from fortifai.config import resolve
-    from fortifai.setups import text
+    from fortifai.configuration import resolve
+    from fortifai.text import domain as text
 
     made().save(tmp_path / "gemma")
     rng = np.random.default_rng(0)

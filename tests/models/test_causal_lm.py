@@ -11,12 +11,12 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from fortifai.confidence import Truncate
-from fortifai.config import RegenerateConfig, TrainConfig
 from fortifai.errors import InputError
-from fortifai.loop.progress import Silent
+from fortifai.lab.progress import Silent
 from fortifai.models import scratch
 from fortifai.models.causal_lm import CausalLM
+from fortifai.models.options import RegenerateOptions, TrainOptions
+from fortifai.weights import Truncate
 
 
 def test_what_was_saved_is_loaded(lm, stream, tmp_path):
@@ -29,7 +29,7 @@ def test_what_was_saved_is_loaded(lm, stream, tmp_path):
         assert torch.equal(loaded.model.state_dict()[name], value)
     # not only the weights: the answers too, bit for bit, so that a resumed run goes on the same
     assert (loaded.log_prob(stream) == lm.log_prob(stream)).all()
-    ask = RegenerateConfig(context=12, new_tokens=7)
+    ask = RegenerateOptions(context=12, new_tokens=7)
     again, first = (
         m.regenerate(stream, ask, seed=0, progress=Silent()).tolist() for m in (loaded, lm)
     )
@@ -42,7 +42,7 @@ def test_what_was_saved_is_loaded(lm, stream, tmp_path):
 def test_a_loaded_model_trains_as_the_saved_one_would(lm, stream, tmp_path):
     lm.save(tmp_path / "model")
     loaded = CausalLM.load(tmp_path / "model", device="cpu")
-    train = TrainConfig(epochs=1, learning_rate=1e-3, batch_size=2, block=16)
+    train = TrainOptions(epochs=1, learning_rate=1e-3, batch_size=2, block=16)
     for model in (lm, loaded):
         model.fit(
             stream, Truncate(0.5), train, seed=4, workdir=tmp_path, select=None, progress=Silent()
@@ -77,7 +77,7 @@ def test_every_scratch_model_comes_back(architecture, tied, tokenizer, stream, t
     loaded = CausalLM.load(tmp_path, device="cpu")
     assert type(loaded.model) is type(model)
     assert (loaded.log_prob(stream) == lm.log_prob(stream)).all()
-    ask = RegenerateConfig(context=12, new_tokens=7)
+    ask = RegenerateOptions(context=12, new_tokens=7)
     assert len(loaded.regenerate(stream, ask, seed=0, progress=Silent())) == len(stream)
 
 

@@ -10,22 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fortifai.confidence import Dynamic, Keep, Truncate
-from fortifai.config import (
-    GaussianConfig,
-    GMMConfig,
-    RegenerateConfig,
-    Sample,
-    TrainConfig,
-    VAEConfig,
-)
-from fortifai.loop.progress import Silent
-from fortifai.loop.recurse import Family, Model
+from fortifai.images.vae import VAEFamily, VAEOptions
+from fortifai.lab.loop import Family, Model
+from fortifai.lab.progress import Silent
 from fortifai.models.causal_lm import CausalLM
 from fortifai.models.family import CausalLMFamily
-from fortifai.models.gaussian import GaussianFamily
-from fortifai.models.gmm import GMMFamily
-from fortifai.models.vae import VAEFamily
+from fortifai.models.options import RegenerateOptions, Sample, TrainOptions
+from fortifai.points.gaussian import GaussianFamily, GaussianOptions
+from fortifai.points.gmm import GMMFamily, GMMOptions
+from fortifai.weights import Dynamic, Keep, Truncate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,38 +27,41 @@ class Case:
     samples: np.ndarray
     shape: tuple[int, ...]
     """Of log_prob: one number a token, point or pixel."""
-    seeds: int = 1
+    seeds: int | None = None
+    """How many chains the family works on at once; None: it knows of one alone."""
 
-    def draw(self, first: int) -> list[int]:
-        return list(range(first, first + self.seeds))
+    def draw(self, first: int) -> int | tuple[int, ...]:
+        return first if self.seeds is None else tuple(range(first, first + self.seeds))
 
 
 def gaussian(tmp_path: Path, make: Any, stream: Any) -> Case:
     samples = np.random.default_rng(0).normal(size=(60, 3, 2))
-    return Case(GaussianFamily(GaussianConfig(kind="gaussian"), Keep()), samples, (60, 3), 3)
+    return Case(GaussianFamily(GaussianOptions(kind="gaussian"), Keep()), samples, (60, 3), 3)
 
 
 def gmm(tmp_path: Path, make: Any, stream: Any) -> Case:
     samples = np.random.default_rng(0).normal(size=(80, 2)) + np.repeat([[0, 0], [5, 5]], 40, 0)
-    return Case(GMMFamily(GMMConfig(kind="gmm", components=2), Keep()), samples, (80,))
+    return Case(GMMFamily(GMMOptions(kind="gmm", components=2), Keep()), samples, (80,))
 
 
 def vae(tmp_path: Path, make: Any, stream: Any) -> Case:
     samples = np.random.default_rng(0).random((40, 8, 8), dtype=np.float32)
-    config = VAEConfig(kind="vae", latent=3, channels=(4, 8), epochs=2, batch_size=16)
+    config = VAEOptions(kind="vae", latent=3, channels=(4, 8), epochs=2, batch_size=16)
     return Case(VAEFamily(config, Keep(), (8, 8)), samples, (40, 8, 8))
 
 
 def causal_lm(tmp_path: Path, make: Any, stream: Any) -> Case:
-    make(seed=3).save(tmp_path / "base")
+    base = make(seed=3)
+    base.save(tmp_path / "base")
     family = CausalLMFamily(
         base=tmp_path / "base",
         scratch=lambda seed: make(seed=seed),
         weight=Keep(),
-        train=TrainConfig(epochs=1, learning_rate=1e-3, batch_size=4, block=16),
-        regenerate=RegenerateConfig(context=8, new_tokens=8, decoding=Sample(kind="sample")),
+        train=TrainOptions(epochs=1, learning_rate=1e-3, batch_size=4, block=16),
+        regenerate=RegenerateOptions(context=8, new_tokens=8, decoding=Sample(kind="sample")),
         select=None,
         workdir=tmp_path / "trainer",
+        special=base.special,
     )
     return Case(family, stream, stream.shape)
 
@@ -82,13 +78,13 @@ def case(
 
 
 def fitted(case: Case, first: int = 0) -> Model:
-    model: Model = case.family.create("scratch", seeds=case.draw(first))
-    model.fit(case.samples, seeds=case.draw(first + 100), progress=Silent())
+    model: Model = case.family.create("scratch", seed=case.draw(first))
+    model.fit(case.samples, seed=case.draw(first + 100), progress=Silent())
     return model
 
 
 def write(case: Case, model: Model, first: int) -> np.ndarray:
-    return np.array(model.regenerate(case.samples, seeds=case.draw(first), progress=Silent()))
+    return np.array(model.regenerate(case.samples, seed=case.draw(first), progress=Silent()))
 
 
 def test_what_is_written_has_the_size_of_what_was_there(case):
@@ -124,14 +120,14 @@ def test_save_and_load_round_trip_exactly(case, tmp_path):
     # and goes on alike: what a resumed run does next is what the unbroken one would have done
     data = write(case, model, 8)
     for each in (model, loaded):
-        each.fit(data, seeds=case.draw(9), progress=Silent())
+        each.fit(data, seed=case.draw(9), progress=Silent())
     np.testing.assert_array_equal(model.log_prob(case.samples), loaded.log_prob(case.samples))
 
 
 def test_a_fit_reports_plain_numbers(case):
-    model = case.family.create("scratch", seeds=case.draw(0))
-    report = model.fit(case.samples, seeds=case.draw(100), progress=Silent())
-    assert np.atleast_1d(report["truncated_share"]).tolist() == [0.0] * case.seeds
+    model = case.family.create("scratch", seed=case.draw(0))
+    report = model.fit(case.samples, seed=case.draw(100), progress=Silent())
+    assert np.atleast_1d(report["truncated_share"]).tolist() == [0.0] * (case.seeds or 1)
 
 
 def test_the_samples_given_are_left_as_they_were(case):
@@ -144,11 +140,11 @@ def test_the_samples_given_are_left_as_they_were(case):
 def test_a_mixture_of_one_component_is_the_gaussian(covariance):
     rng = np.random.default_rng(2)
     points = rng.normal(size=(500, 2)) @ np.array([[1.0, 0.0], [0.6, 0.5]]) + [3.0, -1.0]
-    config = GMMConfig(kind="gmm", components=1, covariance=covariance, reg_covar=0.0)
-    mixture = GMMFamily(config, Keep()).create("base", seeds=[0])
-    mixture.fit(points, seeds=[0], progress=Silent())
-    single = GaussianFamily(GaussianConfig(kind="gaussian"), Keep()).create("base", seeds=[0])
-    single.fit(points[:, None], seeds=[0], progress=Silent())
+    config = GMMOptions(kind="gmm", components=1, covariance=covariance, reg_covar=0.0)
+    mixture = GMMFamily(config, Keep()).create("base", seed=0)
+    mixture.fit(points, seed=0, progress=Silent())
+    single = GaussianFamily(GaussianOptions(kind="gaussian"), Keep()).create("base", seed=(0,))
+    single.fit(points[:, None], seed=(0,), progress=Silent())
     (one,) = mixture.mixtures
     # one step of EM with one component is the closed form: equal but for the order of sums
     np.testing.assert_allclose(one.means[0], single.mean[0], rtol=1e-12)
@@ -168,12 +164,12 @@ def test_a_language_model_settles_a_dynamic_threshold_on_its_own_confidences(
     base = causal_lm(tmp_path, make, stream)
     dynamic = Dynamic(rows=4)
     family = dataclasses.replace(base.family, weight=dynamic)
-    model = family.create("base", seeds=[0])
+    model = family.create("base", seed=0)
     # before it trains: the first 4 blocks of 16 tokens
-    expected = dynamic.settle(np.exp(model.log_prob(stream[:64]).astype(np.float64)))
-    report = model.fit(stream, seeds=[1], progress=Silent())
+    expected = dynamic.calibrate(np.exp(model.log_prob(stream[:64]).astype(np.float64)))
+    report = model.fit(stream, seed=1, progress=Silent())
     assert report["threshold"] == pytest.approx(expected.threshold, abs=1e-6)
     fixed = dataclasses.replace(base.family, weight=Truncate(report["threshold"]))
-    same = fixed.create("base", seeds=[0])
-    same.fit(stream, seeds=[1], progress=Silent())
+    same = fixed.create("base", seed=0)
+    same.fit(stream, seed=1, progress=Silent())
     np.testing.assert_array_equal(model.log_prob(stream), same.log_prob(stream))

@@ -8,10 +8,10 @@ import torch
 from scipy import stats
 from transformers import GenerationConfig
 
-from fortifai.config import Beam, RegenerateConfig, Sample
 from fortifai.errors import InputError
-from fortifai.loop.progress import Silent
+from fortifai.lab.progress import Silent
 from fortifai.models import generation
+from fortifai.models.options import Beam, RegenerateOptions, Sample
 
 POISON = {
     "temperature": 3.0,
@@ -47,8 +47,8 @@ class Heard:
         self.steps.append((stage, done, total, tokens))
 
 
-def settings(**changes: Any) -> RegenerateConfig:
-    return RegenerateConfig.model_validate({"context": 12, "new_tokens": 7, **changes})
+def settings(**changes: Any) -> RegenerateOptions:
+    return RegenerateOptions.model_validate({"context": 12, "new_tokens": 7, **changes})
 
 
 def rewrite(lm: Any, stream: np.ndarray, seed: int = 0, **changes: Any) -> np.ndarray:

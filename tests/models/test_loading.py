@@ -24,14 +24,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from fortifai.confidence import Keep, Truncate
-from fortifai.config import RegenerateConfig, TrainConfig
 from fortifai.errors import InputError
-from fortifai.loop.progress import Silent
+from fortifai.lab.progress import Silent
 from fortifai.models import gguf_files, hub, loading
 from fortifai.models.causal_lm import CausalLM
+from fortifai.models.options import RegenerateOptions, TrainOptions
+from fortifai.weights import Keep, Truncate
 
-TRAIN = TrainConfig(epochs=1, learning_rate=1e-3, batch_size=2, block=16)
+TRAIN = TrainOptions(epochs=1, learning_rate=1e-3, batch_size=2, block=16)
 
 
 @pytest.fixture
@@ -402,7 +402,7 @@ def test_a_gguf_file_is_an_ordinary_model(written, quantised, tie, stream, tmp_p
     # everything that transformers refuses a model that is marked as quantised
     assert copy.deepcopy(lm.model).float().dtype == torch.float32
     lm.fit(stream, Keep(), TRAIN, seed=0, workdir=tmp_path, select=None, progress=Silent())
-    ask = RegenerateConfig(context=12, new_tokens=7)
+    ask = RegenerateOptions(context=12, new_tokens=7)
     again = lm.regenerate(stream, ask, seed=0, progress=Silent())
     lm.save(tmp_path / "saved")
     loaded = CausalLM.load(tmp_path / "saved", device="cpu")

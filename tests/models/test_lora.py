@@ -13,19 +13,20 @@ from peft import get_peft_model
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from fortifai.confidence import Keep, Truncate
-from fortifai.config import LanguageArm, LoraConfig, RegenerateConfig, TrainConfig
 from fortifai.errors import InputError, RunFailed
-from fortifai.loop.progress import Silent
+from fortifai.lab.progress import Silent
 from fortifai.models import lora, training
 from fortifai.models.causal_lm import CausalLM
 from fortifai.models.family import CausalLMFamily
+from fortifai.models.options import LoraOptions, RegenerateOptions, TrainOptions
+from fortifai.text.spec import TextArm
+from fortifai.weights import Keep, Truncate
 
 # peft asks transformers by the old name of a property
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 
-TRAIN = TrainConfig(
-    epochs=2, learning_rate=1e-2, batch_size=4, block=16, lora=LoraConfig(r=4, alpha=8)
+TRAIN = TrainOptions(
+    epochs=2, learning_rate=1e-2, batch_size=4, block=16, lora=LoraOptions(r=4, alpha=8)
 )
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -34,13 +35,13 @@ def state(lm: CausalLM) -> dict[str, torch.Tensor]:
     return {k: v.detach().clone() for k, v in lm.model.state_dict().items()}
 
 
-def with_lora(**changes) -> TrainConfig:
-    return TRAIN.model_copy(update={"lora": LoraConfig(**{"r": 4, "alpha": 8} | changes)})
+def with_lora(**changes) -> TrainOptions:
+    return TRAIN.model_copy(update={"lora": LoraOptions(**{"r": 4, "alpha": 8} | changes)})
 
 
 @pytest.fixture
 def fit(stream, tmp_path):
-    def run(lm: CausalLM, train: TrainConfig = TRAIN, *, seed=0, select=None, **how):
+    def run(lm: CausalLM, train: TrainOptions = TRAIN, *, seed=0, select=None, **how):
         return lm.fit(
             stream, Truncate(0.9), train, seed=seed, workdir=tmp_path / "work", select=select,
             progress=Silent(), **how,
@@ -233,10 +234,10 @@ def test_without_peft_it_is_told(make, fit, monkeypatch):
 def test_an_adapter_is_carried_from_the_last_generation_alone():
     family = {"kind": "causal_lm", "base": "x"}
     train = {"lora": {"carry": True}}
-    LanguageArm.model_validate({"family": family, "train": train})
+    TextArm.model_validate({"family": family, "train": train})
     for start in ("base", "scratch"):
         with pytest.raises(ValidationError, match="carry trains on the adapter of"):
-            LanguageArm.model_validate({"family": family, "train": train, "start": start})
+            TextArm.model_validate({"family": family, "train": train, "start": start})
 
 
 # --- in the loop ------------------------------------------------------------------------------
@@ -244,7 +245,8 @@ def test_an_adapter_is_carried_from_the_last_generation_alone():
 
 @pytest.fixture
 def family(make, tmp_path):
-    make(seed=1).save(tmp_path / "shared" / "base")
+    base = make(seed=1)
+    base.save(tmp_path / "shared" / "base")
 
     def new(**changes) -> CausalLMFamily:
         return CausalLMFamily(
@@ -252,9 +254,10 @@ def family(make, tmp_path):
             scratch=lambda seed: make(seed=seed),
             weight=Keep(),
             train=with_lora(**changes),
-            regenerate=RegenerateConfig(context=12, new_tokens=7),
+            regenerate=RegenerateOptions(context=12, new_tokens=7),
             select=None,
             workdir=tmp_path / "work",
+            special=base.special,
         )
 
     return new
@@ -265,7 +268,7 @@ def kinds(folder: Path) -> set[str]:
 
 
 def go(family, model, stream, folder: Path, generation: int):
-    told = model.fit(stream, seeds=[generation], progress=Silent())
+    told = model.fit(stream, seed=generation, progress=Silent())
     assert "adapter" not in told
     model.save(folder / f"generation-{generation}" / "model")
     return folder / f"generation-{generation}" / "model"
@@ -275,9 +278,9 @@ def go(family, model, stream, folder: Path, generation: int):
 def test_taken_up_again_it_is_the_same(family, stream, tmp_path, carry):
     """Three generations in memory, and each from what the one before has stored: equal files."""
     chosen = family(carry=carry, dropout=0.1)
-    model = chosen.create("base", seeds=[0])
+    model = chosen.create("base", seed=0)
     straight = [go(chosen, model, stream, tmp_path / "straight", g) for g in range(3)]
-    model = chosen.create("base", seeds=[0])
+    model = chosen.create("base", seed=0)
     resumed = []
     for generation in range(3):
         resumed.append(go(chosen, model, stream, tmp_path / "resumed", generation))
@@ -294,24 +297,24 @@ def test_taken_up_again_it_is_the_same(family, stream, tmp_path, carry):
 
 def test_a_carried_adapter_goes_on_and_a_new_one_begins(family, stream, tmp_path):
     carried, base = family(carry=True), family()
-    model = carried.create("base", seeds=[0])
-    first = model.fit(stream, seeds=[0], progress=Silent())["loss"]
+    model = carried.create("base", seed=0)
+    first = model.fit(stream, seed=0, progress=Silent())["loss"]
     before = model.adapter
-    assert model.fit(stream, seeds=[1], progress=Silent())["loss"] < first - 0.05
+    assert model.fit(stream, seed=1, progress=Silent())["loss"] < first - 0.05
     # after a generation every B has left 0, and A is nearly the same A: it is one adapter
     key = next(k for k in before.weights if "lora_A" in k)
     near = torch.nn.functional.cosine_similarity(
         before.weights[key].ravel(), model.adapter.weights[key].ravel(), dim=0
     )
     assert near > 0.8
-    again = [base.create("base", seeds=[0]) for _ in range(2)]
-    losses = [m.fit(stream, seeds=[0], progress=Silent())["loss"] for m in again]
+    again = [base.create("base", seed=0) for _ in range(2)]
+    losses = [m.fit(stream, seed=0, progress=Silent())["loss"] for m in again]
     assert losses[0] == losses[1] == first  # start: base knows nothing of generations before
 
 
 def test_an_adapter_needs_its_base_and_finds_it(family, stream, tmp_path):
     chosen = family()
-    model = chosen.create("base", seeds=[0])
+    model = chosen.create("base", seed=0)
     saved = go(chosen, model, stream, tmp_path / "arms" / "a", 0)
     size = sum(p.stat().st_size for p in saved.iterdir())
     assert size < sum(p.stat().st_size for p in chosen.base.iterdir()) / 2
@@ -384,7 +387,7 @@ BROKEN = {
 def test_an_adapter_that_does_not_fit_is_refused(kind, family, stream, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     chosen = family()
-    saved = go(chosen, chosen.create("base", seeds=[0]), stream, tmp_path / "a", 0)
+    saved = go(chosen, chosen.create("base", seed=0), stream, tmp_path / "a", 0)
     spoil, says = BROKEN[kind]
     spoil(saved)
     with pytest.raises(InputError, match=says) as error:
@@ -394,5 +397,5 @@ def test_an_adapter_that_does_not_fit_is_refused(kind, family, stream, tmp_path,
 
 def test_the_block_is_kept_with_an_adapter(family, stream, tmp_path):
     chosen = family()
-    saved = go(chosen, chosen.create("base", seeds=[0]), stream, tmp_path / "a", 0)
+    saved = go(chosen, chosen.create("base", seed=0), stream, tmp_path / "a", 0)
     assert CausalLM.load(saved, device="cpu").block == 16

@@ -30,11 +30,11 @@ from transformers import (
     Qwen3Config,
 )
 
-from fortifai.config import RegenerateConfig
 from fortifai.errors import InputError
-from fortifai.loop.progress import Silent
+from fortifai.lab.progress import Silent
 from fortifai.models import generation, shared_prefix
 from fortifai.models.causal_lm import CausalLM
+from fortifai.models.options import RegenerateOptions
 from tests.tokenizers_made import byte_level
 
 POSITIONS, WINDOW, BOS = 64, 9, 2
@@ -130,7 +130,7 @@ EACH = 5  # blocks a chunk: (27 - 6) // 4
 
 def rewrite(lm: CausalLM, stream: np.ndarray, seed: int = 3, **changes: Any) -> np.ndarray:
     asked = {"context": SPAN, "new_tokens": NEW, **changes}
-    settings = RegenerateConfig.model_validate(asked)
+    settings = RegenerateOptions.model_validate(asked)
     return lm.regenerate(stream, settings, seed=seed, progress=Silent())
 
 

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 
 from fortifai import weighted_cross_entropy
-from fortifai.confidence import Focal, Keep, Truncate, Weight
-from fortifai.config import TrainConfig
 from fortifai.errors import InputError, RunFailed
-from fortifai.loop.progress import Silent
+from fortifai.lab.progress import Silent
 from fortifai.models.causal_lm import CausalLM
+from fortifai.models.options import TrainOptions
 from fortifai.models.training import Blocks, FitReport, uses_bf16
+from fortifai.weights import Focal, Keep, Truncate, Weight
 
 from .conftest import prose
 
@@ -43,7 +43,7 @@ def fit(tmp_path: Path, text: np.ndarray) -> Callable[..., FitReport]:
         return lm.fit(
             text if samples is None else samples,
             weight or Keep(),
-            TrainConfig.model_validate(train),
+            TrainOptions.model_validate(train),
             seed=seed,
             workdir=tmp_path / "work",
             select=select,
@@ -323,8 +323,8 @@ def test_bf16_autocast_keeps_fp32_weights(make, fit):
 
 
 def test_auto_precision_is_fp32_on_a_cpu():
-    assert not uses_bf16(TrainConfig(), torch.device("cpu"))
-    assert uses_bf16(TrainConfig(precision="bf16"), torch.device("cpu"))
+    assert not uses_bf16(TrainOptions(), torch.device("cpu"))
+    assert uses_bf16(TrainOptions(precision="bf16"), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("size", [0, 1])

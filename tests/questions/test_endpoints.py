@@ -16,7 +16,7 @@ from fortifai.errors import InputError, RunFailed
 from fortifai.questions import llm
 from fortifai.questions.budget import UNBOUNDED, Budget, Limits
 from fortifai.questions.endpoint import Endpoint, Settings
-from fortifai.questions.llm import LlmWritten
+from fortifai.questions.llm import Written
 from fortifai.questions.prompt import Answer, read_answer
 from tests.questions.server import Act, serving
 from tests.questions.server import Endpoint as Server
@@ -40,7 +40,7 @@ def corpus(tmp_path: Path) -> Corpus:
 
 def write(
     corpus: Corpus, url: str, journal: Path, longest: int = LONGEST, **limits: Any
-) -> LlmWritten:
+) -> Written:
     settings = Settings("m", url, timeout=20.0, max_tokens=longest)
     told = {"backoff": 0.001, "workers": 1} | limits
     return llm.write(corpus, settings, journal, limits=Limits(**told))

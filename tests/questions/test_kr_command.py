@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from fortifai.cli import app
+from fortifai.cli.app import app
 from fortifai.data.bios import bios
 from fortifai.data.questions import read_questions, write_questions
 from fortifai.errors import InputError, RunFailed

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from fortifai.cli import app
+from fortifai.cli.app import app
 from fortifai.data.questions import read_rows, write_questions
 from fortifai.data.text import Corpus, read_text
 from fortifai.errors import InputError, RunFailed
 from fortifai.questions import llm
 from fortifai.questions.endpoint import Settings, retry_after
-from fortifai.questions.llm import Limits, LlmWritten
+from fortifai.questions.llm import Limits, Written
 from tests.questions.server import Act, serving
 
 KEY = "sk-secret-0123456789"
@@ -70,12 +70,12 @@ def good(_: int, body: dict[str, Any]) -> Act:
     return answer(item(town_of(body)))
 
 
-def write(corpus: Corpus, url: str, journal: Path, **changes: Any) -> LlmWritten:
+def write(corpus: Corpus, url: str, journal: Path, **changes: Any) -> Written:
     settings = Settings("writer-1", url, timeout=changes.pop("timeout", 20.0))
     return llm.write(corpus, settings, journal, **({"limits": QUICK} | changes))
 
 
-def towns(written: LlmWritten) -> list[str]:
+def towns(written: Written) -> list[str]:
     return [q.true.rsplit(" ", 1)[1].rstrip(".") for q in written.questions]
 
 
@@ -256,7 +256,7 @@ def test_a_key_that_no_header_can_carry(
 
 def test_one_run_at_a_time_on_a_journal(corpus: Corpus, tmp_path: Path) -> None:
     go = threading.Event()
-    first: list[LlmWritten] = []
+    first: list[Written] = []
 
     def script(n: int, body: dict[str, Any]) -> Act:
         act = good(n, body)
@@ -288,7 +288,7 @@ def test_no_more_money_is_no_reason_to_wait(corpus: Corpus, tmp_path: Path) -> N
         write(corpus, endpoint.url, tmp_path / "j")
 
 
-def saved(written: LlmWritten, path: Path) -> bytes:
+def saved(written: Written, path: Path) -> bytes:
     write_questions(path, written.questions)
     return path.read_bytes()
 
@@ -504,7 +504,16 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     with serving(script) as endpoint:
         command = [
-            *(sys.executable, "-m", "fortifai.cli", "kr", "build", "text.txt", "--out", "q.jsonl"),
+            *(
+                sys.executable,
+                "-m",
+                "fortifai.cli",
+                "kr",
+                "build",
+                "text.txt",
+                "--out",
+                "q.jsonl",
+            ),
             *("--writer", "llm", "--model", "m", "--base-url", endpoint.url, "--workers", "2"),
         ]
         process = subprocess.Popen(

@@ -232,11 +232,11 @@ def wiki(real_data: Path) -> Corpus:
 
 
 @pytest.fixture(scope="module")
-def made(wiki: Corpus) -> swap.Written:
+def made(wiki: Corpus) -> swap.Swapped:
     return swap.write(wiki)
 
 
-def test_five_a_paragraph_and_no_more(wiki: Corpus, made: swap.Written) -> None:
+def test_five_a_paragraph_and_no_more(wiki: Corpus, made: swap.Swapped) -> None:
     count = collections.Counter(q.location for q in made.questions)
     assert max(count.values()) == 5
     assert len(count) == made.asked
@@ -250,7 +250,7 @@ def said(text: str) -> set[str]:
     return {t.text for t in tokens(text)}
 
 
-def test_true_stands_in_the_text_and_false_does_not(wiki: Corpus, made: swap.Written) -> None:
+def test_true_stands_in_the_text_and_false_does_not(wiki: Corpus, made: swap.Swapped) -> None:
     for q in made.questions:
         at = wiki.find_line(q.location)
         assert at is not None
@@ -262,7 +262,7 @@ def test_true_stands_in_the_text_and_false_does_not(wiki: Corpus, made: swap.Wri
         assert not new & said(q.context)
 
 
-def test_no_value_is_more_often_true_than_false(made: swap.Written) -> None:
+def test_no_value_is_more_often_true_than_false(made: swap.Swapped) -> None:
     """So whatever looks at a value alone, its length or frequency, is right half of the time."""
     true, false = collections.Counter(), collections.Counter()
     for q in made.questions:
@@ -286,18 +286,18 @@ class Unigrams:
         ]
 
 
-def test_frequencies_answer_half(wiki: Corpus, made: swap.Written) -> None:
+def test_frequencies_answer_half(wiki: Corpus, made: swap.Swapped) -> None:
     right = kr_test(Unigrams(wiki.text), made.questions).right("sum")
     assert right.mean() == 0.5  # exactly: every pair of questions is answered once
 
 
-def test_the_checks_find_nothing(wiki: Corpus, made: swap.Written) -> None:
+def test_the_checks_find_nothing(wiki: Corpus, made: swap.Swapped) -> None:
     report = check(made.questions, corpus=wiki)
     assert report.findings == ()
     assert report.tells[0].share.value == 0.5
 
 
-def test_the_same_in_every_process(wiki: Corpus, made: swap.Written, tmp_path: Path) -> None:
+def test_the_same_in_every_process(wiki: Corpus, made: swap.Swapped, tmp_path: Path) -> None:
     """Python orders sets differently from run to run."""
     path = tmp_path / "text.jsonl"
     path.write_text("".join(json.dumps({"text": d.text}) + "\n" for d in wiki.documents[:8]))

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import yaml
 from safetensors.numpy import save_file
 
-from fortifai.loop.store import committing, write_json, write_jsonl
+from fortifai.lab.store import committing, write_json, write_jsonl
+from fortifai.text.measures import MEASURES
 
 SPLIT_TOKENS = 16384
 QUESTIONS = 80
@@ -88,6 +89,7 @@ def write_run(
     }
     write_json(folder / "run.json", head)
     write_json(folder / "notes.json", list(notes))
+    write_json(folder / "measures.json", [measure.record() for measure in MEASURES])
     for arm, how in arms.items():
         for seed in seeds:
             chain = folder / "arms" / arm / f"seed-{seed}"
@@ -122,12 +124,12 @@ def _write_generation(
                         "split": k,
                         "generation": j,
                         "values": SPLIT_TOKENS,
-                        "origin": "rewritten" if j else "real",
+                        "origin": "generated" if j else "real",
                     }
                     for k, j in ledger
                 ],
                 "real": SPLIT_TOKENS,
-                "rewritten": SPLIT_TOKENS * generation,
+                "generated": SPLIT_TOKENS * generation,
                 "real_share": 1 / (generation + 1),
             },
         )
@@ -141,7 +143,7 @@ def _write_generation(
 def _score(measure: str, on: str, value: float, **rest: Any) -> dict[str, Any]:
     return {
         "measure": measure, "value": float(value), "on": on, "n": SPLIT_TOKENS, "stderr": None,
-        "unit": "", "chance": None, "direction": "lower",
+        "chance": None,
     } | rest  # fmt: skip
 
 
@@ -181,7 +183,7 @@ def _questions(
     return [
         _score(
             f"kr.{variant}", on, r.mean(), n=len(r), stderr=float(r.std(ddof=1) / len(r) ** 0.5),
-            unit="share", chance=0.5, direction="higher",
+            chance=0.5,
         )
         for variant in ("mean", "sum")
         for on, r in texts.items()
@@ -200,23 +202,23 @@ def _texts(
     for k in range(generations):
         rows.append(_score("perplexity", f"split-{k}", 14 * math.exp(0.92 * decay) * wobble()))
         for n, level in ((1, 0.24), (2, 0.71), (3, 0.93)):
-            rows.append(_score(f"distinct-{n}", f"split-{k}", level, direction="higher"))
+            rows.append(_score(f"distinct.{n}", f"split-{k}", level))
         rows.append(_score("entropy.unigram", f"split-{k}", 6.41))
     rows.append(_score("perplexity", "held-out", 310 * math.exp(0.48 * decay) * wobble()))
     for k in range(generation + 1):
         on, age = f"rewritten-{k}", how.pace * (generation - k + 1)
         rows.append(_score("perplexity", on, 1.3 + 3.2 * math.exp(-0.6 * age) * wobble()))
-        rows.append(_score("kl.unigram", on, 0.31 + 0.14 * age * wobble(), unit="nats"))
+        rows.append(_score("kl.unigram", on, 0.31 + 0.14 * age * wobble()))
         for n, level in ((1, 0.22), (2, 0.60), (3, 0.80)):
             value = level * math.exp(-0.14 * age) * wobble(0.01)
-            rows.append(_score(f"distinct-{n}", on, value, direction="higher"))
+            rows.append(_score(f"distinct.{n}", on, value))
         rows.append(_score("entropy.unigram", on, 6.3 - 0.28 * age * wobble(0.05)))
-    rows.append(_score("kl.unigram", "rewritten", 0.30 + 0.08 * decay * wobble(), unit="nats"))
+    rows.append(_score("kl.unigram", "rewritten", 0.30 + 0.08 * decay * wobble()))
     rows.append(_score("kl.unigram_paper", "rewritten", 0.62 + 0.1 * decay * wobble()))
     rows.append(_score("train.loss", "train", 2.3 * wobble()))
     share = how.truncated + (0.97 - how.truncated) * 0.5 * (1 - math.exp(-0.5 * generation))
     share = share if how.truncated else 0.0
-    rows.append(_score("train.truncated_share", "train", share, unit="share", direction="none"))
+    rows.append(_score("train.truncated_share", "train", share))
     for on, a, b in (
         ("split-0", 0.5, 0.9 + 0.25 * decay),
         ("rewritten-0", 0.9 + 0.2 * decay, 0.35),

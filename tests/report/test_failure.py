@@ -5,14 +5,24 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from fortifai.evals.score import Score
+from fortifai import configuration
+from fortifai.errors import InputError
+from fortifai.lab.measures import Score
+from fortifai.lab.spec import FailureLevel
 from fortifai.report.compare import differences, kr_change, kr_difference
-from fortifai.report.failure import describe, failures, ratio
-from fortifai.report.records import FIRST, KR, Answers, Arm, Chain, Generation, Level, Run
+from fortifai.report.failure import failures, in_words, ratio
+from fortifai.report.records import FIRST, KR, Answers, Arm, Chain, Generation, Run
+from fortifai.text.measures import MEASURES
 
-ABSOLUTE = Level(KR, FIRST, 0.75, "below")
-HALF = Level(KR, FIRST, "half_gain", "below")
-ABOVE = Level("perplexity", FIRST, 200.0, "above")
+
+def _level(measure: str, on: str, level: float | str, direction: str) -> FailureLevel:
+    told = {"measure": measure, "on": on, "level": level, "direction": direction}
+    return FailureLevel.model_validate(told)
+
+
+ABSOLUTE = _level(KR, FIRST, 0.75, "below")
+HALF = _level(KR, FIRST, "half_gain", "below")
+ABOVE = _level("perplexity", FIRST, 200.0, "above")
 
 
 def _generation(number: int, kr: float, perplexity: float, asked: int) -> Generation:
@@ -26,7 +36,7 @@ def _generation(number: int, kr: float, perplexity: float, asked: int) -> Genera
         (KR, FIRST): Score(KR, kr, FIRST, asked, chance=0.5),
         ("perplexity", FIRST): Score("perplexity", perplexity, FIRST, 100),
     }
-    return Generation(number, scores, {}, (), {}, (), answers)
+    return Generation(number, scores, answers=answers)
 
 
 def _arm(
@@ -50,8 +60,8 @@ def _arm(
     return Arm(name, name, "run", name == "ce", {}, chains)
 
 
-def _run(*arms: Arm, levels: tuple[Level, ...] = (ABSOLUTE,)) -> Run:
-    return Run("run", "", "tokens", {}, (), levels, 5 * len(arms), arms, {})
+def _run(*arms: Arm, levels: tuple[FailureLevel, ...] = (ABSOLUTE,)) -> Run:
+    return Run("run", "", "tokens", {}, MEASURES, (), levels, 5 * len(arms), arms)
 
 
 def _cells(run: Run, arm: str, level: int = 0) -> tuple[str, str, str, str]:
@@ -64,8 +74,9 @@ def test_times_and_ratio_by_hand() -> None:
     run = _run(_arm("ce", [[0.85, 0.65, 0.6]]), _arm("tce", [[0.9, 0.8, 0.7]]))
     assert _cells(run, "ce") == ("0.50", "", "1", "baseline")
     assert _cells(run, "tce") == ("1.50", "", "3.00", "")  # one seed, no questions: no interval
-    assert failures([run]).level == 0.75
-    assert failures([run]).crossings == pytest.approx({"ce": 0.5, "tce": 1.5}, abs=1e-12)
+    level, crossings = failures([run]).drawn[KR, FIRST]
+    assert level == 0.75
+    assert crossings == pytest.approx({"ce": 0.5, "tce": 1.5}, abs=1e-12)
 
 
 def test_mean_and_range_over_seeds() -> None:
@@ -82,7 +93,9 @@ def test_what_did_not_fail_is_a_bound() -> None:
     )
     assert _cells(run, "never")[:3] == ("> 4", "", "> 8.00")
     assert _cells(run, "half")[:3] == ("> 2.25", "1 of 2 seeds failed", "> 4.50")
-    assert set(failures([run]).crossings) == {"ce"}  # no ring for a time that is not known
+    assert set(failures([run]).drawn[KR, FIRST][1]) == {
+        "ce"
+    }  # no ring for a time that is not known
     calm = _run(_arm("ce", [[0.9, 0.9]]), _arm("never", [[0.9, 0.9]]), _arm("x", [[0.9, 0.6]]))
     assert _cells(calm, "never")[2:] == ("\u2013", "neither failed in every seed")
     assert _cells(calm, "x")[2] == "< 0.50"
@@ -98,7 +111,7 @@ def test_half_of_the_gain_is_each_seeds_own() -> None:
     # gains over 0.5 of 0.4 and 0.2: failure at 0.7 and 0.6, half way down the first step of each
     run = _run(_arm("ce", [[0.9, 0.5], [0.7, 0.5]]), levels=(HALF,))
     assert _cells(run, "ce")[:2] == ("0.50", "0.50 \u2013 0.50")
-    assert failures([run]).level is None
+    assert failures([run]).drawn == {}
 
 
 def test_a_rising_measure_fails_above_its_level() -> None:
@@ -107,11 +120,11 @@ def test_a_rising_measure_fails_above_its_level() -> None:
 
 
 def test_a_measure_that_was_not_taken_is_said_to_be_so() -> None:
-    level = Level("accuracy", FIRST, 0.5, "below")
+    level = _level("accuracy", FIRST, 0.5, "below")
     run = _run(_arm("ce", [[0.9, 0.6]]), _arm("tce", [[0.9, 0.6]]), levels=(level,))
     assert _cells(run, "tce") == ("\u2013", "not measured", "\u2013", "not measured in both")
     no_chance = _run(
-        _arm("ce", [[0.9]]), levels=(Level("perplexity", FIRST, "half_gain", "below"),)
+        _arm("ce", [[0.9]]), levels=(_level("perplexity", FIRST, "half_gain", "below"),)
     )
     assert _cells(no_chance, "ce")[0] == "\u2013"
 
@@ -185,18 +198,35 @@ def test_levels_of_several_runs_are_told_once() -> None:
     one = _run(_arm("ce", [[0.85, 0.65]]), levels=(ABSOLUTE, HALF))
     two = _run(_arm("tce", [[0.85, 0.65]]), levels=(ABSOLUTE, ABOVE))
     found = failures([one, two])
-    assert list(found.levels) == [describe(v) for v in (ABSOLUTE, HALF, ABOVE)]
+    assert list(found.levels) == [in_words(v, MEASURES) for v in (ABSOLUTE, HALF, ABOVE)]
     assert found.cells["tce"][0][1]["note"] == "no baseline yet"
 
 
 @pytest.mark.parametrize(
     ("level", "words"),
     [
-        (ABSOLUTE, "KR, first split < 0.75"),
-        (HALF, "KR, first split: half of the gain lost"),
-        (ABOVE, "Perplexity, original first split > 200"),
-        (Level("kl.unigram", "rewritten", 0.5, "above"), "kl.unigram, rewritten > 0.5"),
+        (ABSOLUTE, "Knowledge Retention, first split < 0.75"),
+        (HALF, "Knowledge Retention, first split: half of the gain lost"),
+        (ABOVE, "Perplexity, first split > 200"),
+        (_level("kl.unigram", "rewritten", 0.5, "above"), "KL of unigrams (unigram) > 0.5"),
     ],
 )
-def test_levels_in_words(level: Level, words: str) -> None:
-    assert describe(level) == words
+def test_levels_in_words(level: FailureLevel, words: str) -> None:
+    assert in_words(level, MEASURES) == words
+
+
+@pytest.mark.parametrize(
+    ("measure", "hint"),
+    [("variance", "did you mean"), ("tail.9", ""), ("kr.mean", "name one of variance.ratio")],
+)
+def test_a_level_names_a_measure_that_is_taken(measure: str, hint: str) -> None:
+    raw = {
+        "name": "x", "baseline": "a", "arms": {"a": {}}, "family": {"kind": "gaussian"},
+        "corpus": {"kind": "points", "source": {"kind": "gaussian"}, "samples": 50},
+        "time_to_failure": [{"measure": measure, "level": 1.0}],
+    }  # fmt: skip
+    if not hint:  # a variant of one
+        assert configuration.resolve(raw).time_to_failure[0].measure == measure
+        return
+    with pytest.raises(InputError, match=f"time_to_failure names '{measure}'.*{hint}"):
+        configuration.resolve(raw)

@@ -1,14 +1,22 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from fortifai.errors import InputError
+from fortifai.images import measures as images
+from fortifai.lab.measures import About, Line
+from fortifai.lab.store import write_json
+from fortifai.points import measures as points
 from fortifai.report.load import load
+from fortifai.report.names import describe, lines_of, number
+from fortifai.text.measures import MEASURES
 
 from .fake import ARMS, scores_of, write_run
 
+OLD = Path(__file__).parents[1] / "lab" / "old_runs"
 TWO = {name: ARMS[name] for name in ("ce", "tce-0.3")}
 
 
@@ -63,8 +71,8 @@ def test_a_gap_ends_the_values_that_are_read_in_order(tmp_path: Path) -> None:
     run_folder = write_run(tmp_path / "run", arms=TWO, generations=3, seeds=[0])
     (run_folder / "arms/ce/seed-0/generation-01/manifest.json").unlink()
     (run,) = load([run_folder])
-    assert len(run.arms[0].chains[0].values("kr.mean", "split-0")) == 1
-    assert len(run.arms[1].chains[0].values("kr.mean", "split-0")) == 3
+    assert len(run.arms[0].chains[0].values(("kr.mean", "split-0"))) == 1
+    assert len(run.arms[1].chains[0].values(("kr.mean", "split-0"))) == 3
 
 
 def test_arms_and_seeds_may_differ_in_length(tmp_path: Path) -> None:
@@ -128,7 +136,7 @@ def test_an_arm_that_is_a_path_is_refused(tmp_path: Path) -> None:
         load([run_folder])
 
 
-def test_levels_come_from_the_configuration_or_are_the_papers(tmp_path: Path) -> None:
+def test_levels_come_from_the_configuration(tmp_path: Path) -> None:
     declared = [{"measure": "perplexity", "level": 200, "direction": "above"}]
     run_folder = write_run(tmp_path / "run", arms=TWO, generations=1, seeds=[0], levels=declared)
     (level,) = load([run_folder])[0].levels
@@ -138,7 +146,7 @@ def test_levels_come_from_the_configuration_or_are_the_papers(tmp_path: Path) ->
     config = run_folder / "config.yaml"
     kept = config.read_text("utf-8")
     config.write_text(kept.replace("time_to_failure", "other"), "utf-8")
-    assert [level.level for level in load([run_folder])[0].levels] == [0.75, "half_gain"]
+    assert load([run_folder])[0].levels == ()
     config.write_text(kept.replace("level: 200", "level: high"), "utf-8")
     with pytest.raises(InputError, match="time_to_failure must be a list"):
         load([run_folder])
@@ -150,3 +158,88 @@ def test_a_line_separator_inside_a_text_does_not_cut_a_record(tmp_path: Path) ->
     passages = load([run_folder])[0].arms[0].chains[0].generations[0].passages
     assert passages[0].tokens[0] == " before\u2028after"
     assert not any(passages[0].changed)
+
+
+# --- what was measured ------------------------------------------------------------------------
+
+
+def test_measures_come_from_the_run_or_from_the_kind_of_its_family(tmp_path: Path) -> None:
+    run_folder = write_run(tmp_path / "run", arms=TWO, generations=1, seeds=[0])
+    told = load([run_folder])[0].measures
+    assert [m.record() for m in told] == [m.record() for m in MEASURES]
+    # an older version's run, which does not say, and whose scores had other names
+    (old,) = load([OLD / "language"])
+    assert old.measures == MEASURES
+    generation = old.arms[0].chains[0].generations[0]
+    assert ("distinct.1", "split-0") in generation.scores
+    # neither known: no more is drawn than what needs no name
+    (run_folder / "measures.json").unlink()
+    assert load([run_folder])[0].measures == ()
+    # of a version that says it otherwise
+    write_json(run_folder / "measures.json", [{"known": "otherwise"}])
+    assert load([run_folder])[0].measures == ()
+
+
+def test_a_measure_survives_its_record() -> None:
+    for measure in (*MEASURES, *points.MEASURES, *images.MEASURES):
+        record = json.loads(json.dumps(measure.record()))
+        assert About.of(record | {"added": "by a later version"}).record() == measure.record()
+        assert measure.caption
+        for line in measure.lines or ():
+            assert measure.owns(line.score)
+        for headline in measure.headlines:
+            assert measure.owns(headline.score)
+
+
+# --- names and numbers ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        (("kr.mean", "split-0"), "Knowledge Retention, first split"),
+        (("kr.sum", "total"), "Knowledge Retention (sum), all splits"),
+        (
+            ("perplexity.first", "written"),
+            "Perplexity under generation 0, first split as generated",
+        ),
+        (("entropy.word", "written"), "Word entropy, first split as generated"),
+        (("kl.unigram", "rewritten"), "KL of unigrams (unigram)"),
+        (("train.loss", "train"), "Training loss"),
+        (("mine", "split-3"), "mine, split-3"),
+    ],
+)
+def test_scores_in_words(key: tuple[str, str], words: str) -> None:
+    assert describe(MEASURES, key) == words
+
+
+def test_a_measure_without_lines_is_drawn_on_the_most_telling_data(small_run: Path) -> None:
+    arms = load([small_run])[0].arms
+    plain = About("distinct", "Distinct", "Mine", real=True)
+    assert lines_of(plain, arms) == [
+        Line(str(n), f"distinct.{n}", "rewritten-0", "split-0") for n in (1, 2, 3)
+    ]
+    assert lines_of(About("train.loss", "Loss", "Mine", real=True), arms) == [
+        Line("Loss", "train.loss", "train")
+    ]
+    assert lines_of(About("none", "None", "Mine"), arms) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "form", "shown"),
+    [
+        (None, "", "\u2013"),
+        (0.0, "", "0.00"),
+        (0.012, "", "0.012"),
+        (0.5, "", "0.50"),
+        (1.5e-12, "", "1.5e\u221212"),
+        (12.34, "", "12.3"),
+        (123456.7, "", "123,457"),
+        (3.217e149, "", "3.22e+149"),
+        (1e7, "", "1e+7"),
+        (-0.12345, ".3f", "\u22120.123"),
+        (0.0123, ".1%", "1.2%"),
+    ],
+)
+def test_numbers_in_print(value: float | None, form: str, shown: str) -> None:
+    assert number(value, form) == shown

@@ -28,16 +28,6 @@ def test_of_a_mean_it_is_the_closed_form(over):
     assert found.high - found.low == pytest.approx(exact.high - exact.low, rel=0.03)
 
 
-def test_drawn_tables_and_drawn_means_agree():
-    x = _table()
-    by_means = stats.bootstrap_interval(_mean, x, items=True, n_boot=3000)
-    by_tables = stats.bootstrap_interval(
-        lambda t: t.mean(), x, items=True, means=False, n_boot=3000, seed=1
-    )
-    # 3,000 draws each: 1.3 % in a standard error; four of the two together
-    assert by_tables.high - by_tables.low == pytest.approx(by_means.high - by_means.low, rel=0.08)
-
-
 def test_tables_share_every_draw():
     x = _table()
     same = stats.bootstrap_interval(lambda a, b: _mean(a) - _mean(b), x, x, items=True, n_boot=50)
@@ -46,20 +36,6 @@ def test_tables_share_every_draw():
         lambda a, b: _mean(a) - _mean(b), x, _table(9), items=True, n_boot=500
     )
     assert apart.high - apart.low > 0.3
-
-
-def test_the_median_over_questions_is_covered():
-    """A statistic without a formula: the median question of the mean over seeds."""
-    rng = np.random.default_rng(3)
-    hits, sims = 0, 150
-    for i in range(sims):
-        x = rng.normal(0, 0.1, (3, 1)) + rng.normal(1, 0.7, (1, 80)) + rng.normal(0, 0.5, (3, 80))
-        found = stats.bootstrap_interval(
-            lambda t: np.median(t.mean(0)), x, items=True, means=False, n_boot=120, seed=i
-        )
-        hits += found.low <= 1 <= found.high
-    # 95 % and three binomial standard errors of 150 (1.8 points)
-    assert hits / sims >= 0.895
 
 
 def test_percentiles_of_the_same_draws_would_cover_too_little():

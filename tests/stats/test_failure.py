@@ -49,10 +49,11 @@ def test_a_stricter_level_fails_no_later(values, a, b):
 
 
 def test_half_gain():
-    assert stats.half_gain_level(1.0, 0.5) == 0.75
-    times = stats.seed_times([[0.9, 0.7], [0.6, 0.5]], "half_gain", "below", chance=0.5)
-    # levels 0.7 (touched, not crossed) and 0.55 (halfway from 0.6 to 0.5)
-    assert times == [TimeToFailure(1.0, True), TimeToFailure(pytest.approx(0.5), False)]
+    curves = [0.9, 0.7], [0.6, 0.5], [1.0, 0.5]
+    times = [stats.time_to_failure(x, "half_gain", chance=0.5) for x in curves]
+    # levels 0.7 (touched, not crossed), 0.55 and 0.75 (halfway from 0.6 and from 1.0 to 0.5)
+    half = TimeToFailure(pytest.approx(0.5), False)
+    assert times == [TimeToFailure(1.0, True), half, half]
 
 
 def test_ratio_by_hand_and_its_bounds():
@@ -93,7 +94,7 @@ def test_the_interval_covers_the_truth():
 
     def truth(curve):
         many = _answers(np.random.default_rng(7), 500, curve, 2000, spread=0.05).mean(-1)
-        return np.mean([t.stage for t in stats.seed_times(many, 0.7, "below")])
+        return np.mean([t.stage for t in (stats.time_to_failure(x, 0.7) for x in many)])
 
     true, covered = truth(arm_curve) / truth(base_curve), 0
     for i in range(400):
@@ -134,7 +135,7 @@ def test_shapes_are_checked():
     with pytest.raises(ValueError, match="both must be"):
         stats.ratio_to_baseline([[0.9]], [[0.9, 0.8]], 0.75)
     with pytest.raises(ValueError, match="chance"):
-        stats.seed_times([[0.9]], "half_gain", "below")
+        stats.time_to_failure([0.9], "half_gain")
 
 
 # --- generations that are not measured one by one -----------------------------------------------
@@ -175,7 +176,7 @@ def test_the_ratio_of_values_without_questions_is_fiellers():
         [np.interp(np.arange(9), [t - 0.5, t + 0.5], [1.0, -1.0]) for t in times[:, side]]
         for side in (0, 1)
     ]
-    read = [[t.stage for t in stats.seed_times(c, 0.0, "below")] for c in curves]
+    read = [[stats.time_to_failure(x, 0.0).stage for x in c] for c in curves]
     a, b = (np.mean(r) for r in read)
     (vaa, vab), (_, vbb) = np.cov(read) / 5
     t2 = reference.t.ppf(0.975, 4) ** 2

@@ -94,10 +94,11 @@ def judged(
     against: str,
     found: Comparison,
     unit: str,
-    worse: Worse | None = None,
-    level: float | None = None,
+    worse: Worse | None,
+    levels: Levels,
 ) -> Finding:
-    """A finding from a comparison."""
+    """A finding from a comparison, judged by the level of its name where a direction is worse."""
+    level = getattr(levels, name) if worse else None
     return Finding(
         name,
         title,

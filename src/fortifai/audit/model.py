@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from fortifai.audit.findings import Audit, Finding, Levels, Worse, judged
 from fortifai.audit.texts import breadths, spread
-from fortifai.config import Sample
 from fortifai.errors import InputError
 from fortifai.evals import breadth, kr_test
 from fortifai.evals import confidence as confidence_
-from fortifai.evals.score import Score
+from fortifai.lab.measures import Score
+from fortifai.models.options import Sample
 from fortifai.stats.sample import Interval, sample_mean
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Passages:
 
 
 @dataclasses.dataclass(frozen=True)
-class Written:
+class Generated:
     """What a model wrote after the prompts, and what it thinks of that and of the human text.
 
     Attributes:
@@ -102,7 +102,7 @@ def cut(lm: CausalLM, text: str, *, windows: int, size: int | None) -> Passages:
     return Passages(both[::2, :length], both[::2, length:], both[1::2])
 
 
-def write(lm: CausalLM, passages: Passages, name: str, *, seed: int, tick: Tick) -> Written:
+def write(lm: CausalLM, passages: Passages, name: str, *, seed: int, tick: Tick) -> Generated:
     """Let a model continue all prompts by sampling at temperature 1, and score everything.
 
     At temperature 1 nothing is put on top of the model: if it is as sure as it should be, its own
@@ -137,7 +137,7 @@ def write(lm: CausalLM, passages: Passages, name: str, *, seed: int, tick: Tick)
         tick=lambda done, total: tick("writing", done, total),
     )
     own = scored(np.concatenate([passages.prompts, text], axis=1))
-    return Written(text, own, human, more)
+    return Generated(text, own, human, more)
 
 
 def audit_model(
@@ -238,26 +238,16 @@ def _behind(lm: CausalLM) -> str:
     return f", each behind {lm.tokenizer.convert_ids_to_tokens(lm.special.bos)}"
 
 
-def _certainty(wrote: Written, vocabulary: int, seed: int, levels: Levels) -> list[Finding]:
+def _certainty(wrote: Generated, vocabulary: int, seed: int, levels: Levels) -> list[Finding]:
     human, blind = sample_mean(-wrote.human.mean(1)), math.log(vocabulary)
     p = [np.exp(x).mean(1) for x in (wrote.own, wrote.human, wrote.more)]
-    surprise = [-x.mean(1) for x in (wrote.own, wrote.human, wrote.more)]
+    nll = [-x.mean(1) for x in (wrote.own, wrote.human, wrote.more)]
+    surer, surprised = (breadth.means(*x, seed=seed) for x in (p, nll))
+    title = "confidence in its own text"
     return [
+        judged("confidence", title, HUMAN, surer, "probability", "higher", levels),
         judged(
-            "confidence",
-            "confidence in its own text",
-            HUMAN,
-            breadth.means(p[0], p[1], p[2], seed=seed),
-            "probability",
-            "higher",
-            levels.confidence,
-        ),
-        judged(
-            "surprise",
-            "surprise at its own text",
-            HUMAN,
-            breadth.means(surprise[0], surprise[1], surprise[2], seed=seed),
-            "nats a token",
+            "surprise", "surprise at its own text", HUMAN, surprised, "nats a token", None, levels
         ),
         Finding(
             "human",
@@ -275,7 +265,11 @@ def _certainty(wrote: Written, vocabulary: int, seed: int, levels: Levels) -> li
 
 
 def _since(
-    wrote: Written, first: Written, findings: Sequence[Finding], base: str, levels: Levels
+    wrote: Generated,
+    first: Generated,
+    findings: Sequence[Finding],
+    base: str,
+    levels: Levels,
 ) -> list[Finding]:
     """What has changed since the base model, on the same prompts."""
     floors = {found.name: found.floor for found in findings}
@@ -362,14 +356,16 @@ def _benchmark(score: Score) -> Finding:
     around = (
         None if reach is None else Interval(score.value, score.value - reach, score.value + reach)
     )
-    return Finding(score.measure, score.measure, "", score.value, None, around, None, score.unit)
+    return Finding(
+        score.measure, score.measure, "", score.value, None, around, None, score.unit or ""
+    )
 
 
 def _rows(count: int) -> list[int]:
     return [round(i * (count - 1) / (EXAMPLES - 1)) for i in range(EXAMPLES)]
 
 
-def _example(lm: CausalLM, passages: Passages, wrote: Written, row: int) -> tuple[str, str, str]:
+def _example(lm: CausalLM, passages: Passages, wrote: Generated, row: int) -> tuple[str, str, str]:
     texts = (passages.prompts[row], wrote.text[row], passages.human[row])
     prompt, own, human = (str(lm.tokenizer.decode(ids.tolist())) for ids in texts)
     return prompt, own, human

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fortifai.audit.findings import Audit, Finding, Levels, judged
+from fortifai.audit.findings import Audit, Finding, Levels, Worse, judged
 from fortifai.errors import InputError
 from fortifai.evals import breadth
 
@@ -81,51 +81,21 @@ def breadths(
     unit: str,
 ) -> tuple[Finding, ...]:
     """Entropy, tail, repetition, sameness and divergence of windows of a text."""
-    rep = [breadth.repetition(x) for x in (own, reference, more)]
-    return (
-        judged(
-            "entropy",
-            f"variety of {unit}, entropy",
-            against,
-            breadth.entropy(own, reference, more, seed=seed),
-            "nats",
-            "lower",
-            levels.entropy,
-        ),
-        judged(
-            "tail",
-            f"rare {unit}",
-            against,
-            breadth.tail(own, reference, more, seed=seed),
-            "share",
-            "lower",
-            levels.tail,
-        ),
-        judged(
-            "repetition",
-            "repetition in a passage",
-            against,
-            breadth.means(rep[0], rep[1], rep[2], seed=seed),
-            "share",
-            "higher",
-            levels.repetition,
-        ),
-        judged(
-            "sameness",
-            "the same phrases everywhere",
-            against,
-            breadth.sameness(own, reference, more, seed=seed),
-            "share",
-            "higher",
-            levels.sameness,
-        ),
-        judged(
-            "divergence",
-            f"divergence of {unit}",
-            against,
-            breadth.divergence(own, reference, more, seed=seed),
-            "nats",
-        ),
+
+    def repetition(own: Ids, reference: Ids, more: Ids, *, seed: int) -> breadth.Comparison:
+        shares = (breadth.repetition(x) for x in (own, reference, more))
+        return breadth.means(*shares, seed=seed)
+
+    measures: tuple[tuple[str, str, Callable[..., breadth.Comparison], str, Worse | None], ...] = (
+        ("entropy", f"variety of {unit}, entropy", breadth.entropy, "nats", "lower"),
+        ("tail", f"rare {unit}", breadth.tail, "share", "lower"),
+        ("repetition", "repetition in a passage", repetition, "share", "higher"),
+        ("sameness", "the same phrases everywhere", breadth.sameness, "share", "higher"),
+        ("divergence", f"divergence of {unit}", breadth.divergence, "nats", None),
+    )
+    return tuple(
+        judged(name, title, against, measure(own, reference, more, seed=seed), of, worse, levels)
+        for name, title, measure, of, worse in measures
     )
 
 

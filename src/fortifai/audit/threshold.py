@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fortifai.audit import model as model_
-from fortifai.confidence import Dynamic
 from fortifai.errors import InputError
 from fortifai.evals.confidence import histogram
+from fortifai.weights import Dynamic
 
 if TYPE_CHECKING:
     from fortifai.models.causal_lm import CausalLM
@@ -25,7 +25,7 @@ class Suggestion:
 
     Attributes:
         crossing: Where the two Gaussians fitted to the confidences on the real text cross
-            (`fortifai.confidence.Dynamic`); None where they do not, and nothing should be dropped.
+            (`fortifai.weights.Dynamic`); None where they do not, and nothing should be dropped.
         quantile: The confidence above which the share `dropped` of the model's own tokens lies.
         dropped: That share.
         crossing_drops: Shares of the real text's tokens and of the model's own above `crossing`.
@@ -81,7 +81,7 @@ def suggest_threshold(
     wrote = model_.write(lm, passages, subject, seed=seed, tick=tick)
     real = np.exp(np.concatenate([wrote.human, wrote.more]).ravel())
     own = np.exp(wrote.own.ravel())
-    settled = Dynamic().settle(real).threshold
+    settled = Dynamic().calibrate(real).threshold
     quantile = float(np.quantile(own, 1 - dropped))
     return Suggestion(
         None if settled == 1 else settled,

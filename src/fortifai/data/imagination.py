@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fortifai.data.files import expand, hub_rows, read_rows
 from fortifai.data.text import Corpus, Document
 from fortifai.errors import InputError, nearest
+from fortifai.file_formats import expand, hub_rows, read_rows
 
 HELLASWAG_ITEMS = 3000
 _TEXTS = frozenset({"ctx", "question", "answer"})

@@ -13,9 +13,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fortifai.data.files import Row, expand
-from fortifai.data.files import read_rows as read_objects
+from fortifai import files
 from fortifai.errors import InputError, nearest
+from fortifai.file_formats import Row, expand
+from fortifai.file_formats import read_rows as read_objects
 
 FIELDS = ("context", "sentence_true", "sentence_false", "location")
 
@@ -49,7 +50,7 @@ class Question:
             object.__setattr__(self, "id", digest)
 
 
-def read_questions(files: Sequence[str | Path], *, root: Path) -> tuple[list[Question], list[str]]:
+def read_questions(paths: Sequence[str | Path], *, root: Path) -> tuple[list[Question], list[str]]:
     """Read questions; one that stands several times counts once, where it stands first.
 
     Questions are the same if context and both continuations are: in the authors'
@@ -57,7 +58,7 @@ def read_questions(files: Sequence[str | Path], *, root: Path) -> tuple[list[Que
     location, for each of 491 articles.
 
     Args:
-        files: Files of rows, as `fortifai.data.files.read_rows` takes them, or globs, relative to
+        paths: Files of rows, as `fortifai.file_formats.read_rows` takes them, or globs, relative to
             `root`.
         root: Folder of relative paths.
 
@@ -70,7 +71,7 @@ def read_questions(files: Sequence[str | Path], *, root: Path) -> tuple[list[Que
     """
     questions: dict[str, Question] = {}
     notes: list[str] = []
-    for path in expand(files, root):
+    for path in expand(paths, root):
         rows = read_objects(path)
         found: dict[str, Question] = {}
         for number, row in enumerate(rows, start=1):
@@ -105,7 +106,10 @@ def read_rows(path: Path) -> list[Question]:
 
 
 def write_questions(path: Path, questions: Iterable[Question]) -> None:
-    """Write questions as JSON lines in the authors' format, with ``article`` where it is known."""
+    """Write questions as JSON lines in the authors' format, the whole file or nothing.
+
+    ``article`` is in a row where it is known.
+    """
     lines = []
     for q in questions:
         row: dict[str, Any] = {
@@ -116,7 +120,7 @@ def write_questions(path: Path, questions: Iterable[Question]) -> None:
         }
         row |= {"article": q.article} if q.article else {}
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    path.write_text("".join(lines), encoding="utf-8", newline="\n")
+    files.write_whole(path, "".join(lines))
 
 
 def _question(row: Row, path: Path, number: int, *, distinct: bool = True) -> Question:

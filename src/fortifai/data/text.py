@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from fortifai.data.files import (
+from fortifai.errors import InputError
+from fortifai.file_formats import (
     as_texts,
     column_texts,
     expand,
@@ -21,7 +22,6 @@ from fortifai.data.files import (
     no_column,
     read_plain,
 )
-from fortifai.errors import InputError
 
 Rows = Literal["documents", "lines"]
 """Whether rows of a table are documents, or the lines of WikiText, whose headings cut them."""

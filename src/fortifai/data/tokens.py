@@ -335,7 +335,6 @@ def encode_pairs(
     special: SpecialTokens,
     *,
     limit: int,
-    subject: str = "question",
 ) -> list[Encoded]:
     """Token ids of each context with its continuation, and the number of tokens of the latter.
 
@@ -351,7 +350,6 @@ def encode_pairs(
             `gap` says what stands there where the texts have none.
         special: The model's special tokens.
         limit: Longest sequence the model reads, in tokens.
-        subject: What has a continuation, in messages.
 
     Raises:
         InputError: A continuation is empty, or by itself longer than the model reads.
@@ -362,7 +360,7 @@ def encode_pairs(
     for start, end in zip(starts, ends, strict=True):
         if not end:
             raise InputError(
-                f"the continuation of {start[:60]!r} is empty; every {subject} needs a true and a "
+                f"the continuation of {start[:60]!r} is empty; every question needs a true and a "
                 "false one"
             )
     heads = _each(tokenizer, starts)
@@ -375,7 +373,7 @@ def encode_pairs(
         ids = next(apart) if tail is None else tail
         if not ids:
             raise InputError(
-                f"the continuation {end[:60]!r} of {start[:60]!r} adds no token; every {subject} "
+                f"the continuation {end[:60]!r} of {start[:60]!r} adds no token; every question "
                 "needs a true and a false one"
             )
         front = special.front if head else [special.first]

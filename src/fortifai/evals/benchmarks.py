@@ -6,66 +6,35 @@ its command gives on the saved model. Nothing is fetched unless a benchmark's `d
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import hashlib
 import importlib.metadata
 import importlib.util
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from fortifai import files
 from fortifai.data.tokens import SpecialTokens
 from fortifai.errors import InputError
 from fortifai.evals import benchmarks_data
 from fortifai.evals.benchmarks_data import Benchmark, Rows
-from fortifai.evals.score import Score
+from fortifai.lab.measures import Score
 
 if TYPE_CHECKING:
-    from fortifai.evals.harness import InMemory, Tick
-    from fortifai.evals.harness_tasks import Built
+    from fortifai.evals.harness import Built
+    from fortifai.models.causal_lm import CausalLM
 
-__all__ = ["Benchmark", "Model", "Results", "Suite", "read", "run_benchmarks"]
+__all__ = ["Benchmark", "Results", "Suite", "read", "run_benchmarks"]
 
-CHANCE_METRICS = frozenset({"acc", "acc_norm", "acc_bytes"})
+CHANCE_METRICS = ("acc", "acc_norm", "acc_bytes")
 """Metrics that guessing among the answers gets right once in as many times as there are answers."""
-
-VERSION = 1
-"""Of the form of cached results."""
 
 NOT_COUNTED = ("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache")
 """Parts of a configuration that saving writes into it, or that say nothing the weights do not."""
-
-
-class Model(Protocol):
-    """A causal language model that can score and write: `fortifai.models.causal_lm.CausalLM`."""
-
-    @property
-    def model(self) -> Any:
-        """The transformers model."""
-        ...
-
-    @property
-    def tokenizer(self) -> Any:
-        """Its tokenizer."""
-        ...
-
-    @property
-    def special(self) -> SpecialTokens:
-        """Its special tokens."""
-        ...
-
-    def sequence_log_prob(
-        self, encoded: Sequence[tuple[list[int], int]], tick: Callable[[int, int], None]
-    ) -> list[float]:
-        """Summed log p (nats) of the last tokens of token sequences."""
-        ...
-
-    def side_by_side(self, length: int) -> int:
-        """How many sequences of so many tokens are written at a time."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,26 +66,38 @@ class Suite:
 
     @functools.cached_property
     def built(self) -> tuple[Built, ...]:
-        """The harness's tasks, built when they are first needed."""
-        from fortifai.evals import harness_tasks
+        """The harness's tasks, made when they are first needed."""
+        from fortifai.evals import harness
 
-        return tuple(
-            harness_tasks.build(b, harness_tasks.find(b), self.rows.get(b.name))
-            for b in self.benchmarks
-        )
+        with harness.as_command():
+            return tuple(
+                harness.start(harness.find(b), self.rows.get(b.name)) for b in self.benchmarks
+            )
 
     @property
     def facts(self) -> str:
         """Benchmarks with the number of their tasks and items."""
-        return ", ".join(
-            f"{b.benchmark.name} ({_counted(len(b.tasks), 'task')}, {_counted(b.items, 'item')})"
-            for b in self.built
-        )
+        told = []
+        for b in self.built:
+            sizes = [len(task.eval_docs) for task in b.tasks.values()]
+            items = sum(min(size, b.benchmark.limit or size) for size in sizes)
+            told.append(f"{b.benchmark.name} (tasks: {len(sizes):,}, items: {items:,})")
+        return ", ".join(told)
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of all items."""
-        return _sha256([_data_sum(b, self.rows.get(b.benchmark.name)) for b in self.built])
+        return benchmarks_data.sha256([self._data_sum(built) for built in self.built])
+
+    def _data_sum(self, built: Built) -> str:
+        rows = self.rows.get(built.benchmark.name)
+        if rows is not None:
+            return benchmarks_data.digest(rows)
+        return benchmarks_data.sha256([list(task.eval_docs) for task in built.tasks.values()])
+
+    def _key(self, built: Built, weights: object) -> str:
+        asked = dataclasses.asdict(built.benchmark) | {"data": self._data_sum(built)}
+        return benchmarks_data.sha256([importlib.metadata.version("lm-eval"), weights, asked])
 
     def check(self, model: Any, tokenizer: Any, special: SpecialTokens) -> list[str]:
         """Whether a model can be asked, told before it is trained; returns what will be cut.
@@ -130,13 +111,10 @@ class Suite:
             InputError: Items are not what a task needs, or do not fit the model.
         """
         from fortifai.evals import harness
-        from fortifai.evals.harness_process import as_its_command
 
-        with as_its_command():
-            lm = harness.InMemory(
-                model, tokenizer, special, lambda encoded, tick: [], lambda n: 1, _silent
-            )
-        return [note for built in self.built for note in harness.check(built, lm)]
+        with harness.as_command():
+            lm = harness.Model(model, tokenizer, special, _silent)
+            return [note for built in self.built for note in harness.check(built, lm)]
 
     def save(self, folder: Path) -> None:
         """Write the local items into `folder`, from which `load` takes them."""
@@ -151,7 +129,13 @@ class Suite:
         local = [b.name for b in asked if b.data is not None]
         return cls(asked, {n: benchmarks_data.load_rows(folder / f"{n}.parquet") for n in local})
 
-    def run(self, lm: Model, *, cache: Path | None = None, tick: Tick | None = None) -> Results:
+    def run(
+        self,
+        lm: CausalLM,
+        *,
+        cache: Path | None = None,
+        tick: Callable[[int, int], None] | None = None,
+    ) -> Results:
         """Put all benchmarks to a model.
 
         Args:
@@ -164,45 +148,23 @@ class Suite:
             InputError: The model's weights are not finite.
         """
         from fortifai.evals import harness
-        from fortifai.evals.harness_process import as_its_command
 
-        with as_its_command():
-            adapter = harness.InMemory(
-                lm.model,
-                lm.tokenizer,
-                lm.special,
-                lm.sequence_log_prob,
-                lm.side_by_side,
-                tick or _silent,
-            )
-        weights = f"{model_sum(lm.model, lm.tokenizer)} {lm.special.front}" if cache else ""
-        found = [self._one(built, adapter, cache, weights) for built in self.built]
+        found = []
+        with harness.as_command():
+            model = harness.Model(lm.model, lm.tokenizer, lm.special, tick or _silent)
+            weights = [model_sum(lm.model, lm.tokenizer), lm.special.front] if cache else []
+            for built in self.built:
+                path = cache and cache / f"{self._key(built, weights)}.json"
+                result = _read_cached(path) if path else None
+                if result is None:
+                    result = _results(built, harness.evaluate(built, model))
+                    if path:
+                        _write_cached(path, result)
+                found.append(result)
         return Results(
             tuple(score for result in found for score in result.scores),
             tuple(item for result in found for item in result.items),
         )
-
-    def _one(self, built: Built, lm: InMemory, cache: Path | None, weights: str) -> Results:
-        if cache is None:
-            return _evaluated(built, lm)
-        rows = self.rows.get(built.benchmark.name)
-        key = _sha256(
-            [
-                VERSION,
-                importlib.metadata.version("lm-eval"),
-                weights,
-                [_task_sum(task) for task in built.tasks.values()],
-                [dict(group.to_dict() or {}) for group in built.groups.values()],
-                _data_sum(built, rows),
-                built.benchmark.settings,
-            ]
-        )
-        path = cache / f"{key}.json"
-        known = _read_cached(path)
-        if known is None:
-            known = _evaluated(built, lm)
-            _write_cached(path, known)
-        return known
 
 
 def read(benchmarks: Iterable[Benchmark], root: Path) -> Suite:
@@ -221,145 +183,94 @@ def read(benchmarks: Iterable[Benchmark], root: Path) -> Suite:
             "benchmarks need lm-evaluation-harness, which is not installed; "
             "pip install 'fortifai[benchmarks]'"
         )
-    from fortifai.evals import harness_tasks
+    from fortifai.evals import harness
 
-    asked = tuple(benchmarks)
-    rows: dict[str, Rows] = {}
-    for benchmark in asked:
-        nodes = harness_tasks.find(benchmark)
-        if benchmark.data is not None:
-            leaves = harness_tasks.leaves(benchmark, nodes)
-            rows[benchmark.name] = benchmarks_data.read_rows(benchmark, leaves, root)
+    asked, rows = tuple(benchmarks), {}
+    with harness.as_command():
+        for benchmark in asked:
+            tasks = harness.find(benchmark).tasks.values()
+            if benchmark.data is not None:
+                sources = [task.source(f"benchmarks.{benchmark.name}") for task in tasks]
+                rows[benchmark.name] = benchmarks_data.read_rows(benchmark, sources, root)
     suite = Suite(asked, rows)
     _ = suite.built  # so that what is wrong with a task is told now
     return suite
 
 
 def run_benchmarks(
-    lm: Model,
-    benchmarks: Iterable[Benchmark],
-    *,
-    root: Path = Path(),
-    cache: Path | None = None,
-    tick: Tick | None = None,
+    lm: CausalLM, benchmarks: Iterable[Benchmark], *, root: Path = Path(), cache: Path | None = None
 ) -> Results:
-    """Put benchmarks to any model: read, check, run.
-
-    Args:
-        lm: The model, such as ``CausalLM.from_base(folder)``.
-        benchmarks: What is asked for.
-        root: Folder that their paths are relative to.
-        cache: See `Suite.run`.
-        tick: See `Suite.run`.
-
-    Raises:
-        InputError: See `read`, `Suite.check` and `Suite.run`.
-    """
+    """Put benchmarks to any model: `read`, `Suite.check` and `Suite.run`, which see."""
     suite = read(benchmarks, root)
     suite.check(lm.model, lm.tokenizer, lm.special)
-    return suite.run(lm, cache=cache, tick=tick)
+    return suite.run(lm, cache=cache)
 
 
 # --- scores -----------------------------------------------------------------------------------
 
 
-def _evaluated(built: Built, lm: InMemory) -> Results:
-    from fortifai.evals import harness
-    from fortifai.evals.harness_process import as_its_command
-
-    found = harness.evaluate(built, lm)
-    with as_its_command():  # asking a task for its name draws a random number
-        return _results(built, found)
-
-
 def _results(built: Built, found: Mapping[str, Any]) -> Results:
     items = tuple(_items(built, found))
-    shares = {
-        measure
-        for measure in {row["measure"] for row in items}
-        if all(row["value"] in (0.0, 1.0) for row in items if row["measure"] == measure)
-    }
+    broken = {row["measure"] for row in items if row["value"] not in (0.0, 1.0)}
+    shares = {row["measure"] for row in items} - broken
     chances = _chances(built)
     scores = []
     for on, metrics in found["results"].items():
         for key, value in metrics.items():
-            metric, comma, _ = key.partition(",")
+            metric, comma, chosen = key.partition(",")
             if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
-            better = _better(built, found["higher_is_better"], on, metric)
-            measure = _measure(built, key)
+            better = found["higher_is_better"].get(on, {}).get(metric)
+            measure, stderr = _measure(built, key), metrics.get(f"{metric}_stderr,{chosen}")
             scores.append(
                 Score(
                     measure=measure,
                     value=float(value),
                     on=on,
                     n=int(metrics["sample_len"]),
-                    stderr=_number(metrics.get(key.replace(",", "_stderr,", 1))),
+                    stderr=None if stderr in (None, "N/A") else float(stderr),
                     unit="share" if measure in shares else "",
-                    chance=chances.get((on, key)),
+                    chance=chances.get(on, {}).get(key),
                     direction="none" if better is None else "higher" if better else "lower",
                 )
             )
     return Results(tuple(scores), items)
 
 
-def _better(
-    built: Built, told: Mapping[str, Mapping[str, bool]], on: str, metric: str
-) -> bool | None:
-    """Whether higher is better: of a group, what all its tasks say."""
-    group = built.groups.get(on)
-    names = [on] if group is None else [task.task_name for task in group.get_all_tasks()]
-    said = {told.get(name, {}).get(metric) for name in names}
-    return said.pop() if len(said) == 1 else None
-
-
 def _measure(built: Built, key: str) -> str:
-    metric, _, chosen = key.partition(",")
-    return f"{built.benchmark.name}.{metric}" + (f".{chosen}" if chosen != "none" else "")
+    return f"{built.benchmark.name}.{key.removesuffix(',none').replace(',', '.')}"
 
 
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
-
-
-def _items(built: Built, found: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+def _items(built: Built, found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for task, samples in found["samples"].items():
         for sample in samples:
             for metric in sample["metrics"]:
-                value = _number(sample[metric])
-                if value is not None:  # a metric of the whole, such as F1, has none of an item
+                value = sample[metric]
+                if isinstance(value, int | float):  # metrics of the whole, such as F1, have none
                     yield {
                         "benchmark": built.benchmark.name,
                         "task": task,
                         "item": int(sample["doc_id"]),
                         "measure": _measure(built, f"{metric},{sample['filter']}"),
-                        "value": value,
+                        "value": float(value),
                     }
 
 
-def _chances(built: Built) -> dict[tuple[str, str], float]:
+def _chances(built: Built) -> dict[str, dict[str, Any]]:
     """What guessing would give, by task or group and metric, averaged as the metric is."""
-    by_task: dict[str, dict[str, Any]] = {}
+    out: dict[str, dict[str, Any]] = {}
     for name, task in built.tasks.items():
         metrics = {m.get("metric") for m in task.config.metric_list or ()}
         several = task.multiple_target or "acc_mutual_info" in metrics
-        if task.config.output_type != "multiple_choice" or several:
-            continue
-        answers: dict[int, int] = {}
-        for request in task.instances:
-            answers[request.doc_id] = answers.get(request.doc_id, 0) + 1
-        chance = sum(1 / n for n in answers.values()) / len(answers)
-        by_task[name] = {f"{metric},none": chance for metric in CHANCE_METRICS & metrics}
-        by_task[name]["sample_len"] = len(answers)
+        if task.config.output_type == "multiple_choice" and not several:
+            answers = collections.Counter(request.doc_id for request in task.instances)
+            chance = sum(1 / n for n in answers.values()) / len(answers)
+            out[name] = {f"{m},none": chance for m in CHANCE_METRICS if m in metrics}
+            out[name]["sample_len"] = len(answers)
     for name, group in built.groups.items():
-        if {task.task_name for task in group.get_all_tasks()} <= by_task.keys():
-            by_task[name] = dict(group.aggregate(by_task))
-    return {
-        (name, key): value
-        for name, metrics in by_task.items()
-        for key, value in metrics.items()
-        if key.split(",")[0] in CHANCE_METRICS
-    }
+        if {task.task_name for task in group.get_all_tasks()} <= out.keys():
+            out[name] = dict(group.aggregate(out))
+    return out
 
 
 # --- cache ------------------------------------------------------------------------------------
@@ -374,60 +285,25 @@ def model_sum(model: Any, tokenizer: Any) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy())
-    for part in (model.config, model.generation_config):
-        told = part.to_dict()
-        for key in NOT_COUNTED:
-            told.pop(key, None)
-        digest.update(json.dumps(told, sort_keys=True, default=str).encode())
+    told = [part.to_dict() for part in (model.config, model.generation_config)]
+    settings = [{k: v for k, v in part.items() if k not in NOT_COUNTED} for part in told]
+    spoken = [tokenizer.special_tokens_map, tokenizer.chat_template, tokenizer.model_max_length]
     digest.update(tokenizer.backend_tokenizer.to_str().encode())
-    told = [tokenizer.special_tokens_map, tokenizer.chat_template, tokenizer.model_max_length]
-    digest.update(json.dumps(told, sort_keys=True, default=str).encode())
+    digest.update(benchmarks_data.sha256([settings, spoken]).encode())
     return digest.hexdigest()
-
-
-def _task_sum(task: Any) -> str:
-    """SHA-256 of a task's whole configuration, the source of its functions included."""
-    config = task.dump_config()
-    for data in ("custom_dataset", "process_docs"):
-        config.pop(data, None)  # the items and the harness's version are counted for them
-    return _sha256(config)
-
-
-def _data_sum(built: Built, rows: Rows | None) -> str:
-    if rows is not None:
-        return benchmarks_data.digest(rows)
-    return _sha256([list(task.task_docs) for task in built.tasks.values()])
-
-
-def _sha256(data: Any) -> str:
-    return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _read_cached(path: Path) -> Results | None:
     try:
         data = json.loads(path.read_text("utf-8"))
-        columns = data["items"]
-        items = tuple(
-            dict(zip(columns, values, strict=True))
-            for values in zip(*columns.values(), strict=True)
-        )
-        return Results(tuple(Score(**row) for row in data["scores"]), items)
+        return Results(tuple(Score(**row) for row in data["scores"]), tuple(data["items"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None  # not there, or not whole: it is computed again
 
 
 def _write_cached(path: Path, results: Results) -> None:
-    names = ("benchmark", "task", "item", "measure", "value")
-    data = {
-        "scores": [score.record() for score in results.scores],
-        "items": {name: [row[name] for row in results.items] for name in names},
-    }
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_whole(path, json.dumps(data))  # chains share the folder
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+    files.write_whole(path, json.dumps(dataclasses.asdict(results)))  # chains share the folder
 
 
 def _silent(done: int, total: int) -> None:

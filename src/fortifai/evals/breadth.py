@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
+from scipy import sparse, special
 
 from fortifai.errors import InputError
 from fortifai.stats.sample import Interval, jackknife, sample_mean
@@ -48,43 +48,33 @@ def repetition(windows: Ids, n: int = 4) -> Floats:
 # --- words and their frequencies --------------------------------------------------------------
 
 
-class Counts:
-    """Token counts of the windows of one or more texts over one vocabulary.
-
-    Attributes:
-        matrix: (windows, types) counts, sparse; only types that occur have a column.
-        types: (types,) their token ids.
-    """
-
-    def __init__(self, windows: Ids) -> None:
-        rows, length = windows.shape
-        self.types, columns = np.unique(windows, return_inverse=True)
-        where = np.repeat(np.arange(rows), length)
-        shape = (rows, len(self.types))
-        ones = np.ones(rows * length)
-        self.matrix = sparse.csr_matrix((ones, (where, columns.ravel())), shape=shape)
-        self.matrix.sum_duplicates()
-
-
-def _c_log_c(counts: Floats) -> Floats:
-    found: Floats = counts * np.log(np.maximum(counts, 1.0))
-    return found
+def _counts(windows: Ids) -> sparse.csr_matrix:
+    """(windows, types) counts of the types that occur."""
+    rows, length = windows.shape
+    types, columns = np.unique(windows, return_inverse=True)
+    where = np.repeat(np.arange(rows), length)
+    ones = np.ones(rows * length)
+    matrix = sparse.csr_matrix((ones, (where, columns.ravel())), shape=(rows, len(types)))
+    matrix.sum_duplicates()
+    return matrix
 
 
 def _entropies(counts: Floats) -> Floats:
     """Plug-in entropy in nats of each row of counts (..., types)."""
     total = counts.sum(-1)
-    found: Floats = np.log(total) - _c_log_c(counts).sum(-1) / total
+    found: Floats = np.log(total) - special.xlogy(counts, counts).sum(-1) / total
     return found
 
 
 def _entropies_without(matrix: sparse.csr_matrix, own: sparse.csr_matrix) -> Floats:
     """Entropy of the sum of `matrix` without each row of `own`: (rows of own,)."""
     total = np.asarray(matrix.sum(0), dtype=np.float64).ravel()
-    whole = _c_log_c(total).sum()
+    whole = special.xlogy(total, total).sum()
     before = total[own.indices]
+    after = before - own.data
     change = sparse.csr_matrix(
-        (_c_log_c(before) - _c_log_c(before - own.data), own.indices, own.indptr), shape=own.shape
+        (special.xlogy(before, before) - special.xlogy(after, after), own.indices, own.indptr),
+        shape=own.shape,
     )
     lost = np.asarray(change.sum(1)).ravel()
     size = total.sum() - np.asarray(own.sum(1)).ravel()
@@ -134,7 +124,7 @@ def entropy(own: Ids, reference: Ids, more: Ids, *, seed: int) -> Comparison:
 
 def entropies(own: Ids, reference: Ids) -> tuple[float, float, Interval]:
     """Unigram entropies of two texts of one size, and their difference, as in `entropy`."""
-    counts = [Counts(windows).matrix for windows in (own, reference)]
+    counts = [_counts(windows) for windows in (own, reference)]
     value = [float(_entropies(_dense(each))[0]) for each in counts]
     without = [_entropies_without(each, each) for each in counts]
     # window i of the text continues what window i of the reference continues: they go together
@@ -161,7 +151,7 @@ def divergence(own: Ids, reference: Ids, more: Ids, *, seed: int) -> Comparison:
     """
     _check(own, reference, more)
     w = len(own)
-    counts = Counts(np.concatenate([own, reference])).matrix
+    counts = _counts(np.concatenate([own, reference]))
     a, b = counts[:w], counts[w:]
     value = float(_jensen_shannon(_dense(a), _dense(b))[0])
     without = _entropies_without(a + b, (a + b).tocsr()) - 0.5 * (
@@ -173,18 +163,17 @@ def divergence(own: Ids, reference: Ids, more: Ids, *, seed: int) -> Comparison:
     return Comparison(value, usual, found, float(np.quantile(np.abs(halves - usual), 0.95)))
 
 
-def sameness(own: Ids, reference: Ids, more: Ids, *, seed: int, n: int = 3) -> Comparison:
-    """Share of a text's n-grams that stand in it more than once: 1 - distinct-n (1510.03055).
+def sameness(own: Ids, reference: Ids, more: Ids, *, seed: int) -> Comparison:
+    """Share of a text's 3-grams that stand in it more than once: 1 - distinct-3 (1510.03055).
 
     Within windows and between them: a text that says the same thing everywhere shows here, one
     that stutters in `repetition`, too.
 
     Args:
-        own: As in `entropy`; t at least n.
+        own: As in `entropy`; t at least 3.
         reference: As in `entropy`.
         more: As in `entropy`.
         seed: As in `entropy`.
-        n: Length of the n-grams.
 
     Raises:
         InputError: As in `entropy`.
@@ -192,13 +181,13 @@ def sameness(own: Ids, reference: Ids, more: Ids, *, seed: int, n: int = 3) -> C
     _check(own, reference, more)
     w = len(own)
     grams = np.lib.stride_tricks.sliding_window_view(
-        np.concatenate([own, reference, more]), n, axis=1
+        np.concatenate([own, reference, more]), 3, axis=1
     )
-    _, flat = np.unique(grams.reshape(-1, n), axis=0, return_inverse=True)
+    _, flat = np.unique(grams.reshape(-1, 3), axis=0, return_inverse=True)
     ids = flat.reshape(grams.shape[:2])
     value, without = [], []
     for part in (ids[:w], ids[w : 2 * w]):
-        matrix = Counts(part).matrix
+        matrix = _counts(part)
         total = _dense(matrix)
         value.append(float(_shares_again(total)[0]))
         # types that only this window has are gone without it
@@ -219,10 +208,10 @@ def _shares_again(counts: Floats) -> Floats:
     return found
 
 
-def tail(own: Ids, reference: Ids, more: Ids, *, seed: int, head: float = 0.8) -> Comparison:
+def tail(own: Ids, reference: Ids, more: Ids, *, seed: int) -> Comparison:
     """Share of a text's tokens that are rare in the reference.
 
-    Rare are the types outside the smallest set that makes up the share `head` of the tokens of
+    Rare are the types outside the smallest set that makes up 80 % of the tokens of
     `more`, a sample of the reference that is not compared; a type that does not occur there is
     rare. What collapses loses these first (2305.17493, section 3).
 
@@ -231,7 +220,6 @@ def tail(own: Ids, reference: Ids, more: Ids, *, seed: int, head: float = 0.8) -
         reference: As in `entropy`.
         more: As in `entropy`.
         seed: As in `entropy`.
-        head: Share of tokens that the common types make up.
 
     Raises:
         InputError: As in `entropy`.
@@ -241,7 +229,7 @@ def tail(own: Ids, reference: Ids, more: Ids, *, seed: int, head: float = 0.8) -
     def shares(windows: Ids, sample: Ids) -> Floats:
         types, counts = np.unique(sample, return_counts=True)
         order = np.argsort(-counts, kind="stable")
-        enough = int(np.searchsorted(np.cumsum(counts[order]), head * counts.sum())) + 1
+        enough = int(np.searchsorted(np.cumsum(counts[order]), 0.8 * counts.sum())) + 1
         common = types[order[:enough]]
         found: Floats = 1 - np.isin(windows, common).mean(axis=1)
         return found
@@ -290,10 +278,10 @@ def _dense(matrix: sparse.csr_matrix) -> Floats:
     return np.asarray(matrix.sum(0), dtype=np.float64).reshape(1, -1)
 
 
-def _choices(windows: int, seed: int, times: int = 200) -> NDArray[np.bool_]:
-    """Random halves of so many windows: (times, windows)."""
+def _choices(windows: int, seed: int) -> NDArray[np.bool_]:
+    """200 random halves of so many windows: (200, windows)."""
     rng = np.random.default_rng(seed)
-    chosen = np.zeros((times, windows), dtype=bool)
+    chosen = np.zeros((200, windows), dtype=bool)
     chosen[:, : windows // 2] = True
     halves: NDArray[np.bool_] = rng.permuted(chosen, axis=1)
     return halves
@@ -303,7 +291,7 @@ def _halves(
     reference: Ids, more: Ids, statistic: Callable[[Floats, Floats], Floats], seed: int
 ) -> Floats:
     """A statistic of counts between random halves of all windows of the reference."""
-    counts = Counts(np.concatenate([reference, more])).matrix
+    counts = _counts(np.concatenate([reference, more]))
     total = _dense(counts)
     found = []
     for chosen in np.array_split(_choices(counts.shape[0], seed), 20):  # bounds the memory

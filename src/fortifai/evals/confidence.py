@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
-from fortifai.evals.score import Score
+from fortifai.lab.measures import Score, mean_score
 
 BIN_EDGES: NDArray[np.float64] = np.linspace(0.0, 1.0, 21)
 
@@ -20,8 +18,7 @@ def confidence(log_p: NDArray[np.floating], on: str) -> Score:
         on: Name of the text.
     """
     p = np.exp(np.asarray(log_p, dtype=np.float64))
-    stderr = float(p.std(ddof=1)) / math.sqrt(len(p)) if len(p) > 1 else None
-    return Score("confidence.mean", float(p.mean()), on, len(p), stderr, "probability")
+    return mean_score("confidence.mean", p, on)
 
 
 def histogram(log_p: NDArray[np.floating]) -> NDArray[np.int64]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fortifai.evals.score import Score
+from fortifai.lab.measures import Score
 from fortifai.stats import kl_divergence
 
 
@@ -27,7 +27,6 @@ def unigram_kl(
     Sum over tokens of p log(p / q), frequencies below 1e-10 raised to it. This plug-in estimate
     grows as samples shrink, by about (V - 1) / (2 n): so the larger of the two is drawn down to
     the smaller one's size, without replacement, and numbers at equal sizes may be compared.
-    `fortifai.stats.equal_size_kl` also says what two samples of the real text would give.
 
     Args:
         rewritten: (n,) token ids.
@@ -40,7 +39,7 @@ def unigram_kl(
     rng = np.random.default_rng(seed)
     a, b = (x if len(x) == n else rng.choice(x, n, replace=False) for x in (rewritten, real))
     value = _kl(a, b, vocab_size)
-    return Score("kl.unigram", value, on, n, None, "nats", None, "lower")
+    return Score("kl.unigram", value, on, n)
 
 
 def unigram_kl_paper(
@@ -51,4 +50,4 @@ def unigram_kl_paper(
     The sizes differ and change with the generation; see `unigram_kl` for one that compares.
     """
     value = _kl(rewritten, real, vocab_size)
-    return Score("kl.unigram_paper", value, on, len(rewritten), None, "nats", None, "lower")
+    return Score("kl.unigram_paper", value, on, len(rewritten))

@@ -6,17 +6,17 @@ only; all splits of an experiment are of one length.
 
 from __future__ import annotations
 
-import collections
-import math
+import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fortifai import stats
 from fortifai.data import bios
 from fortifai.evals import breadth as windows
-from fortifai.evals.score import Direction, Score
+from fortifai.lab.measures import Score, mean_score, share_score
 
 Tokens = NDArray[np.integer]
 
@@ -49,33 +49,19 @@ def distinct(tokens: Tokens, n: int) -> float:
     return len(np.unique(grams, axis=0)) / len(grams)
 
 
-def entropy(values: Tokens | NDArray[np.str_]) -> float:
-    """Plug-in entropy of a sample, -sum p log p over its different values, in nats."""
-    _, counts = np.unique(values, return_counts=True)
-    p = counts / counts.sum()
-    return float(-np.sum(p * np.log(p))) + 0.0
+def distinct_scores(tokens: Tokens, on: str) -> list[Score]:
+    """distinct-1, distinct-2 and distinct-3 of a text, as far as it is long enough."""
+    sizes = [n for n in (1, 2, 3) if len(tokens) >= n]
+    return [Score(f"distinct.{n}", distinct(tokens, n), on, len(tokens) - n + 1) for n in sizes]
 
 
-def diversity(tokens: Tokens, on: str) -> list[Score]:
-    """distinct-1, distinct-2, distinct-3 and the token entropy of a text."""
-    out = [
-        Score(
-            f"distinct-{n}",
-            distinct(tokens, n),
-            on,
-            len(tokens) - n + 1,
-            None,
-            "share",
-            None,
-            "higher",
-        )
-        for n in (1, 2, 3)
-        if len(tokens) >= n
-    ]
-    out.append(
-        Score("entropy.unigram", entropy(tokens), on, len(tokens), None, "nats", None, "higher")
-    )
-    return out
+def unigram_entropy(tokens: Tokens, on: str) -> Score:
+    """Entropy of the token frequencies of a text, in nats."""
+    return Score("entropy.unigram", _entropy(tokens), on, len(tokens))
+
+
+def _entropy(values: Tokens | NDArray[np.str_]) -> float:
+    return stats.entropy(np.unique(values, return_counts=True)[1])
 
 
 def word_entropy(text: str, on: str) -> Score | None:
@@ -87,8 +73,8 @@ def word_entropy(text: str, on: str) -> Score | None:
     words = _WORD.findall(text.casefold())
     if not words:
         return None
-    value = entropy(np.array(words))
-    return Score("entropy.word", value, on, len(words), None, "nats", None, "higher")
+    value = _entropy(np.array(words))
+    return Score("entropy.word", value, on, len(words))
 
 
 def sequences(tokens: Tokens, size: int = BLOCK) -> NDArray[np.integer]:
@@ -106,72 +92,62 @@ def repetition(tokens: Tokens, on: str, size: int = 128) -> Score | None:
     rows = sequences(tokens, size)
     if not len(rows):
         return None
-    return _mean("repetition", windows.repetition(rows, ORDER), on, "share", "lower")
+    return mean_score("repetition", windows.repetition(rows, ORDER), on)
 
 
-def self_bleu(texts: Sequence[Sequence[str]]) -> NDArray[np.float64]:
-    """BLEU-4 of each text with all the others as references (1802.01886).
+def bleu_notes(draw: int) -> tuple[str, ...]:
+    """What to say where self-BLEU of `draw` sequences is asked for and cannot be measured."""
+    if not draw or importlib.util.find_spec("sacrebleu"):
+        return ()
+    return (
+        "self-BLEU is not measured, for sacrebleu is not installed; pip install "
+        "'fortifai[benchmarks]', or set fluency.self_bleu to 0",
+    )
 
-    exp(mean over n of log p_n) times the brevity penalty, p_n the share of the text's n-grams that
-    another text has, each counted at most as often as the text that has it most; n up to 4, or to
-    the text's length. Where no n-gram of an order is found, 0.1 stands for the number of matches.
-    High: the texts are alike.
+
+def self_bleu(texts: Sequence[str]) -> NDArray[np.float64]:
+    """BLEU-4 of each text with all the others as references (1802.01886), by sacrebleu.
+
+    Words are what white space parts. Where no n-gram of an order is found, 0.1 stands for the
+    number of matches (Chen and Cherry's first method); a text of fewer than four words is judged
+    by the orders that it has, and one without any match has 0. High: the texts are alike.
 
     Args:
-        texts: Two or more texts as lists of words.
+        texts: Two or more texts.
 
     Returns:
-        (n,) float64 in [0, 1]; 0 for a text without words.
+        (n,) float64 in [0, 1].
 
     Raises:
         ValueError: Fewer than two texts.
     """
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.helpers import extract_all_word_ngrams
+
     if len(texts) < 2:
         raise ValueError(f"self-BLEU of {len(texts)} texts; give two or more")
-    counts = [[_grams(text, n) for n in range(1, ORDER + 1)] for text in texts]
-    most = [_two_most([row[n] for row in counts]) for n in range(ORDER)]
-    lengths = np.array([len(text) for text in texts])
-    out = np.zeros(len(texts))
-    for i, row in enumerate(counts):
-        logs = []
-        for n, grams in enumerate(row):
-            total = sum(grams.values())
-            if not total:
-                break
-            found = sum(
-                min(count, most[n][gram][1] if most[n][gram][2] == i else most[n][gram][0])
-                for gram, count in grams.items()
-            )
-            logs.append(math.log((found or SMOOTHING) / total))
-        if logs:
-            others = np.delete(lengths, i)
-            # the nearest length; of two as near the shorter one
-            near = min(others.tolist(), key=lambda m: (abs(m - lengths[i]), m))
-            penalty = min(0.0, 1 - near / lengths[i])
-            out[i] = math.exp(penalty + sum(logs) / len(logs))
-    return out
-
-
-_Gram = tuple[str, ...]
-
-
-def _grams(words: Sequence[str], n: int) -> collections.Counter[_Gram]:
-    return collections.Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
-
-
-def _two_most(
-    counts: Sequence[collections.Counter[_Gram]],
-) -> dict[_Gram, tuple[int, int, int]]:
-    """For each n-gram: how often the text has it that has it most, the next one, and the former."""
-    out: dict[_Gram, tuple[int, int, int]] = {}
-    for i, grams in enumerate(counts):
+    found = [extract_all_word_ngrams(text, 1, ORDER) for text in texts]
+    # of each n-gram how often the text has it that has it most, and the next one: what the others
+    # of any text have at most, without counting all of them anew for each
+    most: dict[tuple[str, ...], tuple[int, int]] = {}
+    for grams, _ in found:
         for gram, count in grams.items():
-            first, second, which = out.get(gram, (0, 0, -1))
-            if count > first:
-                out[gram] = (count, first, i)
-            elif count > second:
-                out[gram] = (first, count, which)
-    return out
+            first, second = most.get(gram, (0, 0))
+            most[gram] = (count, first) if count > first else (first, max(second, count))
+    out = np.zeros(len(texts))
+    for i, (grams, length) in enumerate(found):
+        matched, total = [0] * ORDER, [0] * ORDER
+        for gram, count in grams.items():
+            first, second = most[gram]
+            total[len(gram) - 1] += count
+            matched[len(gram) - 1] += min(count, second if count == first else first)
+        others = [other for j, (_, other) in enumerate(found) if j != i]
+        # the nearest length; of two as near the shorter one
+        near = min(others, key=lambda other: (abs(other - length), other))
+        out[i] = BLEU.compute_bleu(
+            matched, total, length, near, "floor", SMOOTHING, effective_order=True
+        ).score
+    return out / 100
 
 
 def self_bleu_score(texts: Sequence[str], on: str, *, draw: int, seed: int) -> Score | None:
@@ -184,8 +160,8 @@ def self_bleu_score(texts: Sequence[str], on: str, *, draw: int, seed: int) -> S
     taken = rng.choice(len(texts), min(draw, len(texts)), replace=False)
     if len(taken) < 2:
         return None
-    values = self_bleu([texts[i].split() for i in sorted(taken)])
-    return _mean("self-bleu", values, on, "share", "lower")
+    values = self_bleu([texts[i] for i in sorted(taken)])
+    return mean_score("self-bleu", values, on)
 
 
 # --- surprise ---------------------------------------------------------------------------------
@@ -215,7 +191,7 @@ def surplexity(log_p: NDArray[np.floating], on: str) -> Score | None:
     text is shorter than one sequence.
     """
     values = block_perplexity(log_p)
-    return _mean("surplexity", values, on, "perplexity", "none") if len(values) else None
+    return mean_score("surplexity", values, on) if len(values) else None
 
 
 def next_token_entropy(entropies: NDArray[np.floating], on: str) -> Score:
@@ -228,12 +204,12 @@ def next_token_entropy(entropies: NDArray[np.floating], on: str) -> Score:
         entropies: (tokens,) entropies in nats.
         on: Name of the text.
     """
-    return _mean("entropy.next", np.asarray(entropies, np.float64), on, "nats", "none")
+    return mean_score("entropy.next", entropies, on)
 
 
 def under_first(perplexities: NDArray[np.float64], on: str) -> Score:
     """Mean perplexity of a text's sequences under generation 0 (2305.17493)."""
-    return _mean("perplexity.first", perplexities, on, "perplexity", "lower")
+    return mean_score("perplexity.first", perplexities, on)
 
 
 def histogram(perplexities: NDArray[np.floating]) -> NDArray[np.int64]:
@@ -247,9 +223,7 @@ def tail(perplexities: NDArray[np.floating], limit: float, on: str) -> Score:
 
     The growing tail of sequences that the first model finds unlikely (2305.17493).
     """
-    share, n = float((perplexities > limit).mean()), len(perplexities)
-    error = math.sqrt(share * (1 - share) / n)
-    return Score("perplexity.first.tail", share, on, n, error, "share", 1 - TAIL, "lower")
+    return share_score("perplexity.first.tail", perplexities > limit, on, chance=1 - TAIL)
 
 
 # --- facts ------------------------------------------------------------------------------------
@@ -274,18 +248,9 @@ def facts(text: str, known: Mapping[str, Mapping[str, str]], on: str) -> list[Sc
     made = list(bios.claims(text))
     wrong = [known[name][what] != value for name, what, value in made if name in known]
     strangers = [name not in known for name, _, _ in made]
-    out = [Score("facts.claims", float(len(made)), on, len(made), None, "claims")]
-    for measure, marks in (("facts.false", wrong), ("facts.unknown", strangers)):
-        if marks:
-            share = sum(marks) / len(marks)
-            error = math.sqrt(share * (1 - share) / len(marks))
-            out.append(Score(measure, share, on, len(marks), error, "share", None, "lower"))
-    return out
-
-
-def _mean(
-    measure: str, values: NDArray[np.float64], on: str, unit: str, better: Direction
-) -> Score:
-    n = len(values)
-    error = float(values.std(ddof=1)) / math.sqrt(n) if n > 1 else None
-    return Score(measure, float(values.mean()), on, n, error, unit, None, better)
+    out = [Score("facts.claims", float(len(made)), on, len(made))]
+    return out + [
+        share_score(measure, marks, on)
+        for measure, marks in (("facts.false", wrong), ("facts.unknown", strangers))
+        if marks
+    ]

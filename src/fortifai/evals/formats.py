@@ -32,7 +32,7 @@ from fortifai.data import tokens
 from fortifai.data.exam import LETTERED, Asked, Format, Item, answers, prompt, solved
 from fortifai.data.tokens import Encoded, SpecialTokens
 from fortifai.errors import InputError
-from fortifai.evals.score import Score
+from fortifai.lab.measures import Score, mean_score, share_score
 
 SHORT = 10
 """Words up to which an answer is short; more only where the longest option has more."""
@@ -357,28 +357,15 @@ def scores(outcomes: Sequence[Outcomes]) -> list[Score]:
 
 
 def _scores(found: Outcomes, chosen: NDArray[np.bool_], on: str) -> list[Score]:
-    right, n = found.right[chosen], int(chosen.sum())
-    certain = found.certainty[chosen]
-    chance = float(found.chance[chosen].mean())
-    error = float(certain.std(ddof=1)) / math.sqrt(n) if n > 1 else None
+    right = found.right[chosen]
     out = [
-        _share("format.accuracy", right, on, chance),
-        _share("format.adherence", found.adherent[chosen].astype(np.float64), on),
-        Score("format.certainty", float(certain.mean()), on, n, error, "probability"),
+        share_score("format.accuracy", right, on, chance=float(found.chance[chosen].mean())),
+        share_score("format.adherence", found.adherent[chosen], on),
+        mean_score("format.certainty", found.certainty[chosen], on),
     ]
     if (right == 1).any():
-        among = found.greedy_right[chosen][right == 1].astype(np.float64)
-        out.append(_share("format.greedy", among, on))
+        out.append(share_score("format.greedy", found.greedy_right[chosen][right == 1], on))
     return out
-
-
-def _share(
-    measure: str, values: NDArray[np.float64], on: str, chance: float | None = None
-) -> Score:
-    """The mean of values in [0, 1] with the binomial standard error."""
-    share, n = float(values.mean()), len(values)
-    error = math.sqrt(max(0.0, share * (1 - share)) / n)
-    return Score(measure, share, on, n, error, "share", chance, "higher")
 
 
 def table(outcomes: Sequence[Outcomes]) -> list[dict[str, Any]]:

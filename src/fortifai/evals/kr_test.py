@@ -8,14 +8,13 @@ one has the higher log-probability: per token (``mean``, the default of ForTIFAI
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from fortifai.errors import InputError
-from fortifai.evals.score import Score
+from fortifai.lab.measures import Score, share_score
 
 if TYPE_CHECKING:
     from fortifai.data.questions import Question
@@ -99,25 +98,11 @@ def scores(result: KRResult, splits: Sequence[int], stage: int) -> list[Score]:
     sets = {f"split-{k}": where == k for k in sorted(set(where.tolist()))}
     sets |= {"up-to-stage": where <= stage, "total": np.full(len(where), True)}
     return [
-        _score(f"kr.{variant}", result.right(variant)[chosen], on)
+        share_score(f"kr.{variant}", result.right(variant)[chosen], on, chance=0.5)
         for variant in VARIANTS
         for on, chosen in sets.items()
         if chosen.any()
     ]
-
-
-def _score(measure: str, right: np.ndarray, on: str) -> Score:
-    share, n = float(right.mean()), len(right)
-    return Score(
-        measure=measure,
-        value=share,
-        on=on,
-        n=n,
-        stderr=math.sqrt(share * (1 - share) / n),
-        unit="share",
-        chance=0.5,
-        direction="higher",
-    )
 
 
 def table(result: KRResult, splits: Sequence[int]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from fortifai.evals.score import Score
+from fortifai.lab.measures import Score
 
 BLOCK = 128
 """Tokens whose mean is taken as one observation for the standard error."""
@@ -30,4 +30,4 @@ def perplexity(log_p: NDArray[np.floating], on: str) -> Score:
     if whole >= 2:
         means = nll[: whole * BLOCK].reshape(whole, BLOCK).mean(axis=1)
         stderr = value * float(means.std(ddof=1)) / math.sqrt(whole)
-    return Score("perplexity", value, on, len(nll), stderr, "perplexity", None, "lower")
+    return Score("perplexity", value, on, len(nll), stderr)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, get_args
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fortifai.confidence import AnyWeight, Focal, Truncate
 from fortifai.errors import InputError
-from fortifai.losses.checks import Normalize, Reduction, check_choice, check_range, check_weight
-from fortifai.losses.options import Terms
+from fortifai.losses.checks import check_range, check_weight
+from fortifai.losses.options import LossOptions
 from fortifai.losses.rows import RowLoss
-from fortifai.losses.weighing import LossStats
+from fortifai.losses.weighing import LossStats, Normalize
+from fortifai.weights import AnyWeight, Focal, Truncate
 
 
 def chosen_weight(
@@ -25,7 +24,7 @@ def chosen_weight(
     Raises:
         InputError: Not exactly one is given, or it is out of range.
     """
-    given = [
+    given: list[AnyWeight] = [
         *([] if weight is None else [weight]),
         *([] if threshold is None else [Truncate(threshold)]),
         *([] if gamma is None else [Focal(gamma)]),
@@ -46,21 +45,6 @@ def check_labels(labels: Tensor, classes: int, ignore_index: int) -> None:
     """
     targets = F.pad(labels[..., 1:], (1, 0), value=ignore_index)
     check_range(targets, classes, ignore_index, "labels")
-
-
-def row_loss_of(owner: object, terms: Mapping[str, Any]) -> RowLoss:
-    """The row loss of these keyword arguments of `owner`.
-
-    Raises:
-        InputError: One of them is out of range.
-        TypeError: There is another among them.
-    """
-    for name in terms:
-        if name not in Terms.__annotations__:
-            raise TypeError(
-                f"{type(owner).__name__}.__init__() got an unexpected keyword argument {name!r}"
-            )
-    return RowLoss(**terms)
 
 
 class KeptShare:
@@ -99,34 +83,52 @@ def share_of(sums: Tensor) -> float:
 class Counted:
     """A loss that divides by the labels of the whole batch and counts what it keeps.
 
+    Args:
+        weight: Maps log p_t to [0, 1]; see `fortifai.weights`.
+        threshold: Short for ``Truncate(threshold)``.
+        gamma: Short for ``Focal(gamma)``.
+        normalize: ``valid``: per valid label, as ForTIFAI's code does; ``weight_sum``: over the
+            sum of the data's weights; ``kept``: each micro-batch is divided by its own sum of
+            weights and counts in proportion to its valid labels.
+        **terms: ``label_smoothing``, ``confidence_penalty``, ``z_loss``, ``gem_beta``; see
+            `fortifai.losses.rows.RowLoss`.
+
     Attributes:
-        weight: See `fortifai.confidence`.
-        normalize: ``valid``, ``weight_sum`` or ``kept``.
-        rows: What a row loses.
+        weight: The one that is meant.
+        options: Of the loss; its reduction is what `divided` wants.
         shares: Told of every micro-batch that is trained on; add a `KeptShare` of your own to read
             it at your own pace.
         whole: Asked in training, where the caller does not know the labels of the whole batch, for
             the loss of a micro-batch from the sum of its losses (with ``kept`` its mean by weight
             times its labels) and its stats. None: that sum over `items` of the micro-batch.
+
+    Raises:
+        InputError: Not exactly one of weight, threshold and gamma is given, or one of the others is
+            out of range.
     """
 
-    def __init__(self, weight: AnyWeight, normalize: Normalize, terms: Mapping[str, Any]) -> None:
-        check_choice("normalize", normalize, get_args(Normalize))
-        self.weight = weight
-        self.rows = row_loss_of(self, terms)
-        self.normalize: Normalize = normalize
+    def __init__(
+        self,
+        weight: AnyWeight | None = None,
+        *,
+        threshold: float | None = None,
+        gamma: float | None = None,
+        normalize: Normalize = "valid",
+        **terms: float,
+    ) -> None:
+        self.weight = chosen_weight(weight, threshold, gamma)
+        self.options = LossOptions(
+            normalize=normalize,
+            reduction="mean" if normalize == "kept" else "sum",
+            **RowLoss(**terms).terms,
+        )
         self.whole: Callable[[Tensor, LossStats], Tensor] | None = None
         self._share = KeptShare()
         self.shares = [self._share]
 
-    @property
-    def reduction(self) -> Reduction:
-        """What `divided` wants."""
-        return "mean" if self.normalize == "kept" else "sum"
-
     def items(self, stats: LossStats) -> Tensor:
         """What a micro-batch counts: its labels, or with ``weight_sum`` the sum of its weights."""
-        return stats.weight_sum if self.normalize == "weight_sum" else stats.valid
+        return stats.weight_sum if self.options.normalize == "weight_sum" else stats.valid
 
     def count(self, stats: LossStats) -> None:
         """Tells `shares` of a micro-batch; not in evaluation, which trains on nothing."""
@@ -138,13 +140,13 @@ class Counted:
         """The share of a micro-batch in the loss of the whole batch.
 
         Args:
-            loss: Of the micro-batch, by `reduction`.
+            loss: Of the micro-batch, by the reduction of `options`.
             stats: Of the micro-batch.
             items: `items` of the whole batch, micro-batches and processes together, over the
                 number of processes where gradients are averaged over them; None: those of this
                 micro-batch, or what `whole` says. The loss of none is 0.
         """
-        total = loss * stats.valid if self.normalize == "kept" else loss
+        total = loss * stats.valid if self.options.normalize == "kept" else loss
         if items is None:
             if self.whole is not None and torch.is_grad_enabled():
                 return self.whole(total, stats)
@@ -164,3 +166,7 @@ class Counted:
         """
         sums = self._share.pop()
         return float("nan") if sums is None else share_of(sums)
+
+
+ARGUMENTS = ("weight", "threshold", "gamma", "normalize", *RowLoss().terms)
+"""Of `Counted`, for trainers that take them beside their own."""

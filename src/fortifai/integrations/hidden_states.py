@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import types
 from collections.abc import Callable, Mapping
-from typing import Any, Unpack, cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -19,9 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from fortifai.confidence import AnyWeight
 from fortifai.errors import InputError
-from fortifai.integrations.counting import Counted, check_labels, chosen_weight
+from fortifai.integrations.counting import Counted, check_labels
 from fortifai.integrations.data_weights import COLUMN, beside_labels
 from fortifai.integrations.output_layer import (
     OutputLayer,
@@ -30,10 +29,10 @@ from fortifai.integrations.output_layer import (
     measured,
     output_layer,
 )
-from fortifai.losses.checks import Normalize
-from fortifai.losses.hidden import linear_loss
-from fortifai.losses.options import Terms
+from fortifai.losses.linear import linear_loss
+from fortifai.losses.options import LinearOptions
 from fortifai.losses.weighing import LossStats
+from fortifai.weights import AnyWeight
 
 IGNORED = -100
 _ORIGINAL = "_fortifai_forward"  # where a model keeps the forward that was its own
@@ -104,31 +103,16 @@ class HiddenStateLoss(Counted):
 
     Args:
         model: Of transformers, or of PEFT around one.
-        weight: Maps log p_t to [0, 1]; see `fortifai.confidence`.
-        threshold: Short for ``Truncate(threshold)``.
-        gamma: Short for ``Focal(gamma)``.
-        normalize: ``valid``: per valid label, as ForTIFAI's code does; ``weight_sum``: over the
-            sum of the data's weights; ``kept``: each micro-batch is divided by its own sum of
-            weights and counts in proportion to its valid labels.
-        **terms: ``label_smoothing``, ``confidence_penalty``, ``z_loss``, ``gem_beta``; see
-            `fortifai.losses.rows.RowLoss`.
+        weight: Maps log p_t to [0, 1]; see `fortifai.weights`.
+        **options: Those of `Counted`: ``threshold`` or ``gamma`` in place of the weight,
+            ``normalize``, ``label_smoothing`` and the other terms of a row's loss.
 
     Raises:
-        InputError: Not exactly one of weight, threshold and gamma is given, or one of the others is
-            out of range; or the model cannot be served: the sentence says why.
+        InputError: As `Counted`; or the model cannot be served: the sentence says why.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        weight: AnyWeight | None = None,
-        *,
-        threshold: float | None = None,
-        gamma: float | None = None,
-        normalize: Normalize = "valid",
-        **terms: Unpack[Terms],
-    ) -> None:
-        super().__init__(chosen_weight(weight, threshold, gamma), normalize, terms)
+    def __init__(self, model: nn.Module, weight: AnyWeight | None = None, **options: Any) -> None:
+        super().__init__(weight, **options)
         if not isinstance(model, nn.Module):
             raise InputError(
                 f"model is of type {type(model).__name__}; give the model itself, such as "
@@ -315,6 +299,13 @@ def _forward(
         # what stands before the text, such as PEFT's virtual tokens, has labels and no weights
         data_weights = F.pad(moved, (target.shape[-1] - moved.shape[-1], 0))
     compute = ask.compute
+    options = LinearOptions(
+        **compute.options.terms,
+        ignore_index=IGNORED,
+        reduction="none" if ask.by_row else compute.options.reduction,
+        normalize=compute.options.normalize,
+        logit_softcap=squeeze.cap,
+    )
     results: list[tuple[Tensor, LossStats]] = []
 
     def instead(layer: OutputLayer, hidden: Tensor) -> Tensor:
@@ -331,16 +322,11 @@ def _forward(
             hidden,
             layer.weight(),
             target.to(hidden.device),
-            linear_bias=layer.linear.bias,
             weight=compute.weight,
+            options=options,
             sample_weight=None if data_weights is None else data_weights.to(hidden.device),
-            rows=compute.rows,
-            ignore_index=IGNORED,
-            reduction="none" if ask.by_row else compute.reduction,
-            normalize=compute.normalize,
+            linear_bias=layer.linear.bias,
             logit_scale=squeeze.scale,
-            logit_softcap=squeeze.cap,
-            chunk_size=None,
             observe=ask.observe,
         )
         if ask.by_row:

@@ -1,14 +1,15 @@
 """The losses in transformers' Trainer.
 
 ``ConfidenceTrainer(model, args, threshold=0.9, ...)`` makes no logits in training;
-``Trainer(..., compute_loss_func=loss(threshold=0.9))`` serves every causal model, on its logits.
+``Trainer(..., compute_loss_func=ConfidenceLoss(threshold=0.9))`` serves every causal model, on its
+logits.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Unpack, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,24 +17,21 @@ from accelerate.utils import reduce
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
-from fortifai.confidence import AnyWeight, Keep
 from fortifai.errors import InputError
 from fortifai.integrations.arguments import check_arguments, warn_of_vanishing_steps
 from fortifai.integrations.counting import (
+    ARGUMENTS,
     Counted,
     KeptShare,
     check_labels,
-    chosen_weight,
-    row_loss_of,
     share_of,
 )
 from fortifai.integrations.data_weights import COLUMN, WithWeights, check_column, weight_sum
 from fortifai.integrations.evaluation import TokenMeans, mean_or_warning
 from fortifai.integrations.hidden_states import HiddenStateLoss
-from fortifai.losses.checks import Normalize
-from fortifai.losses.functional import weighted_cross_entropy
-from fortifai.losses.options import Terms
+from fortifai.losses.functional import logits_loss
 from fortifai.losses.weighing import LossStats
+from fortifai.weights import AnyWeight, Keep
 
 
 class ConfidenceLoss(Counted):
@@ -47,24 +45,29 @@ class ConfidenceLoss(Counted):
     proportion to its valid labels: the sum over the whole batch is not known until its end.
 
     What a model adds to its loss by itself (the router loss of mixtures of experts) is not added:
-    Trainer does not let such a function see it.
+    Trainer does not let such a function see it, nor the data's ``loss_weights``, which
+    `ConfidenceTrainer` takes.
+
+    Args:
+        weight: Maps log p_t to [0, 1]; see `fortifai.weights`.
+        ignore_index: Labels with this value count nothing. Trainer counts those other than -100 in
+            `num_items_in_batch`, whatever this is.
+        **options: Those of `Counted`: ``threshold`` or ``gamma`` in place of the weight,
+            ``normalize``, ``label_smoothing`` and the other terms of a row's loss.
 
     Attributes:
-        ignore_index: See `loss`.
-        evaluations: Told, where no gradient is wanted, of each batch's loss by `reduction` and its
-            stats.
+        evaluations: Told, where no gradient is wanted, of each batch's loss by the reduction of
+            `options` and its stats.
+
+    Raises:
+        InputError: As `Counted`.
     """
 
     def __init__(
-        self,
-        weight: AnyWeight,
-        *,
-        normalize: Normalize = "valid",
-        ignore_index: int = -100,
-        **terms: Unpack[Terms],
+        self, weight: AnyWeight | None = None, *, ignore_index: int = -100, **options: Any
     ) -> None:
-        super().__init__(weight, normalize, terms)
-        self.ignore_index = ignore_index
+        super().__init__(weight, **options)
+        self.options = dataclasses.replace(self.options, ignore_index=ignore_index)
         self.evaluations: list[Callable[[Tensor, LossStats], None]] = []
 
     def __call__(
@@ -95,18 +98,14 @@ class ConfidenceLoss(Counted):
                 "position"
             )
         if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-            check_labels(labels, logits.shape[-1], self.ignore_index)
+            check_labels(labels, logits.shape[-1], self.options.ignore_index)
         # labels move instead of logits: a slice of the logits would copy them
-        shifted = F.pad(labels, (0, 1), value=self.ignore_index)[..., 1:].to(logits.device)
-        loss, stats = weighted_cross_entropy(
+        shifted = F.pad(labels, (0, 1), value=self.options.ignore_index)[..., 1:].to(logits.device)
+        loss, stats = logits_loss(
             logits.reshape(-1, logits.shape[-1]),
             shifted.reshape(-1),
             weight=self.weight,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-            normalize=self.normalize,
-            return_stats=True,
-            **cast(Terms, dataclasses.asdict(self.rows)),
+            options=self.options,
         )
         self.count(stats)
         if not torch.is_grad_enabled():
@@ -139,42 +138,10 @@ def _logits(outputs: Any) -> Tensor:
     return logits
 
 
-def loss(
-    weight: AnyWeight | None = None,
-    *,
-    threshold: float | None = None,
-    gamma: float | None = None,
-    normalize: Normalize = "valid",
-    ignore_index: int = -100,
-    **terms: Unpack[Terms],
-) -> ConfidenceLoss:
-    """A `compute_loss_func` for Trainer from a weight, a TCE threshold or a focal gamma.
-
-    Args:
-        weight: Maps log p_t to [0, 1]; see `fortifai.confidence`.
-        threshold: Short for ``Truncate(threshold)``.
-        gamma: Short for ``Focal(gamma)``.
-        normalize: ``valid``: per valid label, as ForTIFAI's code does; ``kept``: see
-            `ConfidenceLoss`.
-        ignore_index: Labels with this value count nothing. Trainer counts those other than -100 in
-            `num_items_in_batch`, whatever this is.
-        **terms: ``label_smoothing``, ``confidence_penalty``, ``z_loss``, ``gem_beta``; see
-            `fortifai.losses.rows.RowLoss`.
-
-    Trainer does not show such a function the data's ``loss_weights``; `ConfidenceTrainer` takes
-    them.
-
-    Raises:
-        InputError: Not exactly one of weight, threshold and gamma is given, or it is out of range.
-    """
-    chosen = chosen_weight(weight, threshold, gamma)
-    return ConfidenceLoss(chosen, normalize=normalize, ignore_index=ignore_index, **terms)
-
-
 class LogKeptShare(TrainerCallback):
     """Puts ``kept_share`` beside the training losses that Trainer logs; for `ConfidenceLoss`.
 
-        compute = loss(threshold=0.9)
+        compute = ConfidenceLoss(threshold=0.9)
         Trainer(..., compute_loss_func=compute, callbacks=[LogKeptShare(compute)])
 
     It is that of all processes since the last log, and stands in `trainer.state.log_history` and
@@ -204,7 +171,7 @@ class LogKeptShare(TrainerCallback):
 class EvalLossByToken(TrainerCallback):
     """Makes ``eval_loss`` of a Trainer with a `ConfidenceLoss` the mean over all tokens.
 
-        compute = loss(threshold=0.9)
+        compute = ConfidenceLoss(threshold=0.9)
         Trainer(..., compute_loss_func=compute, callbacks=[EvalLossByToken(compute)])
 
     Trainer's is the mean of the means of batches. This replaces it in what `evaluate` and `predict`
@@ -214,7 +181,7 @@ class EvalLossByToken(TrainerCallback):
     """
 
     def __init__(self, compute: ConfidenceLoss) -> None:
-        self._normalize = compute.normalize
+        self._normalize = compute.options.normalize
         self._seen: list[Tensor] = []
         compute.evaluations.append(self._add)
 
@@ -263,30 +230,19 @@ class ConfidenceMixin(TokenMeans):
     data_collator: Any
     _signature_columns: list[str]
 
-    def __init__(
-        self,
-        *args: Any,
-        weight: AnyWeight | None = None,
-        threshold: float | None = None,
-        gamma: float | None = None,
-        normalize: Normalize = "valid",
-        **kwargs: Any,
-    ) -> None:
-        chosen = chosen_weight(weight, threshold, gamma)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        options = {name: kwargs.pop(name) for name in ARGUMENTS if name in kwargs}
+        Counted(**options)  # which checks them before a model is loaded
         if kwargs.get("compute_loss_func") is not None:
             raise InputError(
                 f"{type(self).__name__} brings its own loss; leave compute_loss_func out, or give "
                 "it to transformers' Trainer"
             )
-        terms = {name: kwargs.pop(name) for name in Terms.__annotations__ if name in kwargs}
-        row_loss_of(self, terms)  # before a model is loaded
         super().__init__(*args, **kwargs)
         check_arguments(type(self).__name__, self.args, self.accelerator)
         check_column(self.train_dataset)
         self.data_collator = WithWeights(self.data_collator)
-        self.confidence = HiddenStateLoss(
-            self.model, chosen, normalize=normalize, **cast(Terms, terms)
-        )
+        self.confidence = HiddenStateLoss(self.model, **options)
         self._since_log = KeptShare()
         self.confidence.shares.append(self._since_log)
         # This loss shifts, whatever that of the model is called
@@ -318,7 +274,7 @@ class ConfidenceMixin(TokenMeans):
         if return_outputs:
             raise InputError(
                 "outputs are asked for in training, where no logits are made; use transformers' "
-                "Trainer with compute_loss_func=fortifai.integrations.transformers.loss(...)"
+                "Trainer with compute_loss_func=ConfidenceLoss(...) of this package"
             )
         value = self.confidence(model, inputs, num_items_in_batch)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
@@ -344,7 +300,7 @@ class ConfidenceMixin(TokenMeans):
         # Trainer count it; without it all count the same
         samples = [_without_first_labels(batch) for batch in batch_samples]
         count: Tensor | int | None = super()._get_num_items_in_batch(samples, device)  # type: ignore[misc]
-        if count is None or self.confidence.normalize != "weight_sum":
+        if count is None or self.confidence.options.normalize != "weight_sum":
             return count
         total = torch.stack([weight_sum(batch).float() for batch in batch_samples]).sum().to(device)
         if self.args.average_tokens_across_devices:  # as Trainer counts
@@ -404,7 +360,7 @@ class ConfidenceTrainer(ConfidenceMixin, Trainer):
         super().__init__(*args, **kwargs)
         self._plain = HiddenStateLoss(self.model, Keep())
         # For evaluation with logits. Beside it, it tells Trainer to count labels for each model
-        self.compute_loss_func = loss(Keep())
+        self.compute_loss_func = ConfidenceLoss(Keep())
 
     def prediction_step(
         self,

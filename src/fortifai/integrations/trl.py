@@ -54,7 +54,7 @@ class ConfidenceSFTTrainer(ConfidenceMixin, SFTTrainer):
         if self.args.loss_type != "nll":
             raise InputError(
                 f"loss_type is {self.args.loss_type!r}, a loss of TRL's own; leave it out, or take "
-                "SFTTrainer (weight=fortifai.confidence.DFT() is that loss here)"
+                "SFTTrainer (weight=fortifai.weights.DFT() is that loss here)"
             )
         # Trainer then counts the labels of the whole batch, whatever the model's forward takes
         self.model_accepts_loss_kwargs = True

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fortifai.confidence import AnyWeight, is_elementwise, uses_entropy
 from fortifai.errors import InputError
-from fortifai.losses.checks import Normalize, Reduction
 from fortifai.losses.chunks import Gradients, Head, Judge, Predictions, Slopes, Softmax, sweep
-from fortifai.losses.rows import RowLoss
+from fortifai.losses.options import LinearOptions
 from fortifai.losses.weighing import LossStats, Observed, reduce_losses, weigh, weighted
+from fortifai.weights import AnyWeight, is_elementwise, uses_entropy
 
 # Memory of the logits that exist at once, where the caller does not say
 _CHUNK_BYTES = 64 * 2**20
@@ -32,12 +31,10 @@ class Call:
         which: Rows that count, (n,): not ignored, of a sample weight above 0. None for all.
         weight: What each row counts.
         sample_weight: Times this, of the rows that count, (n,) in `dtype`; None for 1.
-        rows: What a row loses.
+        options: Of the loss; what a row loses among them.
         observe: Whether to note what the rows predict.
         scale: Of the logits, before the cap.
-        softcap: Cap of the logits, or None.
         product_dtype: Of the operands of matrix products.
-        chunk_size: Rows of logits that exist at once.
         softmax: What computes p and log p.
         wanted: Whether hidden states, head and bias need gradients.
     """
@@ -46,12 +43,10 @@ class Call:
     which: Tensor | None
     weight: AnyWeight
     sample_weight: Tensor | None
-    rows: RowLoss
+    options: LinearOptions
     observe: bool
     scale: float
-    softcap: float | None
     product_dtype: torch.dtype
-    chunk_size: int
     softmax: Softmax
     wanted: tuple[bool, bool, bool]
 
@@ -69,7 +64,8 @@ class Call:
         gradients: Gradients | None,
     ) -> None:
         """`chunks.sweep` over rows of `which`."""
-        sweep(head, input, self.target, which, judge, gradients, self.chunk_size, self.softmax)
+        size = self.options.chunk_size or rows_at_once(head.classes, input.device.type)
+        sweep(head, input, self.target, which, judge, gradients, size, self.softmax)
 
     def of(self, which: Tensor) -> Call:
         """The same of some of all rows."""
@@ -85,7 +81,8 @@ class Call:
         """The output layer in the dtypes it is computed with."""
         bias = None if bias is None else bias.detach().to(self.dtype)
         weight = weight.detach().to(self.product_dtype)
-        return Head(weight, bias, self.scale, self.softcap, self.dtype, self.rows)
+        options = self.options
+        return Head(weight, bias, self.scale, options.logit_softcap, self.dtype, options)
 
     def by_data(self, weights: Tensor, part: slice = slice(None)) -> Tensor:
         """The weights of some rows times their sample weights."""
@@ -130,8 +127,6 @@ def loss_of(
     bias: Tensor | None,
     call: Call,
     stats: LossStats,
-    reduction: Reduction,
-    normalize: Normalize,
 ) -> tuple[Tensor, LossStats]:
     """The loss, (N,) for ``none`` and a scalar otherwise, and its stats.
 
@@ -141,9 +136,8 @@ def loss_of(
         bias: Of the output layer, (C,), or None.
         call: See there.
         stats: What is known of the targets; what is kept of them is found here.
-        reduction: ``mean``, ``sum`` or ``none``.
-        normalize: ``valid``, ``weight_sum`` or ``kept``.
     """
+    reduction, normalize = call.options.reduction, call.options.normalize
     by_kept = reduction == "mean" and normalize == "kept"
     if (
         reduction != "none"
@@ -163,8 +157,8 @@ def loss_of(
         losses = weights = -log_p
     else:
         weights = call.by_data(weigh(call.weight, log_p.clone(), lambda _: entropies))
-        rest = remainder if call.rows.has_remainder else None
-        losses = weighted(weights, call.rows.of(log_p, rest))
+        rest = remainder if call.options.has_remainder else None
+        losses = weighted(weights, call.options.of(log_p, rest))
     kept = weights.sum()
     stats = stats._replace(kept=kept.detach(), observed=call.observed(seen))
     if reduction == "none" and call.which is not None:
@@ -236,14 +230,14 @@ def _compute(
             leaf = found.log_p.requires_grad_(any(call.wanted))
             # which may change in place what it gets
             some = call.by_data(weigh(call.weight, leaf.clone(), found.entropy), part)
-            rows = weighted(some, call.rows.of(leaf, found.remainder))
+            rows = weighted(some, call.options.of(leaf, found.remainder))
             weights[part], losses[part] = some.detach(), rows.detach()
             if not any(call.wanted):
                 return None
             (slope,) = torch.autograd.grad(rows.sum(), leaf)
         if found.remainder is None:
             return Slopes(slope.neg_().div_(early), None)
-        return Slopes(slope.neg_().div_(early), some.detach() * (call.rows.gem_beta / early))
+        return Slopes(slope.neg_().div_(early), some.detach() * (call.options.gem_beta / early))
 
     with torch.autocast(input.device.type, enabled=False):
         gradients = Gradients.empty(head, len(input), call.wanted)
@@ -269,7 +263,7 @@ class _Statistics(torch.autograd.Function):
         ctx.call = call
         needed = uses_entropy(call.weight)
         log_p = call.new(call.count)
-        remainders = call.new(call.count if call.rows.has_remainder else 0)
+        remainders = call.new(call.count if call.options.has_remainder else 0)
         entropies = call.new(call.count if needed else 0)
 
         seen = call.new(2)
@@ -281,7 +275,7 @@ class _Statistics(torch.autograd.Function):
                 remainders[part] = found.remainder
             if needed:
                 # `needed` says that the weight has it, which mypy cannot see
-                entropies[part] = found.entropy(call.weight.entropy_top_k)  # type: ignore[union-attr]
+                entropies[part] = found.entropy(call.weight.entropy_top_k)  # type: ignore[attr-defined]
 
         with torch.autocast(input.device.type, enabled=False):
             head = call.head(weight, bias)
@@ -297,7 +291,7 @@ class _Statistics(torch.autograd.Function):
         _refuse_second_derivative()
         hidden, weight, bias = ctx.saved_tensors
         call: Call = ctx.call
-        both = call.rows.has_remainder
+        both = call.options.has_remainder
         rows = ((of_log_p != 0) | (of_remainders != 0) if both else of_log_p).nonzero().squeeze(1)
         pulls, pushes = -of_log_p[rows], of_remainders[rows] if both else None
         if call.which is not None:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Mapping
-from typing import Literal, TypeGuard, cast, get_args
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from fortifai.errors import InputError, nearest
-
-Reduction = Literal["mean", "sum", "none"]
-Normalize = Literal["valid", "kept", "weight_sum"]
+from fortifai.errors import InputError, check_whole, nearest
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -23,44 +18,21 @@ def check_weight(weight: object) -> None:
     if isinstance(weight, Tensor):
         raise InputError(
             f"weight is a tensor {tuple(weight.shape)}; class weights are not supported: weight is "
-            "a function of log p here, such as fortifai.confidence.Truncate(0.9)"
+            "a function of log p here, such as fortifai.weights.Truncate(0.9)"
         )
     if isinstance(weight, type):
         raise InputError(
             f"weight is the class {weight.__name__}; give one of it, such as "
-            "fortifai.confidence.Truncate(0.9)"
+            "fortifai.weights.Truncate(0.9)"
         )
     if not callable(weight):
         raise InputError(
             f"weight is {weight!r}; give a function of log p, such as "
-            "fortifai.confidence.Truncate(0.9)"
+            "fortifai.weights.Truncate(0.9)"
         )
     top_k = getattr(weight, "entropy_top_k", None)
-    if top_k is not None and not (_whole(top_k) and top_k >= 2):
-        raise InputError(
-            f"entropy_top_k of {weight!r} is {top_k!r}; it must be None, for all classes, or a "
-            "whole number of 2 or more"
-        )
-
-
-def check_options(
-    ignore_index: int,
-    reduction: str,
-    normalize: str,
-    logit_softcap: float | None,
-) -> None:
-    """Raise `InputError` unless the options of the losses are allowed."""
-    check_choice("reduction", reduction, get_args(Reduction))
-    check_choice("normalize", normalize, get_args(Normalize))
-    if not _whole(ignore_index):
-        raise InputError(
-            f"ignore_index is {ignore_index!r}; it must be a whole number, such as -100, which "
-            "ignores nothing where no target has it"
-        )
-    if logit_softcap is not None and not (
-        is_number(logit_softcap) and 0 < logit_softcap < math.inf
-    ):
-        raise InputError(f"logit_softcap is {logit_softcap!r}; it must be above 0, or None")
+    if top_k is not None:
+        check_whole(f"entropy_top_k of {weight!r}", top_k, 2, ", or None for all classes")
 
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -68,23 +40,6 @@ def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise InputError(
             f"{name} is {value!r}; allowed are {', '.join(allowed)}{nearest(str(value), allowed)}"
-        )
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-
-
-def is_number(value: object) -> TypeGuard[float]:
-    """Whether it is a real number, and no bool."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
-def check_chunk_size(chunk_size: int | None) -> None:
-    """Raise `InputError` unless `chunk_size` is None or a number of rows."""
-    if chunk_size is not None and not (_whole(chunk_size) and chunk_size >= 1):
-        raise InputError(
-            f"chunk_size is {chunk_size!r}; it must be a whole number of rows, 1 or more, or None"
         )
 
 
@@ -169,10 +124,8 @@ def check_linear(
     target: Tensor,
     linear_bias: Tensor | None,
     ignore_index: int,
-    chunk_size: int | None,
 ) -> None:
     """Raise `InputError` unless these hidden states, head and targets go together."""
-    check_chunk_size(chunk_size)
     tensors = {"input": input, "linear_weight": linear_weight}
     if linear_bias is not None:
         tensors["linear_bias"] = linear_bias

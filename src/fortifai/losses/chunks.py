@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fortifai.losses.rows import CROSS_ENTROPY, RowLoss
+from fortifai.losses.rows import RowLoss
 from fortifai.losses.weighing import normalized_entropy
 
 # Below these log p is taken from logits computed anew, since p itself has lost its digits
@@ -59,7 +59,7 @@ class Head:
     scale: float
     softcap: float | None
     dtype: torch.dtype
-    rows: RowLoss = CROSS_ENTROPY
+    rows: RowLoss = RowLoss()  # noqa: RUF009 - frozen
 
     @property
     def classes(self) -> int:

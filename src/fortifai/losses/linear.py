@@ -6,39 +6,23 @@ of the output layer's backward.
 
 from __future__ import annotations
 
-from typing import Any, Unpack, overload
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
+import torch
 from torch import Tensor
 
-from fortifai.confidence import DFT, EAFT, AnyWeight, Focal, Keep, Truncate
-from fortifai.losses.checks import Normalize, Reduction
-from fortifai.losses.functional import Loss
-from fortifai.losses.hidden import linear_loss
-from fortifai.losses.options import LinearOptions, LinearOptionsAndStats
-from fortifai.losses.rows import RowLoss
+from fortifai.losses.autograd import Call, loss_of, product_dtype
+from fortifai.losses.checks import check_linear, check_sample_weight, check_weight
+from fortifai.losses.kernels import softmax_in_use
+from fortifai.losses.options import LinearOptions, spelled
 from fortifai.losses.weighing import LossStats
+from fortifai.weights import AnyWeight
 
 
-@overload
-def linear_weighted_cross_entropy(
-    input: Tensor,
-    linear_weight: Tensor,
-    target: Tensor,
-    *,
-    weight: AnyWeight,
-    **options: Unpack[LinearOptions],
-) -> Tensor: ...
-@overload
-def linear_weighted_cross_entropy(
-    input: Tensor,
-    linear_weight: Tensor,
-    target: Tensor,
-    *,
-    weight: AnyWeight,
-    **options: Unpack[LinearOptionsAndStats],
-) -> tuple[Tensor, LossStats]: ...
-
-
+@spelled(LinearOptions)
 def linear_weighted_cross_entropy(
     input: Tensor,
     linear_weight: Tensor,
@@ -47,17 +31,9 @@ def linear_weighted_cross_entropy(
     weight: AnyWeight,
     sample_weight: Tensor | None = None,
     linear_bias: Tensor | None = None,
-    ignore_index: int = -100,
-    reduction: Reduction = "mean",
-    normalize: Normalize = "valid",
-    logit_softcap: float | None = None,
-    label_smoothing: float = 0.0,
-    confidence_penalty: float = 0.0,
-    z_loss: float = 0.0,
-    gem_beta: float = 1.0,
-    chunk_size: int | None = None,
     return_stats: bool = False,
-) -> Loss:
+    **options: Any,
+) -> Tensor | tuple[Tensor, LossStats]:
     r"""Cross entropy of an output layer's classes, each target weighted by the model's confidence.
 
     `fortifai.weighted_cross_entropy` of the logits :math:`x = h W^T + b`, which are never there as
@@ -82,21 +58,11 @@ def linear_weighted_cross_entropy(
             of which each has rows of its own.
         target: Class indices (*), int64, in [0, C).
         weight: Maps log p_t (and, if it declares so, the entropy) to [0, 1]; see
-            `fortifai.confidence`.
+            `fortifai.weights`.
         sample_weight: One for each target, (*), finite and 0 or more, without gradient; None for 1.
         linear_bias: Of the output layer, (C,), or None.
-        ignore_index: Targets with this value count nothing, in loss and divisor.
-        reduction: ``mean``, ``sum``, or ``none`` for a loss of the target's shape.
-        normalize: What ``mean`` divides by: ``valid``, ``weight_sum`` or ``kept``; see
-            `fortifai.weighted_cross_entropy`. The mean of nothing is 0, not NaN.
-        logit_softcap: Logits are first squeezed to cap * tanh(x / cap), as Gemma does.
-        label_smoothing: See `fortifai.weighted_cross_entropy`, as for the next three.
-        confidence_penalty: Times the entropy, taken off the loss.
-        z_loss: Times the square of the logarithm of the sum of exponentials.
-        gem_beta: Logits over beta, and the loss times beta.
-        chunk_size: Rows of logits that exist at once (twice their memory with a soft-cap); None
-            adapts it to classes and device.
         return_stats: Also return `LossStats`.
+        **options: See `fortifai.losses.options.LinearOptions`.
 
     Returns:
         The loss, float32, or float64 for such input; with `return_stats` a pair of it and stats.
@@ -105,222 +71,103 @@ def linear_weighted_cross_entropy(
         InputError: Shapes, dtypes, devices, an option, a weight of another shape, a target or a
             sample weight out of range, a sharded `input`, or a second derivative (in the backward).
     """
-    loss, stats = linear_loss(
+    found = linear_loss(
         input,
         linear_weight,
         target,
         weight=weight,
+        options=LinearOptions(**options),
         sample_weight=sample_weight,
         linear_bias=linear_bias,
-        ignore_index=ignore_index,
-        reduction=reduction,
-        normalize=normalize,
-        logit_softcap=logit_softcap,
-        rows=RowLoss(label_smoothing, confidence_penalty, z_loss, gem_beta),
-        chunk_size=chunk_size,
     )
-    return (loss, stats) if return_stats else loss
+    return found if return_stats else found[0]
 
 
-@overload
-def linear_truncated_cross_entropy(
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_Parameter = TypeVar("_Parameter", Tensor, Tensor | None)
+
+
+def _outside_graphs(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Keeps torch.compile out of `function`: what it does depends on how many rows are kept."""
+
+    @functools.wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        if torch.compiler.is_compiling():
+            # PyTorch has no types for `disable`
+            disabled: Callable[_P, _R] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+            return disabled(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return call
+
+
+def _gathered(parameter: _Parameter) -> _Parameter:
+    """A sharded parameter as a whole; its gradient is summed over the processes, and sharded."""
+    if parameter is None or not hasattr(parameter, "full_tensor"):
+        return parameter
+    from torch.distributed.tensor import DTensor, Partial
+
+    assert isinstance(parameter, DTensor)
+    whole: Tensor = parameter.full_tensor(
+        grad_placements=[Partial()] * parameter.device_mesh.ndim  # a sum is still to be taken
+    )
+    return whole
+
+
+@_outside_graphs
+def linear_loss(
     input: Tensor,
     linear_weight: Tensor,
     target: Tensor,
     *,
-    threshold: float = ...,
-    **options: Unpack[LinearOptions],
-) -> Tensor: ...
-@overload
-def linear_truncated_cross_entropy(
-    input: Tensor,
-    linear_weight: Tensor,
-    target: Tensor,
-    *,
-    threshold: float = ...,
-    **options: Unpack[LinearOptionsAndStats],
-) -> tuple[Tensor, LossStats]: ...
+    weight: AnyWeight,
+    options: LinearOptions,
+    sample_weight: Tensor | None = None,
+    linear_bias: Tensor | None = None,
+    logit_scale: float = 1.0,
+    observe: bool = False,
+) -> tuple[Tensor, LossStats]:
+    """`linear_weighted_cross_entropy` and its stats; `logit_scale` comes before the soft-cap.
 
-
-def linear_truncated_cross_entropy(
-    input: Tensor, linear_weight: Tensor, target: Tensor, *, threshold: float = 0.9, **options: Any
-) -> Loss:
-    """Truncated cross entropy on hidden states: `fortifai.truncated_cross_entropy` without logits.
-
-    TCE (ForTIFAI, 2509.08972, section 2.2.1): targets with p above the threshold count nothing, and
-    cost a third of what the others do.
-
-    Args:
-        input: Hidden states; see `linear_weighted_cross_entropy`, as for what is not said here.
-        linear_weight: Of the output layer.
-        target: Class indices.
-        threshold: Confidence above which a target counts nothing, in [0, 1].
-        **options: The others of `linear_weighted_cross_entropy`.
-
-    Raises:
-        InputError: As `linear_weighted_cross_entropy`, or a threshold outside [0, 1].
+    With `observe` the stats say what the rows predict, too, which costs two passes over p.
     """
-    loss: Loss = linear_weighted_cross_entropy(
-        input, linear_weight, target, weight=Truncate(threshold), **options
+    check_weight(weight)
+    check_linear(input, linear_weight, target, linear_bias, options.ignore_index)
+    if sample_weight is not None:
+        check_sample_weight(sample_weight, target)
+    linear_weight, linear_bias = _gathered(linear_weight), _gathered(linear_bias)
+    flat = target.reshape(-1)
+    left_out = flat == options.ignore_index
+    n_valid = (~left_out).sum()
+    training = torch.is_grad_enabled()
+    call = Call(
+        target=flat,
+        which=None,
+        weight=weight,
+        sample_weight=None,
+        options=options,
+        observe=observe,
+        scale=logit_scale,
+        product_dtype=product_dtype(input),
+        softmax=softmax_in_use(),
+        wanted=(
+            training and input.requires_grad,
+            training and linear_weight.requires_grad,
+            training and linear_bias is not None and linear_bias.requires_grad,
+        ),
     )
-    return loss
-
-
-@overload
-def linear_focal_cross_entropy(
-    input: Tensor,
-    linear_weight: Tensor,
-    target: Tensor,
-    *,
-    gamma: float = ...,
-    detach_weight: bool = ...,
-    **options: Unpack[LinearOptions],
-) -> Tensor: ...
-@overload
-def linear_focal_cross_entropy(
-    input: Tensor,
-    linear_weight: Tensor,
-    target: Tensor,
-    *,
-    gamma: float = ...,
-    detach_weight: bool = ...,
-    **options: Unpack[LinearOptionsAndStats],
-) -> tuple[Tensor, LossStats]: ...
-
-
-def linear_focal_cross_entropy(
-    input: Tensor,
-    linear_weight: Tensor,
-    target: Tensor,
-    *,
-    gamma: float = 2.0,
-    detach_weight: bool = False,
-    **options: Any,
-) -> Loss:
-    """Focal loss on hidden states: `fortifai.focal_cross_entropy` without logits.
-
-    Args:
-        input: Hidden states; see `linear_weighted_cross_entropy`, as for what is not said here.
-        linear_weight: Of the output layer.
-        target: Class indices.
-        gamma: How fast confident targets fade; 0 is cross entropy exactly.
-        detach_weight: Whether the weight carries no gradient.
-        **options: The others of `linear_weighted_cross_entropy`.
-
-    Raises:
-        InputError: As `linear_weighted_cross_entropy`, or a gamma that is negative or not finite.
-    """
-    loss: Loss = linear_weighted_cross_entropy(
-        input, linear_weight, target, weight=Focal(gamma, detach_weight=detach_weight), **options
-    )
-    return loss
-
-
-@overload
-def linear_dft_cross_entropy(
-    input: Tensor, linear_weight: Tensor, target: Tensor, **options: Unpack[LinearOptions]
-) -> Tensor: ...
-@overload
-def linear_dft_cross_entropy(
-    input: Tensor, linear_weight: Tensor, target: Tensor, **options: Unpack[LinearOptionsAndStats]
-) -> tuple[Tensor, LossStats]: ...
-
-
-def linear_dft_cross_entropy(
-    input: Tensor, linear_weight: Tensor, target: Tensor, **options: Any
-) -> Loss:
-    """Dynamic fine-tuning on hidden states: `fortifai.dft_cross_entropy` without logits.
-
-    Args:
-        input: Hidden states; see `linear_weighted_cross_entropy`, as for what is not said here.
-        linear_weight: Of the output layer.
-        target: Class indices.
-        **options: The others of `linear_weighted_cross_entropy`.
-
-    Raises:
-        InputError: As `linear_weighted_cross_entropy`.
-    """
-    loss: Loss = linear_weighted_cross_entropy(
-        input, linear_weight, target, weight=DFT(), **options
-    )
-    return loss
-
-
-@overload
-def linear_eaft_cross_entropy(
-    input: Tensor,
-    linear_weight: Tensor,
-    target: Tensor,
-    *,
-    alpha: float = ...,
-    top_k: int | None = ...,
-    **options: Unpack[LinearOptions],
-) -> Tensor: ...
-@overload
-def linear_eaft_cross_entropy(
-    input: Tensor,
-    linear_weight: Tensor,
-    target: Tensor,
-    *,
-    alpha: float = ...,
-    top_k: int | None = ...,
-    **options: Unpack[LinearOptionsAndStats],
-) -> tuple[Tensor, LossStats]: ...
-
-
-def linear_eaft_cross_entropy(
-    input: Tensor,
-    linear_weight: Tensor,
-    target: Tensor,
-    *,
-    alpha: float = 1.0,
-    top_k: int | None = 20,
-    **options: Any,
-) -> Loss:
-    """EAFT on hidden states: `fortifai.eaft_cross_entropy` without logits.
-
-    Args:
-        input: Hidden states; see `linear_weighted_cross_entropy`, as for what is not said here.
-        linear_weight: Of the output layer.
-        target: Class indices.
-        alpha: Power of the entropy, 0 or more.
-        top_k: Likeliest classes that the entropy H is of; None for all.
-        **options: The others of `linear_weighted_cross_entropy`.
-
-    Raises:
-        InputError: As `linear_weighted_cross_entropy`, or an alpha or k out of range.
-    """
-    loss: Loss = linear_weighted_cross_entropy(
-        input, linear_weight, target, weight=EAFT(alpha, top_k), **options
-    )
-    return loss
-
-
-@overload
-def linear_cross_entropy(
-    input: Tensor, linear_weight: Tensor, target: Tensor, **options: Unpack[LinearOptions]
-) -> Tensor: ...
-@overload
-def linear_cross_entropy(
-    input: Tensor, linear_weight: Tensor, target: Tensor, **options: Unpack[LinearOptionsAndStats]
-) -> tuple[Tensor, LossStats]: ...
-
-
-def linear_cross_entropy(
-    input: Tensor, linear_weight: Tensor, target: Tensor, **options: Any
-) -> Loss:
-    """Cross entropy on hidden states, without full logits: the baseline of the others.
-
-    Args:
-        input: Hidden states; see `linear_weighted_cross_entropy`, as for what is not said here.
-        linear_weight: Of the output layer.
-        target: Class indices.
-        **options: The others of `linear_weighted_cross_entropy`.
-
-    Raises:
-        InputError: As `linear_weighted_cross_entropy`.
-    """
-    loss: Loss = linear_weighted_cross_entropy(
-        input, linear_weight, target, weight=Keep(), **options
-    )
-    return loss
+    of_data = n_valid.to(call.dtype)
+    if sample_weight is not None:
+        of_data = sample_weight.reshape(-1).to(call.dtype).masked_fill(left_out, 0.0)
+        left_out = of_data == 0
+        call = dataclasses.replace(call, sample_weight=of_data)
+        of_data = of_data.sum()
+    if left_out.any():
+        call = call.of((~left_out).nonzero().squeeze(1))
+    stats = LossStats(of_data, n_valid, of_data)
+    rows = input.reshape(-1, linear_weight.shape[1])
+    loss, stats = loss_of(rows, linear_weight, linear_bias, call, stats)
+    if options.reduction == "none":
+        loss = loss.reshape(target.shape)
+    return loss, stats

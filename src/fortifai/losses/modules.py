@@ -2,140 +2,108 @@
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from fortifai.confidence import DFT, EAFT, AnyWeight, Focal, Keep, Truncate
-from fortifai.losses.checks import check_chunk_size, check_options, check_weight
-from fortifai.losses.functional import weighted_cross_entropy
-from fortifai.losses.linear import linear_weighted_cross_entropy
-from fortifai.losses.options import LinearSettings, Settings
-from fortifai.losses.rows import RowLoss
-
-_DEFAULTS: Settings = {
-    "ignore_index": -100,
-    "reduction": "mean",
-    "normalize": "valid",
-    "logit_softcap": None,
-}
+from fortifai.losses.checks import check_weight
+from fortifai.losses.functional import logits_loss
+from fortifai.losses.linear import linear_loss
+from fortifai.losses.options import LinearOptions, LossOptions, parameters
+from fortifai.weights import DFT, EAFT, AnyWeight, Focal, Keep, Truncate, Weight
 
 
-class _Weighted(nn.Module):
-    """What the modules share.
+class _Module(nn.Module):
+    """What the modules share: ``class Mine(WeightedCrossEntropyLoss, of=MyWeight)`` is one of them.
 
     Attributes:
-        weight: See `fortifai.confidence`.
-        settings: The keyword arguments that each call gives its function.
+        weight: See `fortifai.weights`.
+        options: What it was made with.
         kept_share: Of the last call: sum of weights over valid targets, a detached scalar tensor
             on the loss's device; None before the first call.
     """
 
-    kept_share: Tensor | None
+    _of: ClassVar[type[Weight] | None] = None
+    _options: ClassVar[type[LossOptions]]
+    weight: AnyWeight
+    options: LossOptions
 
-    def __init__(self, weight: AnyWeight, settings: dict[str, Any]) -> None:
+    def __init_subclass__(cls, of: type[Weight] | None = None) -> None:
+        super().__init_subclass__()
+        cls._of = of or cls._of
+
+    def __init__(self, *weight: Any, **options: Any) -> None:
         super().__init__()
-        check_weight(weight)
-        self.weight = weight
-        self.settings = {**_DEFAULTS, **settings}
-        terms = {name: value for name, value in settings.items() if name not in _DEFAULTS}
-        check_options(*(self.settings[name] for name in _DEFAULTS))
-        RowLoss(**terms)
-        self.kept_share = None
+        names = parameters(self._of) if self._of else ["weight"]
+        own = {name: options.pop(name) for name in names if name in options}
+        self.weight = (self._of or _given)(*weight, **own)
+        self.options = self._options(**options)
+        self.kept_share: Tensor | None = None
 
     def extra_repr(self) -> str:
-        """The settings, for printing."""
-        return ", ".join([str(self.weight), *(f"{k}={v!r}" for k, v in self.settings.items())])
+        """Weight and options, for printing."""
+        return f"{self.weight}, {self.options}"
 
 
-class WeightedCrossEntropyLoss(_Weighted):
+def _given(weight: AnyWeight) -> AnyWeight:
+    check_weight(weight)
+    return weight
+
+
+class WeightedCrossEntropyLoss(_Module):
     """Module of `fortifai.weighted_cross_entropy`; `kept_share` holds the last call's share.
 
+    Args:
+        weight: See `fortifai.weights`; modules of one kind of weight take its parameters instead.
+        **options: See `fortifai.losses.options.LossOptions`.
+
     Raises:
-        InputError: `weight` is no function, or an option is none of those allowed.
+        InputError: `weight` is no function, or a parameter or an option is not allowed.
     """
 
-    def __init__(self, weight: AnyWeight, **settings: Unpack[Settings]) -> None:
-        super().__init__(weight, dict(settings))
+    _options = LossOptions
 
     def forward(self, input: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """The loss of logits (N, C, d1, ...) and targets (N, d1, ...)."""
-        loss, stats = weighted_cross_entropy(
-            input,
-            target,
-            weight=self.weight,
-            sample_weight=sample_weight,
-            return_stats=True,
-            **self.settings,
+        loss, stats = logits_loss(
+            input, target, weight=self.weight, options=self.options, sample_weight=sample_weight
         )
         self.kept_share = stats.kept_share
         return loss
 
 
-class TruncatedCrossEntropyLoss(WeightedCrossEntropyLoss):
-    """Module of `fortifai.truncated_cross_entropy`; `kept_share` holds the last call's share.
-
-    Raises:
-        InputError: `threshold` is not in [0, 1], or an option is none of those allowed.
-    """
-
-    def __init__(self, threshold: float = 0.9, **settings: Unpack[Settings]) -> None:
-        super().__init__(Truncate(threshold), **settings)
+class TruncatedCrossEntropyLoss(WeightedCrossEntropyLoss, of=Truncate):
+    """Module of `fortifai.truncated_cross_entropy`: `threshold`, and options."""
 
 
-class FocalCrossEntropyLoss(WeightedCrossEntropyLoss):
-    """Module of `fortifai.focal_cross_entropy`; `kept_share` holds the last call's share.
-
-    Raises:
-        InputError: `gamma` is negative or not finite, or an option is none of those allowed.
-    """
-
-    def __init__(
-        self, gamma: float = 2.0, *, detach_weight: bool = False, **settings: Unpack[Settings]
-    ) -> None:
-        super().__init__(Focal(gamma, detach_weight=detach_weight), **settings)
+class FocalCrossEntropyLoss(WeightedCrossEntropyLoss, of=Focal):
+    """Module of `fortifai.focal_cross_entropy`: `gamma`, `detach_weight`, and options."""
 
 
-class DFTCrossEntropyLoss(WeightedCrossEntropyLoss):
-    """Module of `fortifai.dft_cross_entropy`; `kept_share` holds the last call's share.
-
-    Raises:
-        InputError: An option is none of those allowed.
-    """
-
-    def __init__(self, **settings: Unpack[Settings]) -> None:
-        super().__init__(DFT(), **settings)
+class DFTCrossEntropyLoss(WeightedCrossEntropyLoss, of=DFT):
+    """Module of `fortifai.dft_cross_entropy`: options."""
 
 
-class EAFTCrossEntropyLoss(WeightedCrossEntropyLoss):
-    """Module of `fortifai.eaft_cross_entropy`; `kept_share` holds the last call's share.
-
-    Raises:
-        InputError: `alpha` or `top_k` is out of range, or an option is none of those allowed.
-    """
-
-    def __init__(
-        self, alpha: float = 1.0, top_k: int | None = 20, **settings: Unpack[Settings]
-    ) -> None:
-        super().__init__(EAFT(alpha, top_k), **settings)
+class EAFTCrossEntropyLoss(WeightedCrossEntropyLoss, of=EAFT):
+    """Module of `fortifai.eaft_cross_entropy`: `alpha`, `top_k`, and options."""
 
 
-class LinearWeightedCrossEntropyLoss(_Weighted):
+class LinearWeightedCrossEntropyLoss(_Module):
     """Module of `fortifai.linear_weighted_cross_entropy`.
 
     It holds no output layer: give that of the model in each call, so that a tied or frozen one
     stays what it is. `kept_share` holds the last call's share.
 
+    Args:
+        weight: See `fortifai.weights`; modules of one kind of weight take its parameters instead.
+        **options: See `fortifai.losses.options.LinearOptions`.
+
     Raises:
-        InputError: `weight` is no function, or an option is none of those allowed.
+        InputError: `weight` is no function, or a parameter or an option is not allowed.
     """
 
-    def __init__(
-        self, weight: AnyWeight, *, chunk_size: int | None = None, **settings: Unpack[Settings]
-    ) -> None:
-        super().__init__(weight, dict(settings))
-        check_chunk_size(chunk_size)
-        self.settings["chunk_size"] = chunk_size
+    _options = LinearOptions
+    options: LinearOptions
 
     def forward(
         self,
@@ -146,74 +114,34 @@ class LinearWeightedCrossEntropyLoss(_Weighted):
         sample_weight: Tensor | None = None,
     ) -> Tensor:
         """The loss of hidden states (*, d), a head (C, d) and targets (*)."""
-        loss, stats = linear_weighted_cross_entropy(
+        loss, stats = linear_loss(
             input,
             linear_weight,
             target,
             weight=self.weight,
+            options=self.options,
             sample_weight=sample_weight,
             linear_bias=linear_bias,
-            return_stats=True,
-            **self.settings,
         )
         self.kept_share = stats.kept_share
         return loss
 
 
-class LinearTruncatedCrossEntropyLoss(LinearWeightedCrossEntropyLoss):
-    """Module of `fortifai.linear_truncated_cross_entropy`.
-
-    Raises:
-        InputError: `threshold` is not in [0, 1], or an option is none of those allowed.
-    """
-
-    def __init__(self, threshold: float = 0.9, **settings: Unpack[LinearSettings]) -> None:
-        super().__init__(Truncate(threshold), **settings)
+class LinearTruncatedCrossEntropyLoss(LinearWeightedCrossEntropyLoss, of=Truncate):
+    """Module of `fortifai.linear_truncated_cross_entropy`: `threshold`, and options."""
 
 
-class LinearFocalCrossEntropyLoss(LinearWeightedCrossEntropyLoss):
-    """Module of `fortifai.linear_focal_cross_entropy`.
-
-    Raises:
-        InputError: `gamma` is negative or not finite, or an option is none of those allowed.
-    """
-
-    def __init__(
-        self, gamma: float = 2.0, *, detach_weight: bool = False, **settings: Unpack[LinearSettings]
-    ) -> None:
-        super().__init__(Focal(gamma, detach_weight=detach_weight), **settings)
+class LinearFocalCrossEntropyLoss(LinearWeightedCrossEntropyLoss, of=Focal):
+    """Module of `fortifai.linear_focal_cross_entropy`: `gamma`, `detach_weight`, and options."""
 
 
-class LinearDFTCrossEntropyLoss(LinearWeightedCrossEntropyLoss):
-    """Module of `fortifai.linear_dft_cross_entropy`.
-
-    Raises:
-        InputError: An option is none of those allowed.
-    """
-
-    def __init__(self, **settings: Unpack[LinearSettings]) -> None:
-        super().__init__(DFT(), **settings)
+class LinearDFTCrossEntropyLoss(LinearWeightedCrossEntropyLoss, of=DFT):
+    """Module of `fortifai.linear_dft_cross_entropy`: options."""
 
 
-class LinearEAFTCrossEntropyLoss(LinearWeightedCrossEntropyLoss):
-    """Module of `fortifai.linear_eaft_cross_entropy`.
-
-    Raises:
-        InputError: `alpha` or `top_k` is out of range, or an option is none of those allowed.
-    """
-
-    def __init__(
-        self, alpha: float = 1.0, top_k: int | None = 20, **settings: Unpack[LinearSettings]
-    ) -> None:
-        super().__init__(EAFT(alpha, top_k), **settings)
+class LinearEAFTCrossEntropyLoss(LinearWeightedCrossEntropyLoss, of=EAFT):
+    """Module of `fortifai.linear_eaft_cross_entropy`: `alpha`, `top_k`, and options."""
 
 
-class LinearCrossEntropyLoss(LinearWeightedCrossEntropyLoss):
-    """Module of `fortifai.linear_cross_entropy`.
-
-    Raises:
-        InputError: An option is none of those allowed.
-    """
-
-    def __init__(self, **settings: Unpack[LinearSettings]) -> None:
-        super().__init__(Keep(), **settings)
+class LinearCrossEntropyLoss(LinearWeightedCrossEntropyLoss, of=Keep):
+    """Module of `fortifai.linear_cross_entropy`: options."""

@@ -14,16 +14,15 @@ term is called the remainder R here. Its gradient in z is
 from __future__ import annotations
 
 import dataclasses
-import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fortifai.errors import InputError
-from fortifai.losses.checks import is_number
+from fortifai.errors import check_number
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True)
 class RowLoss:
     """The terms of a row's loss; without any it is cross entropy.
 
@@ -46,21 +45,15 @@ class RowLoss:
     gem_beta: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
-            if not is_number(value) or not math.isfinite(value):
-                raise InputError(f"{name} is {value!r}; it must be a finite number")
-        if not 0 <= self.label_smoothing < 1:
-            raise InputError(
-                f"label_smoothing is {self.label_smoothing}; it is the share of the target that is "
-                "spread over all classes and must lie in [0, 1)"
-            )
-        for name in ("confidence_penalty", "z_loss"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be 0 or more")
-        if self.gem_beta <= 0:
-            raise InputError(
-                f"gem_beta is {self.gem_beta}; it must be above 0, such as 0.7; 1 is cross entropy"
-            )
+        check_number("label_smoothing", self.label_smoothing, "[0, 1)")
+        check_number("confidence_penalty", self.confidence_penalty, "[0, inf)")
+        check_number("z_loss", self.z_loss, "[0, inf)")
+        check_number("gem_beta", self.gem_beta, "(0, inf)")
+
+    @property
+    def terms(self) -> dict[str, Any]:
+        """The four by name."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(RowLoss)}
 
     @property
     def has_remainder(self) -> bool:
@@ -123,6 +116,3 @@ class RowLoss:
             z.mean(dim) if self.label_smoothing else None,
             entropy,
         )
-
-
-CROSS_ENTROPY = RowLoss()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fortifai.confidence import AnyWeight, EntropyWeight, Weight, uses_entropy
 from fortifai.errors import InputError
-from fortifai.losses.checks import Normalize, Reduction, check_weight
+from fortifai.losses.checks import check_weight
+from fortifai.weights import AnyWeight, uses_entropy
+
+Reduction = Literal["mean", "sum", "none"]
+Normalize = Literal["valid", "kept", "weight_sum"]
 
 
 class Observed(NamedTuple):
@@ -53,7 +56,7 @@ def weigh(weight: AnyWeight, log_p: Tensor, entropy: Callable[[int | None], Tens
     """The weights of data with these log-probabilities, of the same shape and dtype.
 
     Args:
-        weight: See `fortifai.confidence`.
+        weight: See `fortifai.weights`.
         log_p: Any shape.
         entropy: Gives the normalized entropies for an ``entropy_top_k``; called if they are needed.
 
@@ -62,10 +65,11 @@ def weigh(weight: AnyWeight, log_p: Tensor, entropy: Callable[[int | None], Tens
     """
     check_weight(weight)
     if uses_entropy(weight):
-        of_both = cast(EntropyWeight, weight)
-        weights = of_both(log_p, entropy(of_both.entropy_top_k).to(log_p.dtype))
+        # mypy knows no attributes of callables
+        top_k = weight.entropy_top_k  # type: ignore[attr-defined]
+        weights = weight(log_p, entropy(top_k).to(log_p.dtype))
     else:
-        weights = cast(Weight, weight)(log_p)
+        weights = weight(log_p)
     if not isinstance(weights, Tensor) or weights.shape != log_p.shape:
         got = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
         # a weight of another shape would be broadcast, and weigh each datum by the others'

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fortifai.config import Beam
 from fortifai.models import shared_prefix
+from fortifai.models.options import Beam
 from fortifai.models.shared_prefix import Prefix, Rows
 
 

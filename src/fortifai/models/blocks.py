@@ -18,8 +18,8 @@ from fortifai.models.generation import begun, rows_at_a_time, uniform, width, wr
 from fortifai.models.scoring import positions
 
 if TYPE_CHECKING:
-    from fortifai.config import RegenerateConfig
-    from fortifai.loop.progress import Progress
+    from fortifai.lab.progress import Progress
+    from fortifai.models.options import RegenerateOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class _Group:
 def regenerate_blocks(
     model: PreTrainedModel,
     samples: np.ndarray,
-    settings: RegenerateConfig,
+    settings: RegenerateOptions,
     special: SpecialTokens,
     *,
     seed: int,
@@ -101,7 +101,7 @@ def regenerate_blocks(
 
 
 def _way(
-    model: PreTrainedModel, samples: np.ndarray, settings: RegenerateConfig, special: SpecialTokens
+    model: PreTrainedModel, samples: np.ndarray, settings: RegenerateOptions, special: SpecialTokens
 ) -> tuple[bool, int]:
     """Whether what is read is shared between blocks or beams, and the blocks written at a time."""
     several = settings.blocks * width(settings.decoding)
@@ -113,7 +113,7 @@ def _way(
     return False, rows_at_a_time(model, settings, settings.longest)
 
 
-def _groups(total: int, settings: RegenerateConfig, chunks: int) -> Iterator[_Group]:
+def _groups(total: int, settings: RegenerateOptions, chunks: int) -> Iterator[_Group]:
     """The blocks of `total` tokens, in groups of at most so many chunks."""
     new, blocks = settings.new_tokens, settings.blocks
     full, over = divmod(total // new, blocks)
@@ -130,7 +130,7 @@ def _together(
     model: PreTrainedModel,
     ids: Tensor,
     group: _Group,
-    settings: RegenerateConfig,
+    settings: RegenerateOptions,
     special: SpecialTokens,
     *,
     rows: int,
@@ -161,7 +161,7 @@ def _apart(
     model: PreTrainedModel,
     ids: Tensor,
     group: _Group,
-    settings: RegenerateConfig,
+    settings: RegenerateOptions,
     special: SpecialTokens,
     *,
     rows: int,
@@ -177,14 +177,14 @@ def _apart(
 
 
 def _numbers(
-    group: _Group, places: np.ndarray, settings: RegenerateConfig, seed: int
+    group: _Group, places: np.ndarray, settings: RegenerateOptions, seed: int
 ) -> np.ndarray | None:
     """The random numbers of the blocks at these places of a group's chunks."""
     blocks = (group.chunks[:, None] * settings.blocks + places).ravel()
     return uniform(settings.decoding, seed, blocks, group.size)
 
 
-def _check_fits(model: PreTrainedModel, settings: RegenerateConfig) -> None:
+def _check_fits(model: PreTrainedModel, settings: RegenerateOptions) -> None:
     limit, wanted = positions(model), settings.longest
     if wanted > limit:
         raise InputError(

@@ -31,9 +31,9 @@ from fortifai.models.lora import Adapter
 from fortifai.models.training import FitReport
 
 if TYPE_CHECKING:
-    from fortifai.confidence import AnyWeight
-    from fortifai.config import RegenerateConfig, TrainConfig
-    from fortifai.loop.progress import Progress
+    from fortifai.lab.progress import Progress
+    from fortifai.models.options import RegenerateOptions, TrainOptions
+    from fortifai.weights import AnyWeight
 
 __all__ = ["CausalLM", "FitReport"]
 
@@ -162,7 +162,7 @@ class CausalLM:
         self,
         samples: np.ndarray,
         weight: AnyWeight,
-        train: TrainConfig,
+        train: TrainOptions,
         *,
         seed: int,
         workdir: Path,
@@ -189,7 +189,7 @@ class CausalLM:
     def regenerate(
         self,
         samples: np.ndarray,
-        settings: RegenerateConfig,
+        settings: RegenerateOptions,
         *,
         seed: int,
         progress: Progress,

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fortifai.config import Beam, Sample
 from fortifai.data.tokens import SpecialTokens
 from fortifai.errors import InputError
 from fortifai.models import shared_prefix
@@ -26,12 +25,13 @@ from fortifai.models.generation import (
     uniform,
     write,
 )
+from fortifai.models.options import Beam, Sample
 from fortifai.models.scoring import positions
 from fortifai.models.shared_prefix import Prefix, Rows
 
 if TYPE_CHECKING:
-    from fortifai.config import RegenerateConfig
-    from fortifai.loop.progress import Progress
+    from fortifai.lab.progress import Progress
+    from fortifai.models.options import RegenerateOptions
 
 LONGEST_TRIAL = 1024
 """Tokens of a document that a model is tried on at most: a trial reads them all."""
@@ -77,7 +77,7 @@ Tell = Callable[[int], None]
 def regenerate_documents(
     model: PreTrainedModel,
     samples: np.ndarray,
-    settings: RegenerateConfig,
+    settings: RegenerateOptions,
     special: SpecialTokens,
     *,
     seed: int,
@@ -144,7 +144,7 @@ def _documents(samples: np.ndarray, keep: int, special: SpecialTokens) -> list[_
     return sorted(found, key=lambda document: len(document.text))
 
 
-def _segment(model: PreTrainedModel, settings: RegenerateConfig) -> int:
+def _segment(model: PreTrainedModel, settings: RegenerateOptions) -> int:
     """Tokens written before the context is read anew."""
     beams = isinstance(settings.decoding, Beam)
     return settings.new_tokens if beams else positions(model) // 2
@@ -159,7 +159,7 @@ def _banned(special: SpecialTokens) -> tuple[int, ...]:
     return (*special.never_written, special.end)
 
 
-def _check_fits(model: PreTrainedModel, settings: RegenerateConfig) -> None:
+def _check_fits(model: PreTrainedModel, settings: RegenerateOptions) -> None:
     limit, segment = positions(model), _segment(model, settings)
     if settings.keep + 1 > limit - segment:
         raise InputError(
@@ -172,7 +172,7 @@ def _check_fits(model: PreTrainedModel, settings: RegenerateConfig) -> None:
 def _in_rounds(
     model: PreTrainedModel,
     documents: list[_Document],
-    settings: RegenerateConfig,
+    settings: RegenerateOptions,
     special: SpecialTokens,
     seed: int,
     tell: Tell,
@@ -263,7 +263,7 @@ class _Writer:
     def __init__(
         self,
         model: PreTrainedModel,
-        settings: RegenerateConfig,
+        settings: RegenerateOptions,
         special: SpecialTokens,
         seed: int,
         tell: Tell,

@@ -18,14 +18,15 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from fortifai.confidence import AnyWeight, Dynamic, Truncate
-from fortifai.config import RegenerateConfig, TrainConfig
 from fortifai.data.tokens import SpecialTokens, special_tokens
-from fortifai.loop.progress import Progress
+from fortifai.lab.domain import draw_share, even_edges
+from fortifai.lab.progress import Progress
 from fortifai.models.causal_lm import BOS_BEFORE, SETTINGS_FILE, CausalLM
 from fortifai.models.hub import ADAPTER
 from fortifai.models.loading import describe
 from fortifai.models.lora import Adapter
+from fortifai.models.options import RegenerateOptions, TrainOptions
+from fortifai.weights import AnyWeight, Dynamic, Truncate
 
 Tokens = NDArray[np.int32]
 Select = Callable[[CausalLM], float]
@@ -43,26 +44,36 @@ class CausalLMFamily:
         regenerate: How it rewrites.
         select: Score by which a checkpoint is chosen, or None for the last one.
         workdir: Where the trainer may write.
-        before: Tokens of a training block that are no text: 1 where it begins with bos, else 0.
+        special: The model's special tokens; where it reads bos, a training block begins with it.
     """
 
     base: Path
     scratch: Callable[[int], CausalLM]
     weight: AnyWeight | Dynamic
-    train: TrainConfig
-    regenerate: RegenerateConfig
+    train: TrainOptions
+    regenerate: RegenerateOptions
     select: Select | None
     workdir: Path
-    before: int = 0
+    special: SpecialTokens
 
     @property
-    def unit(self) -> int:
-        """Text of a training block: what stays together when a share is drawn."""
-        return self.train.block - self.before
+    def _block(self) -> int:
+        """Text of a training block."""
+        return self.train.block - len(self.special.front)
 
-    def create(self, start: Literal["base", "scratch"], *, seeds: Sequence[int]) -> BoundLM:
+    def share(self, samples: Tokens, between: tuple[float, float], seed: int) -> Tokens:
+        """A random share of the training blocks; see `fortifai.lab.domain.Family`."""
+        return draw_share(samples, between, self._block, seed)
+
+    def edges(self, samples: Tokens, *, unit: str | None) -> NDArray[np.int64]:
+        """Edges of training blocks, or of documents, each with the end-of-text token behind it."""
+        if unit != "document":
+            return even_edges(len(samples), self._block)
+        ends = np.flatnonzero(samples == self.special.end) + 1
+        return np.unique([0, *ends.tolist(), len(samples)]).astype(np.int64)
+
+    def create(self, start: Literal["base", "scratch"], *, seed: int) -> BoundLM:
         """The shared base model, or new random weights."""
-        (seed,) = seeds
         if start == "scratch":
             return BoundLM(self.scratch(seed), self)
         return BoundLM(CausalLM.load(self.base), self, pristine=True)
@@ -80,7 +91,7 @@ class CausalLMFamily:
 
 @dataclasses.dataclass
 class BoundLM:
-    """A language model with its arm's settings: `fortifai.loop.recurse.Model`.
+    """A language model with its arm's settings: `fortifai.lab.loop.Model`.
 
     Attributes:
         lm: The model, adapters merged into it.
@@ -94,9 +105,8 @@ class BoundLM:
     adapter: Adapter | None = None
     pristine: bool = False
 
-    def fit(self, samples: Tokens, *, seeds: Sequence[int], progress: Progress) -> dict[str, Any]:
+    def fit(self, samples: Tokens, *, seed: int, progress: Progress) -> dict[str, Any]:
         """Train; see `CausalLM.fit`."""
-        (seed,) = seeds
         weight = self._settled(samples)
         carried = self.adapter if self.family.carries else None
         if carried is not None:
@@ -128,11 +138,10 @@ class BoundLM:
         if not isinstance(weight, Dynamic):
             return weight
         rows = samples[: weight.rows * self.family.train.block]
-        return weight.settle(np.exp(self.lm.log_prob(rows)))
+        return weight.calibrate(np.exp(self.lm.log_prob(rows)))
 
-    def regenerate(self, samples: Tokens, *, seeds: Sequence[int], progress: Progress) -> Tokens:
+    def regenerate(self, samples: Tokens, *, seed: int, progress: Progress) -> Tokens:
         """Rewrite; see `CausalLM.regenerate`."""
-        (seed,) = seeds
         return self.lm.regenerate(samples, self.family.regenerate, seed=seed, progress=progress)
 
     def log_prob(self, samples: Tokens) -> NDArray[np.float32]:

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from fortifai.config import Beam, Greedy, Sample
 from fortifai.data.tokens import SpecialTokens
 from fortifai.models import beams, shared_prefix
+from fortifai.models.options import Beam, Greedy, Sample
 from fortifai.models.scoring import vocabulary
 from fortifai.models.shared_prefix import Prefix, Rows
 
 if TYPE_CHECKING:
-    from fortifai.config import RegenerateConfig
+    from fortifai.models.options import RegenerateOptions
 
 MAX_ROWS = {"cpu": 128, "cuda": 512}
 """Most sequences written side by side; on a CPU wider batches are slower, out of its cache."""
@@ -330,7 +330,7 @@ def width(decoding: Decoding) -> int:
     return decoding.beams if isinstance(decoding, Beam) else 1
 
 
-def rows_at_a_time(model: PreTrainedModel, settings: RegenerateConfig, length: int) -> int:
+def rows_at_a_time(model: PreTrainedModel, settings: RegenerateOptions, length: int) -> int:
     """Blocks or documents written side by side: as asked, or what memory holds."""
     if settings.batch_size is not None:
         return settings.batch_size

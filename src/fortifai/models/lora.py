@@ -28,7 +28,7 @@ from fortifai.errors import InputError
 from fortifai.models.hub import ADAPTER, exists
 
 if TYPE_CHECKING:
-    from fortifai.config import LoraConfig
+    from fortifai.models.options import LoraOptions
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -102,7 +102,7 @@ def merge_saved(model: PreTrainedModel, folder: str | Path) -> None:
 
 @contextlib.contextmanager
 def training(
-    model: PreTrainedModel, settings: LoraConfig, start: Adapter | None = None
+    model: PreTrainedModel, settings: LoraOptions, start: Adapter | None = None
 ) -> Iterator[list[Adapter]]:
     """Inside the block only adapters of `model` are trained; at its end they are merged into it.
 
@@ -189,7 +189,7 @@ class _LowRank(torch.autograd.Function):
         return of_x, None, None, of_low.T @ rows, (grad.T @ low).mul_(ctx.scale), None
 
 
-def _chosen(model: PreTrainedModel, settings: LoraConfig) -> dict[str, Any]:
+def _chosen(model: PreTrainedModel, settings: LoraOptions) -> dict[str, Any]:
     """Settings as peft takes them, the layers by the last part of their names."""
     linear = _linear(model)
     inside = _layers_of_text(model, linear)

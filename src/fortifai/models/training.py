@@ -25,9 +25,9 @@ from fortifai.models.lora import Adapter
 from fortifai.models.scoring import positions
 
 if TYPE_CHECKING:
-    from fortifai.confidence import AnyWeight
-    from fortifai.config import TrainConfig
-    from fortifai.loop.progress import Progress
+    from fortifai.lab.progress import Progress
+    from fortifai.models.options import TrainOptions
+    from fortifai.weights import AnyWeight
 
 CHECK_EVERY = 16
 """On an accelerator losses are looked at this often: each look waits for the device."""
@@ -106,7 +106,7 @@ def fit(
     model: PreTrainedModel,
     samples: np.ndarray,
     weight: AnyWeight,
-    train: TrainConfig,
+    train: TrainOptions,
     *,
     front: Sequence[int] = (),
     seed: int,
@@ -153,10 +153,7 @@ def fit(
             args=_arguments(model, train, seed=seed, workdir=workdir),
             weight=weight,
             normalize=train.normalize,
-            label_smoothing=train.label_smoothing,
-            confidence_penalty=train.confidence_penalty,
-            z_loss=train.z_loss,
-            gem_beta=train.gem_beta,
+            **train.terms,
             data_collator=_collate,
             train_dataset=blocks,
             callbacks=[watch],
@@ -183,7 +180,7 @@ def fit(
 
 @contextlib.contextmanager
 def _prepared(
-    model: PreTrainedModel, train: TrainConfig, adapter: Adapter | None, seed: int
+    model: PreTrainedModel, train: TrainOptions, adapter: Adapter | None, seed: int
 ) -> Iterator[list[Adapter]]:
     """What a fit changes for its time alone; yields what `lora.training` does, empty without."""
     with _global_random_state_kept(), _without_cache(model):
@@ -212,7 +209,7 @@ def _gradients_in_place(model: PreTrainedModel) -> Iterator[None]:
         del model.zero_grad
 
 
-def _check(model: PreTrainedModel, train: TrainConfig, select: Callable[[], float] | None) -> None:
+def _check(model: PreTrainedModel, train: TrainOptions, select: Callable[[], float] | None) -> None:
     if train.block > positions(model):
         raise InputError(
             f"train.block is {train.block}, but the model reads {positions(model)} tokens at most; "
@@ -239,7 +236,7 @@ def _check(model: PreTrainedModel, train: TrainConfig, select: Callable[[], floa
 
 
 def _arguments(
-    model: PreTrainedModel, train: TrainConfig, *, seed: int, workdir: Path
+    model: PreTrainedModel, train: TrainOptions, *, seed: int, workdir: Path
 ) -> TrainingArguments:
     reports = list(train.report_to)
     rows = _rows_at_once(model, train)
@@ -276,7 +273,7 @@ def _arguments(
     return args
 
 
-def _rows_at_once(model: PreTrainedModel, train: TrainConfig) -> int:
+def _rows_at_once(model: PreTrainedModel, train: TrainOptions) -> int:
     """Rows of a batch that are read at once: under LoRA on a CPU as few as fill its cores.
 
     Without gradients and an optimizer's state for the weights, what is kept for the backward is
@@ -289,7 +286,7 @@ def _rows_at_once(model: PreTrainedModel, train: TrainConfig) -> int:
     return max(n for n in range(1, train.batch_size + 1) if train.batch_size % n == 0 and n <= few)
 
 
-def uses_bf16(train: TrainConfig, device: torch.device) -> bool:
+def uses_bf16(train: TrainOptions, device: torch.device) -> bool:
     """Whether the forward pass runs under bf16 autocast (weights stay as they are, fp32)."""
     if train.precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported()
@@ -321,7 +318,7 @@ class _Watch(TrainerCallback):
     def __init__(
         self,
         blocks: Blocks,
-        train: TrainConfig,
+        train: TrainOptions,
         progress: Progress,
         select: Callable[[], float] | None,
         model: PreTrainedModel,

@@ -19,6 +19,7 @@ import numpy as np
 from fortifai.data.questions import Question
 from fortifai.data.text import Corpus
 from fortifai.evals.kr_test import VARIANTS, Scorer, kr_test
+from fortifai.questions.passages import HEADING
 from fortifai.questions.vocabulary import words
 from fortifai.questions.wording import wording_share
 from fortifai.stats.sample import Share, share
@@ -47,13 +48,12 @@ _STOP = words(
     "just"
 )
 _WORD = re.compile(r"(?:(?<!\S)-(?=\d))?[^\W_]+(?:[.,]\d+)*")  # a number has its sign
-_HEADING = re.compile(r"^ ?=.*= ?$")
 _ENOUGH = 1 / 3
 """Share of a reworded fact's telling words that its paragraph must have."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Finding:
+class Fault:
     """One thing wrong with one question.
 
     Attributes:
@@ -96,7 +96,7 @@ class Report:
 
     rows: int
     different: int
-    findings: tuple[Finding, ...]
+    findings: tuple[Fault, ...]
     tells: tuple[Tell, ...]
     located: bool
 
@@ -126,21 +126,21 @@ def check(
             of `wording.wording_share` stands in.
         name: Of the model, for the report.
     """
-    findings: list[Finding] = []
+    findings: list[Fault] = []
     first: dict[str, int] = {}
     sides: dict[tuple[str, str], int] = {}
     for row, question in enumerate(questions, start=1):
         if question.id in first:
-            findings.append(Finding(row, "duplicate", f"as row {first[question.id]:,}"))
+            findings.append(Fault(row, "duplicate", f"as row {first[question.id]:,}"))
             continue
         first[question.id] = row
         against = sides.get((question.context, question.true))
         if against:
-            findings.append(Finding(row, "contradiction", f"row {against:,} says the opposite"))
+            findings.append(Fault(row, "contradiction", f"row {against:,} says the opposite"))
         sides.setdefault((question.context, question.false), row)
-        findings += [Finding(row, rule, why) for rule, why in faults(question)]
+        findings += [Fault(row, rule, why) for rule, why in faults(question)]
         if corpus is not None and (why := misplaced(question, corpus)):
-            findings.append(Finding(row, "location", why))
+            findings.append(Fault(row, "location", why))
     distinct = [questions[row - 1] for row in first.values()]
     return Report(
         rows=len(questions),
@@ -223,7 +223,7 @@ def _passage(corpus: Corpus, index: int, offset: int) -> str:
         return f"{document.title}\n{document.text}"
     line = document.text[offset:].split("\n", 1)[0]
     # the authors locate a question at its article's heading
-    return document.text if _HEADING.match(line) else f"{document.title}\n{line}"
+    return document.text if HEADING.match(line) else f"{document.title}\n{line}"
 
 
 def _words(text: str) -> list[str]:

@@ -26,7 +26,7 @@ from fortifai.questions.check import faults, unsupported
 from fortifai.questions.endpoint import Endpoint, Settings
 from fortifai.questions.journal import Journal
 from fortifai.questions.passages import Paragraph, paragraphs
-from fortifai.questions.prompt import SCHEMA, Answer, Item, messages, read_answer
+from fortifai.questions.prompt import SCHEMA, Answer, Draft, messages, read_answer
 from fortifai.questions.reply import Busy, Reply
 
 Listen = Callable[[int, int], None]
@@ -34,7 +34,7 @@ Listen = Callable[[int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class LlmWritten:
+class Written:
     """What the writer made.
 
     Attributes:
@@ -78,7 +78,7 @@ def write(
     only: int | None = None,
     replaces: Path | None = None,
     listen: Listen | None = None,
-) -> LlmWritten:
+) -> Written:
     """Ask a model for questions on each paragraph of a corpus.
 
     Args:
@@ -122,7 +122,7 @@ def write(
         return _collect(found, per_paragraph, run, stopped)
 
 
-def _check_replaced(path: Path, made: LlmWritten, journal: Path) -> None:
+def _check_replaced(path: Path, made: Written, journal: Path) -> None:
     """Refuse to replace a file of other questions. More answers only add to those of a journal."""
     try:
         own = {q.id for q in read_rows(path)} <= {q.id for q in made.questions}
@@ -333,7 +333,7 @@ def _guess(messages: Sequence[dict[str, str]]) -> int:
 # --- believing --------------------------------------------------------------------------------
 
 
-def _collect(found: Sequence[Paragraph], per_paragraph: int, run: _Run, stopped: str) -> LlmWritten:
+def _collect(found: Sequence[Paragraph], per_paragraph: int, run: _Run, stopped: str) -> Written:
     """The questions of a run: from what its journal has alone, so that a replay gives the same."""
     questions: dict[str, Question] = {}
     rejected: collections.Counter[str] = collections.Counter()
@@ -353,7 +353,7 @@ def _collect(found: Sequence[Paragraph], per_paragraph: int, run: _Run, stopped:
             else:
                 questions[question.id] = question
                 kept += 1
-    return LlmWritten(
+    return Written(
         questions=tuple(questions.values()),
         rejected=dict(sorted(rejected.items())),
         paragraphs=len(found),
@@ -368,7 +368,7 @@ def _collect(found: Sequence[Paragraph], per_paragraph: int, run: _Run, stopped:
     )
 
 
-def _question(item: Item, paragraph: Paragraph) -> Question:
+def _question(item: Draft, paragraph: Paragraph) -> Question:
     texts = [" ".join(x.split()) for x in (item.context, item.sentence_true, item.sentence_false)]
     return Question(texts[0], texts[1], texts[2], paragraph.line, paragraph.title)
 

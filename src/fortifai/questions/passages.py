@@ -16,13 +16,16 @@ _TOKEN = re.compile(
     r"|(?P<mark>@-@|\.\.\.|[^\w\s])",
     re.VERBOSE,
 )
-_HEADING = re.compile(r"^ ?=.*= ?$")
+HEADING = re.compile(r"^ ?=.*= ?$")
 # a full stop behind these ends no sentence
 _ABBREVIATION = re.compile(
     r"^(?:[^\W\d_]|(?:[^\W\d_]\.)+[^\W\d_]?|Mr|Mrs|Ms|Dr|St|Jr|Sr|Prof|Gen|Col|Lt|Sgt|Capt|Maj|Rev"
     r"|Hon|Gov|Sen|Rep|Mt|Ft|No|Nos|vs|v|c|ca|cf|ed|eds|pp|p|vol|etc|al|Inc|Ltd|Co|Corp|Bros|fl"
     r"|approx|Jan|Feb|Mar|Apr|Aug|Sept|Sep|Oct|Nov|Dec)$"
 )
+MIN_WORDS = 20
+"""Of a paragraph."""
+
 _CLOSING = "\"”’')]"
 
 
@@ -134,14 +137,14 @@ def _sentence(text: str, part: tuple[Token, ...], begin: int, end: int) -> Sente
     return Sentence(raw.strip(), moved)
 
 
-def paragraphs(corpus: Corpus, *, min_words: int = 20) -> Iterator[Paragraph]:
-    """The paragraphs of a corpus that have at least `min_words` words, in order.
+def paragraphs(corpus: Corpus) -> Iterator[Paragraph]:
+    """The paragraphs of a corpus that have at least 20 words, in order.
 
     Headings are no paragraphs. All lines of a row (of .jsonl or .parquet) have the row's number.
     """
     for index, document in enumerate(corpus.documents):
         for line, text in _lines(document):
-            if len(text.split()) >= min_words and not _HEADING.match(text):
+            if len(text.split()) >= MIN_WORDS and not HEADING.match(text):
                 yield Paragraph(text, line, index, document.title, sentences(text))
 
 

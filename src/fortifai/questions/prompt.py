@@ -31,7 +31,7 @@ Rules
 _Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=3, max_length=400)]
 
 
-class Item(BaseModel):
+class Draft(BaseModel):
     """One question as a model writes it."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -44,25 +44,19 @@ class Answer(BaseModel):
     """What a model is to answer with; anything else is useless."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    questions: list[Item]
+    questions: list[Draft]
 
 
+_FIELDS = list(Draft.model_fields)
+_DRAFT = {
+    "type": "object",
+    "properties": {name: {"type": "string"} for name in _FIELDS},
+    "required": _FIELDS,
+    "additionalProperties": False,
+}
 SCHEMA: dict[str, Any] = {
     "type": "object",
-    "properties": {
-        "questions": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {
-                    name: {"type": "string"}
-                    for name in ("context", "sentence_true", "sentence_false")
-                },
-                "required": ["context", "sentence_true", "sentence_false"],
-                "additionalProperties": False,
-            },
-        }
-    },
+    "properties": {"questions": {"type": "array", "items": _DRAFT}},
     "required": ["questions"],
     "additionalProperties": False,
 }

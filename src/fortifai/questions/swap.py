@@ -18,7 +18,7 @@ from fortifai.data.questions import Question
 from fortifai.data.text import Corpus
 from fortifai.errors import InputError
 from fortifai.questions.passages import Paragraph, Sentence, paragraphs, tokens
-from fortifai.questions.values import KINDS, Kind, Value, find_values
+from fortifai.questions.values import KINDS, Kind, Value, find_values, is_year
 from fortifai.questions.vocabulary import DAYS, MONTHS, NATIONS, PLACES
 
 MAX_WORDS = 45
@@ -36,7 +36,7 @@ _SIZED: tuple[Kind, ...] = ("date", "year", "number", "ordinal")
 
 
 @dataclasses.dataclass(frozen=True)
-class Written:
+class Swapped:
     """What a writer made.
 
     Attributes:
@@ -68,7 +68,7 @@ class _Fact:
     after: str
 
 
-def write(corpus: Corpus, *, per_paragraph: int = 5, seed: int = 0) -> Written:
+def write(corpus: Corpus, *, per_paragraph: int = 5, seed: int = 0) -> Swapped:
     """Make questions by swapping values between sentences of the corpus.
 
     A question's context is the sentence before, with the document's title in front where neither
@@ -106,7 +106,7 @@ def write(corpus: Corpus, *, per_paragraph: int = 5, seed: int = 0) -> Written:
     both = [*pairs, *((b, a) for a, b in pairs)]
     both.sort(key=lambda pair: (pair[0].place, pair[0].value.start))
     kinds = collections.Counter(fact.value.kind for fact, _ in both)
-    return Written(
+    return Swapped(
         questions=tuple(_question(fact, other.value.text) for fact, other in both),
         kinds={kind: kinds[kind] for kind in KINDS if kinds[kind]},
         paragraphs=len(found),
@@ -270,7 +270,7 @@ def _times(context: str, sentence: Sentence, value: Value) -> tuple[tuple[float,
             if month:
                 days = [w for w in words[max(0, i - 1) : i + 2] if w.isdigit() and len(w) <= 2]
                 out.append((0.0, month, float(days[0]) if days else 0.0))
-            elif len(word) == 4 and word.isdigit() and 1000 <= int(word) <= 2030:
+            elif is_year(word):
                 out.append((float(word), 0.0, 0.0))
     return tuple(out)
 

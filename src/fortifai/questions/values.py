@@ -137,12 +137,13 @@ def _article(t: Sequence[Token], i: int) -> str:
 # --- time -------------------------------------------------------------------------------------
 
 
-def _is_year(text: str) -> bool:
+def is_year(text: str) -> bool:
+    """Whether a word is a year of a text: 1000 to 2030."""
     return len(text) == 4 and text.isdigit() and 1000 <= int(text) <= 2030
 
 
 def _year(t: Sequence[Token], i: int) -> Iterator[Value]:
-    if not _is_year(t[i].text):
+    if not is_year(t[i].text):
         return
     before, after = _text(t, i - 1).lower(), _text(t, i + 1)
     if before not in _IN_TIME | _SEASONS or _ranged(t, i, i) or after == "(":
@@ -166,9 +167,9 @@ def _dates(sentence: Sentence, t: Sequence[Token]) -> Iterator[Value]:
         form += "M"
         if not day and _is_day(_text(t, i + 1)):
             last, form, day = i + 1, form + " D", int(t[i + 1].text)
-        if day and form == "M D" and _text(t, last + 1) == "," and _is_year(_text(t, last + 2)):
+        if day and form == "M D" and _text(t, last + 1) == "," and is_year(_text(t, last + 2)):
             last, form, year = last + 2, form + ", Y", int(t[last + 2].text)
-        elif form != "M D" and _is_year(_text(t, last + 1)):
+        elif form != "M D" and is_year(_text(t, last + 1)):
             last, form, year = last + 1, form + " Y", int(t[last + 1].text)
         if form == "M" and _text(t, i - 1).lower() not in _IN_TIME | _SEASONS | {"mid"}:
             continue  # a verb, a woman, or part of something else

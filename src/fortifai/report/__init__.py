@@ -31,11 +31,11 @@ def write_report(
         RunFailed: The report could not be written.
     """
     # here, so that the command line starts without matplotlib
+    from fortifai.report.context import context
     from fortifai.report.failure import failures
     from fortifai.report.figures import draw_all
-    from fortifai.report.html import render
-    from fortifai.report.knowledge import stories
     from fortifai.report.load import load
+    from fortifai.report.page import fill
     from fortifai.report.scene import Scene
 
     read = load(runs)
@@ -45,21 +45,9 @@ def write_report(
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; give a folder for the report")
     times = failures(read)
-    scene = Scene(
-        [arm for run in read for arm in run.arms],
-        times.level,
-        times.crossings,
-        unit=read[0].unit,
-        prediction={
-            arm.label: run.prediction[arm.name]
-            for run in read
-            for arm in run.arms
-            if arm.name in run.prediction
-        },
-        stories=stories(read),
-    )
+    scene = Scene(read, times.drawn)
     plots = draw_all(scene)
-    page = render(read, scene, plots, times)
+    page = fill("template.html.j2", **context(scene, plots, times))
     try:
         (folder / "figures").mkdir(parents=True, exist_ok=True)
         for plot in plots:

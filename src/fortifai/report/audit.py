@@ -15,15 +15,16 @@ from fortifai import files
 from fortifai.errors import InputError, RunFailed
 from fortifai.evals.confidence import BIN_EDGES
 from fortifai.report import style
+from fortifai.report.names import number, signed
 from fortifai.report.page import fill
 from fortifai.report.scene import Plot, plot
-from fortifai.report.style import INK, SOFT, WIDE, Canvas
-from fortifai.report.text import DASH, MINUS
+from fortifai.report.style import INK, REAL_FILL, SOFT, WIDE, Canvas
+from fortifai.report.text import DASH
 
 if TYPE_CHECKING:
     from fortifai.audit import Audit, Finding
 
-_BAD, _GOOD, _REAL_FILL = "#d55e00", "#0072b2", "#d4d3cf"
+_BAD, _GOOD = "#d55e00", "#0072b2"
 
 
 def write_audit(audit: Audit, folder: Path) -> Path:
@@ -97,16 +98,15 @@ def row(found: Finding) -> dict[str, Any]:
     difference = found.difference
     # without a reference there is no difference: the interval is that of the value
     alone = found.reference is None
-    end = _number if alone else _signed
+    end = _number if alone else signed
+    interval = "" if difference is None else f"{end(difference.low)} to {end(difference.high)}"
     return {
         "title": found.title,
         "against": found.against,
         "value": _number(found.value),
-        "reference": DASH if found.reference is None else _number(found.reference),
-        "difference": "" if alone else DASH if difference is None else _signed(difference.value),
-        "interval": ""
-        if difference is None
-        else f"{end(difference.low)} to {end(difference.high)}",
+        "reference": _number(found.reference),
+        "difference": "" if alone else DASH if difference is None else signed(difference.value),
+        "interval": interval,
         "floor": DASH if found.floor is None else f"± {_number(found.floor)}",
         "level": DASH if found.level is None else _level(found),
         "unit": found.unit,
@@ -115,20 +115,15 @@ def row(found: Finding) -> dict[str, Any]:
     }
 
 
+def _number(value: float | None) -> str:
+    return number(value, ",.2f")
+
+
 def _level(found: Finding) -> str:
     assert found.level is not None
     if found.worse == "higher":
-        return f"above {_signed(found.level)}"
-    return f"below {_signed(-found.level)}"
-
-
-def _number(value: float) -> str:
-    return f"{value:,.2f}".replace("-", MINUS)
-
-
-def _signed(value: float) -> str:
-    text = _number(abs(value))
-    return text if text == "0.00" else f"{'+' if value > 0 else MINUS}{text}"
+        return f"above {signed(found.level)}"
+    return f"below {signed(-found.level)}"
 
 
 def _distances(audit: Audit) -> Plot | None:
@@ -138,7 +133,7 @@ def _distances(audit: Audit) -> Plot | None:
         return None
     left_out = "; ".join(f.title for f in audit.findings if f.level == 0)
     pitch, top = 34, 40
-    with style.drawing("checks"):
+    with style.drawing():
         canvas = Canvas(WIDE, top + pitch * len(checks) + 56)
         left = 300
         axes = canvas.axes(left, top, WIDE - left - 60, pitch * len(checks))
@@ -156,32 +151,27 @@ def _distances(audit: Audit) -> Plot | None:
             shown = [float(np.clip(x, -1.9, 2.9)) for x in (low, middle, high)]
             if found.floor:
                 reach = min(found.floor / found.level, 1.9)
-                axes.add_patch(_band(-reach, reach, place))
+                axes.barh(
+                    place, 2 * reach, 0.6, left=-reach, color=REAL_FILL, linewidth=0, zorder=1
+                )
             axes.plot([shown[0], shown[2]], [place, place], color=colour, linewidth=2.2, zorder=3)
             mark = "o" if low > -1.9 and high < 2.9 else ">" if middle > 0 else "<"
             axes.plot(shown[1], place, mark, color=colour, markersize=8, zorder=4)
-            axes.annotate(
-                style.short(found.title, 52),
-                (0, place),
-                xycoords=("axes fraction", "data"),
-                xytext=(-14, 1),
-                textcoords="offset points",
-                ha="right",
-                va="center",
-                fontsize=12,
-                color=INK,
-            )
-            axes.annotate(
-                f"against {style.short(found.against, 40)}",
-                (0, place),
-                xycoords=("axes fraction", "data"),
-                xytext=(-14, -11),
-                textcoords="offset points",
-                ha="right",
-                va="center",
-                fontsize=9.5,
-                color=SOFT,
-            )
+            for text, lift, size, ink in (
+                (style.short(found.title, 52), 1, 12, INK),
+                (f"against {style.short(found.against, 40)}", -11, 9.5, SOFT),
+            ):
+                axes.annotate(
+                    text,
+                    (0, place),
+                    xycoords=("axes fraction", "data"),
+                    xytext=(-14, lift),
+                    textcoords="offset points",
+                    ha="right",
+                    va="center",
+                    fontsize=size,
+                    color=ink,
+                )
         axes.set_ylim(len(checks) - 0.5, -0.5)
         axes.set_xlim(-2, 3)
         axes.set_yticks([])
@@ -192,7 +182,7 @@ def _distances(audit: Audit) -> Plot | None:
             [
                 ("passed, 95 % interval", _line(_GOOD)),
                 ("sign of collapse", _line(_BAD)),
-                ("noise floor", Patch(color=_REAL_FILL, linewidth=0)),
+                ("noise floor", Patch(color=REAL_FILL, linewidth=0)),
             ],
             left,
             8,
@@ -208,12 +198,6 @@ def _distances(audit: Audit) -> Plot | None:
         )
 
 
-def _band(low: float, high: float, place: int) -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((low, place - 0.3), high - low, 0.6, color=_REAL_FILL, linewidth=0, zorder=1)
-
-
 def _line(colour: str) -> Line2D:
     return Line2D([], [], color=colour, marker="o", markersize=7, linewidth=2.2)
 
@@ -222,19 +206,17 @@ def _confidence(audit: Audit) -> Plot | None:
     """Histograms of the confidence on the model's own text and on human text."""
     if not audit.histograms:
         return None
-    with style.drawing("confidence"):
+    with style.drawing():
         canvas = Canvas(WIDE, 300)
         axes = canvas.axes(56, 44, WIDE - 80, 200)
         entries: list[tuple[str, Any]] = []
         for name, counts in audit.histograms.items():
             shares = np.array(counts, dtype=np.float64) / max(1, sum(counts))
             own = name == "its own text"
-            if own:
-                axes.stairs(shares, BIN_EDGES, color=_GOOD, linewidth=2.2, zorder=3)
-                entries.append((name, Line2D([], [], color=_GOOD, linewidth=2.2)))
-            else:
-                axes.stairs(shares, BIN_EDGES, fill=True, color=_REAL_FILL, linewidth=0, zorder=1)
-                entries.append((name, Patch(color=_REAL_FILL, linewidth=0)))
+            how: dict[str, Any]
+            how = {"color": _GOOD, "lw": 2.2} if own else {"color": REAL_FILL, "lw": 0}
+            axes.stairs(shares, BIN_EDGES, fill=not own, zorder=1 + 2 * own, **how)
+            entries.append((name, Line2D([], [], **how) if own else Patch(**how)))
         axes.set_xlim(0, 1)
         style.few_ticks(axes, 4)
         axes.set_xlabel("confidence p", color=SOFT, fontsize=11)
@@ -244,6 +226,6 @@ def _confidence(audit: Audit) -> Plot | None:
             "confidence",
             "Confidence on its own text and on human text",
             "Share of tokens (y) by the probability p that the model gives them (x), on what it "
-            "wrote and on what stood after the same prompts. A model that is as sure as it should "
-            "be has the same histogram twice.",
+            "wrote and on what stood after the same prompts. A model whose confidence is "
+            "that of human text has the same histogram twice.",
         )

@@ -1,4 +1,4 @@
-"""What may be said of the numbers: differences and changes with intervals, and times to failure."""
+"""What may be said of the numbers: differences, changes and ratios with intervals."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fortifai.report.records import FIRST, KR, Arm, Chain, Run
-from fortifai.stats import Estimate, Over, holm, paired_difference
+from fortifai.report.records import FIRST, KR, Arm, Chain, Key, Run
+from fortifai.stats import Estimate, Over, Ratio, holm, mean_interval, paired_difference
 
 
 def kr_change(arm: Arm, split: int, before: int, after: int) -> Estimate | None:
@@ -59,7 +59,7 @@ def differences(run: Run, split: int | None) -> list[Difference]:
     on = "total" if split is None else FIRST if split == 0 else f"split-{split}"
     found = []
     for arm in run.arms:
-        there = None if arm.baseline else last_shared(arm, run.baseline, KR, on)
+        there = None if arm.baseline else last_shared(arm, run.baseline, (KR, on))
         if there is None:
             continue
         sides = [_answers(one, split, there) for one in (arm, run.baseline)]
@@ -103,33 +103,51 @@ def _paired(left: _Table, right: _Table, *, over: Over | None = None) -> Estimat
     return paired_difference(tables[0], tables[1], over=over)
 
 
-def shared(chains: Sequence[Chain], measure: str, on: str) -> tuple[int, ...]:
-    """Generations up to which all chains have a measure without a gap, of those that all took.
+def shared(chains: Sequence[Chain], key: Key) -> tuple[int, ...]:
+    """Generations up to which all chains have a score without a gap, of those that all took.
 
     A chain that ended early has a last generation that no other one was due to measure.
     """
-    taken = [set(c.due[: len(c.values(measure, on))]) for c in chains]
+    taken = [set(c.due[: len(c.values(key))]) for c in chains]
     return tuple(sorted(set.intersection(*taken))) if taken else ()
 
 
-def last_shared(arm: Arm, baseline: Arm, measure: str, on: str) -> int | None:
+def last_shared(arm: Arm, baseline: Arm, key: Key) -> int | None:
     """The last generation that both arms measured in every seed that they share."""
-    there = {c.seed: c for c in baseline.chains}
-    pairs = [(c, there[c.seed]) for c in arm.chains if c.seed in there]
-    return max(shared([c for pair in pairs for c in pair], measure, on), default=None)
+    pairs = pairs_of(arm, baseline)
+    return max(shared([c for pair in pairs for c in pair], key), default=None)
 
 
-def last_of(arm: Arm, measure: str = KR, on: str = "split-0") -> int | None:
+def last_of(arm: Arm, key: Key) -> int | None:
     """The last generation that every seed of the arm measured."""
-    return max(shared(arm.chains, measure, on), default=None)
+    return max(shared(arm.chains, key), default=None)
 
 
-def mean_at(arm: Arm, measure: str, on: str, generation: int) -> float | None:
+def pairs_of(arm: Arm, baseline: Arm) -> list[tuple[Chain, Chain]]:
+    """The chains of both arms, by seed."""
+    return [(a, b) for a in arm.chains for b in baseline.chains if a.seed == b.seed]
+
+
+def mean_at(arm: Arm, key: Key, generation: int) -> float | None:
     """Mean over the seeds that measured it; None where none did."""
-    found = [
-        value
-        for chain in arm.chains
-        if (g := chain.at(generation)) and (value := g.value(measure, on)) is not None
-    ]
-    values = [v for v in found if math.isfinite(v)]
+    values = [s.value for s in arm.scores(key, generation) if math.isfinite(s.value)]
     return float(np.mean(values)) if values else None
+
+
+def times_baseline(arm: Arm, baseline: Arm, key: Key, generation: int) -> Ratio | None:
+    """Geometric mean over seeds of the arm's value over the baseline's, by Student's t on logs.
+
+    Ratios, because variances and distances spread over orders of magnitude. None for fewer than
+    two seeds, and where a value is not positive.
+    """
+    logs = []
+    for pair in pairs_of(arm, baseline):
+        values = [v for c in pair if (g := c.at(generation)) and (v := g.value(key)) is not None]
+        if len(values) < 2 or min(values) <= 0:
+            return None
+        logs.append(math.log(values[0]) - math.log(values[1]))
+    interval = mean_interval(logs)
+    if interval is None:
+        return None
+    value, low, high = (math.exp(min(x, 700.0)) for x in (sum(logs) / len(logs), *interval))
+    return Ratio(value, low, high, "none", "seeds")

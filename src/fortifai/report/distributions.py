@@ -1,9 +1,8 @@
-"""The figures that are not lines: confidence histograms, and the ledger of real and rewritten."""
+"""The figures that are no lines: confidence, perplexity under generation 0, and the ledger."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,125 +10,154 @@ from typing import Any
 import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter
-from numpy.typing import NDArray
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from fortifai.report import style
-from fortifai.report.records import FIRST, Arm, Generation
-from fortifai.report.scene import Plot, Scene, legend_height, plot
-from fortifai.report.style import HALF, INK, SOFT, WIDE, Canvas
+from fortifai.report.records import FIRST, Arm, Floats, Generation
+from fortifai.report.scene import Plot, Scene, plot
+from fortifai.report.style import INK, REAL_FILL, SOFT, WIDE, Canvas
 
-_REAL_FILL = "#d4d3cf"
-_PER_ROW = 5
+_HELD_OUT: dict[str, Any] = {"color": INK, "linewidth": 1.3, "linestyle": (0, (3, 2))}
+_UNLIKELY: dict[str, Any] = {"color": INK, "linewidth": 1, "linestyle": (0, (1, 2))}
+
+
+def _shares(arm: Arm, what: str, number: int, on: str) -> Floats | None:
+    """The share in each bin of a histogram, all seeds together; None where there is none."""
+    found = [getattr(g, what) for chain in arm.chains if (g := chain.at(number))]
+    counts = [np.array(told["counts"][on]) for told in found if on in told.get("counts", {})]
+    same = [one for one in counts if one.shape == counts[0].shape]
+    total: Floats = np.sum(same, axis=0, dtype=np.float64) if same else np.zeros(1)
+    return total / total.sum() if total.sum() > 0 else None
+
+
+def _edges(arm: Arm, what: str) -> Floats:
+    """The bins of a histogram."""
+    found = [getattr(g, what) for chain in arm.chains for g in chain.generations]
+    return np.array(next(told["bins"] for told in found if told), dtype=np.float64)
 
 
 # --- confidence -------------------------------------------------------------------------------
 
 
 def confidence(scene: Scene) -> Plot | None:
-    """Histograms of the confidence on real, rewritten and held-out text (the paper's Fig. 1)."""
-    arms = [arm for arm in scene.arms if _histogram(arm, 0, FIRST) is not None]
+    """Histograms of the confidence on real, generated and held-out text (the paper's Fig. 1)."""
+    arms = [arm for arm in scene.arms if _shares(arm, "histograms", 0, FIRST) is not None]
     if not arms:
         return None
-    bands = [arms[i : i + _PER_ROW] for i in range(0, len(arms), _PER_ROW)]
-    tall, pitch, top = 120, 152, 48
-    band_height = 2 * pitch + 56
-    canvas = Canvas(WIDE, top + len(bands) * band_height - 8)
-    step = (WIDE - 60) / max(len(band) for band in bands)
-    step = min(step, 330)
-    ceiling = max(_tallest(arm, number) for arm in arms for number in {0, arm.last})
-    for b, band in enumerate(bands):
-        for c, arm in enumerate(band):
-            for r, number in enumerate((0, arm.last)):
-                axes = canvas.axes(
-                    56 + c * step, top + 30 + b * band_height + r * pitch, step - 22, tall
-                )
-                axes.set_ylim(0, ceiling * 1.06)
-                _confidence_panel(axes, arm, number, scene, limit=int(step / 8) if r == 0 else 0)
-                if c:
-                    axes.tick_params(axis="y", labelleft=False)
-                if r == 0:
-                    axes.tick_params(axis="x", labelbottom=False)
-                elif b == len(bands) - 1 and c == 0:
-                    axes.set_xlabel("confidence p", color=SOFT, fontsize=11)
-    _confidence_legend(canvas)
-    return plot(
-        canvas,
-        "confidence",
-        "Confidence on real, rewritten and held-out text",
-        "Share of tokens (y) by the probability p that the arm's model gives them (x, bins of "
-        f"{_bin_width(arms[0]):g}), after its first generation (above) and its last (below): the "
-        "real first split, the same split as this generation rewrote it, and held-out real text. "
-        "All seeds pooled. Dotted upright line: the arm's truncation threshold; tokens right of "
-        "it are left out of training.",
-    )
-
-
-def _confidence_panel(axes: Any, arm: Arm, number: int, scene: Scene, *, limit: int) -> None:
-    look = scene.looks[arm.label]
-    for on, how in (
-        (FIRST, {"fill": True, "color": _REAL_FILL, "lw": 0, "zorder": 1}),
-        ("held-out", {"color": INK, "lw": 1.3, "linestyle": (0, (3, 2)), "zorder": 3}),
-        ("rewritten-0", {"color": look.colour, "lw": 2.0, "zorder": 4}),
-    ):
-        found = _histogram(arm, number, on)
-        if found is not None:
-            axes.stairs(found[1], found[0], **how)
-    axes.set_xlim(0, 1)
-    axes.xaxis.set_major_locator(FixedLocator([0, 0.5, 1]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-    style.few_ticks(axes, 3)
-    if arm.threshold is not None:
-        axes.axvline(arm.threshold, color=look.colour, linewidth=1.2, linestyle=":", zorder=2)
-    axes.annotate(
-        f"generation {number}",
-        (0.5, 1),
-        xycoords="axes fraction",
-        xytext=(0, -4),
-        textcoords="offset points",
-        ha="center",
-        va="top",
-        color=SOFT,
-        fontsize=11,
-        bbox={"facecolor": "#ffffff", "edgecolor": "none", "pad": 1.5},
-        zorder=6,
-    )
-    if limit:
-        style.heading(axes, style.short(arm.label, limit))
-
-
-def _histogram(
-    arm: Arm, number: int, on: str
-) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """Edges and the share of tokens in each bin, all seeds together."""
-    found = [g for chain in arm.chains if (g := chain.at(number)) and on in g.counts]
-    if not found:
-        return None
-    edges = np.array(found[0].bins, dtype=np.float64)
-    same = [g.counts[on] for g in found if len(g.counts[on]) == len(edges) - 1]
-    total = np.sum(np.array(same, dtype=np.float64), axis=0) if same else np.zeros(1)
-    return (edges, total / total.sum()) if total.sum() > 0 else None
-
-
-def _tallest(arm: Arm, number: int) -> float:
-    found = [_histogram(arm, number, on) for on in (FIRST, "held-out", "rewritten-0")]
-    return max(float(h[1].max()) for h in found if h is not None)
-
-
-def _bin_width(arm: Arm) -> float:
-    edges = arm.chains[0].generations[0].bins
-    return round(edges[1] - edges[0], 6)
-
-
-def _confidence_legend(canvas: Canvas) -> None:
+    columns, tall, pitch, top = min(5, len(arms)), 120, 152, 48
+    band = 2 * pitch + 56
+    canvas = Canvas(WIDE, top + math.ceil(len(arms) / columns) * band - 8)
+    step = min((WIDE - 60) / columns, 330)
+    drawn = [
+        (on, arm, number, shares)
+        for arm in arms
+        for number in (0, arm.last)
+        for on in (FIRST, "held-out", "rewritten-0")
+        if (shares := _shares(arm, "histograms", number, on)) is not None
+    ]
+    ceiling = max(float(shares.max()) for *_, shares in drawn)
+    for i, arm in enumerate(arms):
+        colour = scene.looks[arm.label].colour
+        how = {
+            FIRST: {"fill": True, "color": REAL_FILL, "lw": 0, "zorder": 1},
+            "held-out": _HELD_OUT | {"zorder": 3},
+            "rewritten-0": {"color": colour, "lw": 2.0, "zorder": 4},
+        }
+        for r, number in enumerate((0, arm.last)):
+            left, down = 56 + i % columns * step, top + 30 + i // columns * band + r * pitch
+            axes = canvas.axes(left, down, step - 22, tall)
+            for on, owner, there, shares in drawn:
+                if (owner, there) == (arm, number):
+                    axes.stairs(shares, _edges(arm, "histograms"), **how[on])
+            axes.set(xlim=(0, 1), ylim=(0, ceiling * 1.06))
+            axes.xaxis.set_major_locator(FixedLocator([0, 0.5, 1]))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+            style.few_ticks(axes, 3)
+            axes.tick_params(axis="y", labelleft=not i % columns)
+            weight = arm.settings.get("weight") or {}
+            if weight.get("kind") == "truncate":
+                threshold = weight.get("threshold", 0.9)
+                axes.axvline(threshold, color=colour, lw=1.2, ls=":", zorder=2)
+            style.heading(axes, style.short(arm.label, int(step / 8)) if r == 0 else "")
+            axes.set_title(f"generation {number}", color=SOFT, fontsize=11, y=0.84)
+    axes.set_xlabel("confidence p", color=SOFT, fontsize=11)
     canvas.legend(
         [
-            ("real first split", Patch(color=_REAL_FILL, linewidth=0)),
-            ("rewritten first split, in the arm's colour", Line2D([], [], color=SOFT, linewidth=2)),
-            ("held-out", Line2D([], [], color=INK, linewidth=1.3, linestyle=(0, (3, 2)))),
+            ("real first split", Patch(color=REAL_FILL, linewidth=0)),
+            ("first split as generated, in the arm's colour", Line2D([], [], color=SOFT, lw=2)),
+            ("held-out", Line2D([], [], **_HELD_OUT)),
         ],
         left=52,
         top=10,
+    )
+    return plot(
+        canvas,
+        "confidence",
+        "Confidence on real, generated and held-out text",
+        "Share of tokens (y) by the probability p that the arm's model gives them (x), after its "
+        "first generation (above) and its last (below): the real first split, the same split as "
+        "this generation wrote it, and held-out real text. All seeds pooled. Dotted upright line: "
+        "the arm's truncation threshold; tokens right of it are left out of training.",
+    )
+
+
+# --- perplexity under generation 0 ------------------------------------------------------------
+
+
+def perplexity(scene: Scene) -> Plot | None:
+    """Histograms of the perplexity under generation 0 (The Curse of Recursion, Fig. 1)."""
+    what = "perplexities"
+    arms = [arm for arm in scene.arms if _shares(arm, what, 0, "real") is not None]
+    if not arms:
+        return None
+    columns, tall, pitch, top = min(3, len(arms)), 190, 272, 40
+    canvas = Canvas(WIDE, top + pitch * math.ceil(len(arms) / columns))
+    step = (WIDE - 40) / columns
+    drawn: dict[str, dict[int | str, Floats]] = {}
+    for arm in arms:
+        found = {n: _shares(arm, what, n, "written") for n in arm.numbers}
+        there = {n: shares for n, shares in found.items() if shares is not None}
+        kept = {n: there[n] for n in style.thinned(list(there), 4)}
+        drawn[arm.label] = {"real": _shares(arm, what, 0, "real"), **kept}  # type: ignore[dict-item] # arms that have one
+    every = np.array([shares for told in drawn.values() for shares in told.values()])
+    edges, held = _edges(arms[0], what), np.flatnonzero(every.sum(0) > 0)
+    low, high = float(edges[held[0]]), float(edges[held[-1] + 1])
+    ticks = [k * 10.0**d for d in range(7) for k in (1, 2, 5) if low <= k * 10.0**d <= high]
+    for i, arm in enumerate(arms):
+        left, down = 52 + i % columns * step, top + 40 + i // columns * pitch
+        axes = canvas.axes(left, down, step - 40, tall)
+        told = dict(drawn[arm.label])
+        axes.stairs(told.pop("real"), edges, fill=True, color=REAL_FILL, lw=0, zorder=1)
+        for k, shares in enumerate(told.values()):
+            shade, colour = 0.25 + 0.75 * (k + 1) / len(told), scene.looks[arm.label].colour
+            axes.stairs(shares, edges, color=colour, alpha=shade, lw=1.0 + k / 2)
+        first = next(g for chain in arm.chains if (g := chain.at(0)) and g.perplexities)
+        axes.axvline(first.perplexities["unlikely"], **_UNLIKELY)
+        axes.set(xscale="log", xlim=(low, high), ylim=(0, every.max() * 1.06))
+        axes.xaxis.set_major_locator(FixedLocator(ticks))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
+        style.few_ticks(axes, 4)
+        said = ", ".join(str(number) for number in told)
+        style.heading(axes, style.short(arm.label), f"share of sequences; generations {said}")
+        axes.set_xlabel("perplexity under generation 0", color=SOFT, fontsize=11)
+    canvas.legend(
+        [
+            ("real text", Patch(color=REAL_FILL)),
+            ("generated, the darker the later", Line2D([], [], color=INK, linewidth=2)),
+            ("99 % of real text", Line2D([], [], **_UNLIKELY)),
+        ],
+        left=52,
+        top=14,
+    )
+    return plot(
+        canvas,
+        "perplexity-under-generation-0",
+        "Perplexity under generation 0",
+        "Share of sequences of 64 tokens (y) by their perplexity under the arm's own generation 0 "
+        "(x): the first split as it was, and as some generations wrote it. Dotted: the perplexity "
+        "that 1\u00a0% of the real sequences lie above. All seeds pooled; the dotted line is the "
+        "first seed's.",
     )
 
 
@@ -137,34 +165,21 @@ def _confidence_legend(canvas: Canvas) -> None:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class LedgerGroup:
-    """Arms whose generations trained on the same amounts.
-
-    Attributes:
-        arms: Their labels.
-        rows: One generation each.
-    """
-
-    arms: tuple[str, ...]
-    rows: tuple[LedgerRow, ...]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class LedgerRow:
-    """What one generation trained on: tokens by how often they were rewritten (0: real)."""
+    """What one generation trained on: samples by how often they were generated (0: real)."""
 
     generation: int
     by_age: Mapping[int, int]
 
     @property
-    def real(self) -> int:
-        """Real tokens."""
-        return self.by_age.get(0, 0)
+    def total(self) -> int:
+        """All samples."""
+        return sum(self.by_age.values())
 
     @property
-    def total(self) -> int:
-        """All tokens."""
-        return sum(self.by_age.values())
+    def real(self) -> int:
+        """Real samples."""
+        return self.by_age.get(0, 0)
 
     @property
     def real_share(self) -> float:
@@ -172,35 +187,21 @@ class LedgerRow:
         return self.real / self.total if self.total else math.nan
 
 
-def ledgers(arms: Sequence[Arm]) -> list[LedgerGroup]:
-    """Ledgers of the arms, those that are equal as far as both go told once."""
+def ledgers(arms: Sequence[Arm]) -> dict[tuple[str, ...], list[LedgerRow]]:
+    """Ledgers by the labels of their arms: those that are equal as far as both go are told once."""
     groups: list[tuple[list[str], list[LedgerRow]]] = []
     for arm in arms:
         longest = max(arm.chains, key=lambda chain: len(chain.generations))
         rows = [_ledger_row(g) for g in longest.generations if g.ledger.get("parts")]
-        if not rows:
-            continue
-        for names, known in groups:
+        for names, known in groups if rows else ():
             both = min(len(known), len(rows))
-            if _key(known[:both]) == _key(rows[:both]):
+            if known[:both] == rows[:both]:
                 names.append(arm.label)
                 known.extend(rows[both:])
                 break
         else:
-            groups.append(([arm.label], rows))
-    return [LedgerGroup(tuple(names), tuple(rows)) for names, rows in groups]
-
-
-def thinned(rows: Sequence[LedgerRow], count: int) -> tuple[LedgerRow, ...]:
-    """At most so many rows, evenly spaced, the first and the last among them."""
-    if len(rows) <= count:
-        return tuple(rows)
-    places = np.linspace(0, len(rows) - 1, count).round().astype(int)
-    return tuple(rows[place] for place in places)
-
-
-def _key(rows: Sequence[LedgerRow]) -> str:
-    return json.dumps([[r.generation, sorted(r.by_age.items())] for r in rows])
+            groups += [([arm.label], rows)] if rows else []
+    return {tuple(names): rows for names, rows in groups}
 
 
 def _ledger_row(generation: Generation) -> LedgerRow:
@@ -212,38 +213,34 @@ def _ledger_row(generation: Generation) -> LedgerRow:
 
 
 def ledger(scene: Scene) -> Plot | None:
-    """Real and rewritten tokens in each generation's training set."""
+    """Real and generated data in each generation's training set."""
     groups = ledgers(scene.arms)
     if not groups:
         return None
-    pitch, top = 326, legend_height(scene, width=HALF)  # in line with its neighbour
-    canvas = Canvas(HALF, top + pitch * len(groups))
-    groups = [dataclasses.replace(group, rows=thinned(group.rows, 9)) for group in groups]
-    oldest = max(age for group in groups for row in group.rows for age in row.by_age)
-    for i, group in enumerate(groups):
-        axes = canvas.axes(56, top + 48 + i * pitch, HALF - 80, 230)
-        _ledger_panel(axes, group, oldest, scene.last)
-        whole = len(group.arms) == len(scene.arms)
-        name = "All arms" if whole else style.short(", ".join(group.arms), 56)
+    columns, pitch, top = 2, 316, 40
+    canvas = Canvas(WIDE, top + pitch * math.ceil(len(groups) / columns))
+    oldest = max(age for rows in groups.values() for row in rows for age in row.by_age)
+    step = (WIDE - 20) / columns
+    for i, (arms, rows) in enumerate(groups.items()):
+        left, down = 56 + i % columns * step, top + 44 + i // columns * pitch
+        axes = canvas.axes(left, down, step - 66, 220)
+        _ledger_panel(axes, style.thinned(rows, 9), oldest, scene.last, step - 66)
+        name = "All arms" if len(groups) == 1 else style.short(", ".join(arms), 56)
         style.heading(axes, name, f"thousand {scene.unit} trained on, once each")
     entries: list[tuple[str, Any]] = [("real", Patch(color=_shade(0, oldest), linewidth=0))]
     if oldest:
         ages = "once" if oldest == 1 else f"1 to {oldest} times: paler, more often"
-        entries.append((f"rewritten {ages}", _ramp(oldest)))
+        middle = _shade(max(1, (oldest + 1) // 2), oldest)
+        entries.append((f"generated {ages}", Patch(color=middle, linewidth=0)))
     canvas.legend(entries, left=52, top=14)
     return plot(
         canvas,
         "ledger",
-        f"Ledger of real and rewritten {'text' if scene.unit == 'tokens' else scene.unit}",
+        f"Ledger of real and generated {'text' if scene.unit == 'tokens' else scene.unit}",
         f"{scene.unit.capitalize()} in each generation's training set, by how often they were "
-        "rewritten before. Percentages: the share that is real. One epoch; the same for every "
+        "generated before. Percentages: the share that is real. One epoch; the same for every "
         "seed.",
-        wide=False,
     )
-
-
-def _ramp(oldest: int) -> Patch:
-    return Patch(color=_shade(max(1, (oldest + 1) // 2), oldest), linewidth=0)
 
 
 def _shade(age: int, oldest: int) -> str:
@@ -253,40 +250,29 @@ def _shade(age: int, oldest: int) -> str:
     return f"#{round(level * 255):02x}{round(level * 252):02x}{round(level * 244):02x}"
 
 
-def _ledger_panel(axes: Any, group: LedgerGroup, oldest: int, last: int) -> None:
-    steps = np.diff([row.generation for row in group.rows])
-    width = 0.62 * float(steps.min()) if len(steps) else 0.62
-    labelled = len(group.rows) <= 6
-    for row in group.rows:
+def _ledger_panel(
+    axes: Any, rows: Sequence[LedgerRow], oldest: int, last: int, width: float
+) -> None:
+    steps = np.diff([row.generation for row in rows])
+    bar = 0.62 * float(steps.min()) if len(steps) else 0.62
+    for row in rows:
+        ages = dict(row.by_age)
+        if len(ages) > 12:  # of many ages, all generated data as one
+            ages = {0: row.real, max(ages): row.total - row.real}
         bottom = 0.0
-        for age, values in _stacked(row.by_age).items():
-            axes.bar(
-                row.generation,
-                values / 1000,
-                bottom=bottom,
-                width=width,
-                color=_shade(age, oldest),
-                edgecolor="#ffffff",
-                linewidth=0.8,
-            )
+        for age, values in ages.items():
+            how = {"color": _shade(age, oldest), "edgecolor": "#ffffff", "linewidth": 0.8}
+            axes.bar(row.generation, values / 1000, bottom=bottom, width=bar, **how)
             bottom += values / 1000
         axes.annotate(
-            f"{row.real_share:.0%}{' real' if labelled else ''}",
+            f"{row.real_share:.0%}{' real' if len(rows) <= 6 else ''}",
             (row.generation, bottom),
             xytext=(0, 5),
             textcoords="offset points",
             ha="center",
             fontsize=11,
         )
-    axes.set_ylim(0, 1.1 * max(row.total for row in group.rows) / 1000)
+    axes.set_ylim(0, 1.1 * max(row.total for row in rows) / 1000)
     style.few_ticks(axes)
-    style.generations(axes, last)
-    axes.set_xlim(-0.8 * width, last + 0.8 * width)
-
-
-def _stacked(by_age: Mapping[int, int]) -> Mapping[int, int]:
-    """Real and rewritten data; of many ages, all rewritten data as one."""
-    if len(by_age) <= 12:
-        return by_age
-    oldest = max(by_age)
-    return {0: by_age.get(0, 0), oldest: sum(n for age, n in by_age.items() if age)}
+    style.generations(axes, last, width)
+    axes.set_xlim(-0.8 * bar, last + 0.8 * bar)

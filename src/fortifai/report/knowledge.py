@@ -7,16 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fortifai.evals.phases import Curves, Onset, Phases, phases
-from fortifai.report.answers import FormatAnswers
-from fortifai.report.records import Arm, Chain, Run
-from fortifai.report.text import DASH
+from fortifai.report.names import span
+from fortifai.report.page import Row, table
+from fortifai.report.records import Arm, Chain, Floats, FormatAnswers, Run
+from fortifai.report.text import DASH, MINUS
 from fortifai.stats import Estimate, Ratio, decay_rate, decay_ratio
-
-Row = dict[str, Any]
-Floats = NDArray[np.float64]
 
 NAMES: Mapping[str, str] = {
     "multiple_choice": "Multiple choice",
@@ -37,7 +34,7 @@ class Table:
         ids: Which questions.
         right: Share right.
         adherent: Kept to the format.
-        certainty: Probability of the chosen answer.
+        confidence: Probability of the chosen answer.
         chance: What guessing gives.
     """
 
@@ -46,7 +43,7 @@ class Table:
     ids: tuple[str, ...]
     right: Floats
     adherent: Floats
-    certainty: Floats
+    confidence: Floats
     chance: float
 
 
@@ -56,7 +53,7 @@ def formats_of(arm: Arm) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def table(arm: Arm, kind: str, *, seeds: Sequence[int] | None = None) -> Table | None:
+def answers_of(arm: Arm, kind: str, *, seeds: Sequence[int] | None = None) -> Table | None:
     """The answers in one format; None where fewer than two generations have them.
 
     Args:
@@ -82,7 +79,7 @@ def table(arm: Arm, kind: str, *, seeds: Sequence[int] | None = None) -> Table |
         ids=next(iter(asked)),
         right=stacked("right"),
         adherent=stacked("adherent"),
-        certainty=stacked("certainty"),
+        confidence=stacked("confidence"),
         chance=found[0][shared[0]].chance,
     )
 
@@ -109,10 +106,10 @@ def stories(runs: Sequence[Run]) -> list[Story]:
     for run in runs:
         for arm in run.arms:
             for kind in formats_of(arm):
-                own = table(arm, kind)
+                own = answers_of(arm, kind)
                 if own is None:
                     continue
-                curves = Curves(own.right, own.adherent, own.chance, own.certainty)
+                curves = Curves(own.right, own.adherent, own.chance, own.confidence)
                 found = phases({kind: curves}, run.rule, generations=own.generations)[kind]
                 out.append(
                     Story(arm, kind, own, found, _rate(own), _ratio(arm, run.baseline, kind))
@@ -131,7 +128,7 @@ def _ratio(arm: Arm, baseline: Arm | None, kind: str) -> Ratio | None:
     if baseline is None or arm.baseline:
         return None
     seeds = [c.seed for c in arm.chains if any(b.seed == c.seed for b in baseline.chains)]
-    one, other = (table(a, kind, seeds=seeds) for a in (arm, baseline))
+    one, other = (answers_of(a, kind, seeds=seeds) for a in (arm, baseline))
     if not seeds or one is None or other is None or one.ids != other.ids:
         return None
     shared = sorted(set(one.generations) & set(other.generations))
@@ -148,24 +145,66 @@ def _ratio(arm: Arm, baseline: Arm | None, kind: str) -> Ratio | None:
 # --- tables -----------------------------------------------------------------------------------
 
 
-def onset_table(found: Sequence[Story], colours: Mapping[str, str]) -> Row | None:
-    """Onsets of the phases, by arm and format."""
+def tables(found: Sequence[Story], colours: Mapping[str, str]) -> list[Row]:
+    """Onsets of the phases and rates of decay, by arm and format."""
     if not found:
-        return None
-    rows = []
-    for story in found:
-        t, told = story.table, story.phases
-        ends = [_change(x) for x in (t.right, t.adherent, t.certainty)]
-        rows.append(
-            {
-                "label": story.arm.label,
-                "colour": colours[story.arm.label],
-                "kind": NAMES.get(story.kind, story.kind),
-                "cells": [*ends, _onset(told.b), _onset(told.c), _run(told.by_generation)],
-                "note": told.note,
-            }
-        )
-    return {"rows": rows, "notes": list(dict.fromkeys(r["note"] for r in rows if r["note"]))}
+        return []
+    phases_of = table(
+        "phases",
+        "Phases of knowledge collapse",
+        [_named(story, colours, *map(_change, _curves(story)), *_onsets(story)) for story in found],
+        head=[
+            "arm",
+            "format",
+            "accuracy",
+            "adherence",
+            "confidence",
+            "onset of B",
+            "onset of C",
+            "generation by generation",
+        ],
+        intro="A: knowledge is kept. B: it is lost while answers keep their format and confidence "
+        "(confidently wrong). C: the format is lost. An onset is claimed only where the loss is "
+        "statistically significant; small: the generations it may lie at.",
+        note="Accuracy, adherence and confidence: first and last generation, mean over seeds and "
+        "questions. u: unsure, accuracy and confidence are both lost; ?: generation 0 does not "
+        "answer above chance.",
+    )
+    known = [(story, story.rate) for story in found if story.rate is not None]
+    decays = table(
+        "decay",
+        "Decay of knowledge",
+        [
+            _named(
+                story,
+                colours,
+                {"text": f"{rate.value:.3f}", "note": span(rate.low, rate.high, ".3g")},
+                _ratio_cell(story.ratio, story.arm, _of_baseline(known, story)),
+            )
+            for story, rate in known
+        ],
+        head=["arm", "format", "rate", "times slower"],
+        intro=f"Rate k at which accuracy decays to chance, chance + A exp({MINUS}k g) by least "
+        "squares, per generation, and how many times slower than the baseline: the baseline's rate "
+        "over the arm's.",
+        note=f"Small: 95\u00a0% intervals over {known[0][1].over if known else ''}.",
+    )
+    return [phases_of, decays] if known else [phases_of]
+
+
+def _named(story: Story, colours: Mapping[str, str], *cells: Any) -> Row:
+    kind = NAMES.get(story.kind, story.kind)
+    label = story.arm.label
+    return {"label": label, "colour": colours[label], "cells": [kind, *cells]}
+
+
+def _curves(story: Story) -> tuple[Floats, ...]:
+    return story.table.right, story.table.adherent, story.table.confidence
+
+
+def _onsets(story: Story) -> list[Any]:
+    told = story.phases
+    return [_onset(told.b), _onset(told.c), _run(told.by_generation)]
 
 
 def _change(values: Floats) -> str:
@@ -184,33 +223,11 @@ def _run(by_generation: Sequence[str]) -> str:
     return " ".join({"unsure": "u", "unknown": "?"}.get(p, p) for p in by_generation)
 
 
-def decay_table(found: Sequence[Story], colours: Mapping[str, str]) -> Row | None:
-    """Rates at which accuracy decays to chance, and how many times slower than the baseline."""
-    known = [story for story in found if story.rate is not None]
-    if not known:
-        return None
-    rows = []
-    for story in known:
-        assert story.rate is not None
-        rate, ratio = story.rate, story.ratio
-        rows.append(
-            {
-                "label": story.arm.label,
-                "colour": colours[story.arm.label],
-                "kind": NAMES.get(story.kind, story.kind),
-                "rate": {"text": f"{rate.value:.3f}", "note": _span(rate.low, rate.high)},
-                "ratio": _ratio_cell(ratio, story.arm, _of_baseline(known, story)),
-            }
-        )
-    return {"rows": rows, "over": known[0].rate.over if known[0].rate else ""}
-
-
-def _of_baseline(known: Sequence[Story], story: Story) -> Estimate | None:
+def _of_baseline(known: Sequence[tuple[Story, Estimate]], story: Story) -> Estimate | None:
     """The rate of the run's baseline in the same format."""
-    for other in known:
-        if other.arm.baseline and (other.arm.run, other.kind) == (story.arm.run, story.kind):
-            return other.rate
-    return None
+    place = (story.arm.run, story.kind)
+    of = (r for s, r in known if s.arm.baseline and (s.arm.run, s.kind) == place)
+    return next(of, None)
 
 
 def _ratio_cell(ratio: Ratio | None, arm: Arm, fast: Estimate | None) -> Row:
@@ -218,19 +235,9 @@ def _ratio_cell(ratio: Ratio | None, arm: Arm, fast: Estimate | None) -> Row:
         return {"text": "1", "note": "baseline"}
     if fast is None or fast.low is None or fast.low <= 0:
         # a ratio to a rate that may be 0 says nothing
-        return {"text": DASH, "note": "the baseline's decay is not beyond noise"}
+        return {"text": DASH, "note": "the baseline's decay is not statistically significant"}
     if ratio is None or ratio.value is None:
         return {"text": DASH, "note": "no pair to compare" if ratio is None else "does not decay"}
     if ratio.low is None and ratio.high is None:
         return {"text": f"{ratio.value:.2f}", "note": "any ratio is possible"}
-    return {"text": f"{ratio.value:.2f}", "note": _span(ratio.low, ratio.high)}
-
-
-def _span(low: float | None, high: float | None) -> str:
-    if low is None and high is None:
-        return ""
-    if high is None:
-        return f"from {low:.3g}"
-    if low is None:
-        return f"up to {high:.3g}"
-    return f"{low:.3g} to {high:.3g}"
+    return {"text": f"{ratio.value:.2f}", "note": span(ratio.low, ratio.high, ".3g")}

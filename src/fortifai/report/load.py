@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
 import json
 import re
@@ -13,35 +12,34 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
+from pydantic import ValidationError
 from safetensors.numpy import load as load_safetensors
 
+from fortifai.configuration import KINDS, experiment_type
 from fortifai.errors import InputError
-from fortifai.evals.score import Score
-from fortifai.loop.store import ChainStore, End, FileSum, inspect, read_manifest
-from fortifai.report import answers
+from fortifai.evals.phases import PhaseRule
+from fortifai.lab.measures import About, Score, renamed
+from fortifai.lab.spec import FailureLevel
+from fortifai.lab.store import ChainStore, End, inspect, read_manifest
 from fortifai.report.records import (
-    DEFAULT_LEVELS,
-    FIRST,
     Answers,
     Arm,
     Chain,
+    FormatAnswers,
     Generation,
-    Level,
     Passage,
     Run,
 )
 from fortifai.report.text import neutral
 
-_SCORES, _LEDGER, _HISTOGRAMS = "scores.jsonl", "ledger.json", "histograms.json"
-_DIRECTIONS = {"below": "below", "above": "above"}
-_PASSAGES, _QUESTIONS = "passages.jsonl", "questions.parquet"
-_PICTURE, _GRID = "picture.json", "grid.safetensors"
-_FILES = (
-    *(_SCORES, _LEDGER, _HISTOGRAMS, _PASSAGES, _QUESTIONS, _PICTURE, _GRID),
-    *(answers.FORMATS, answers.PERPLEXITIES),
-)
+_AGAIN = "Start the run again to have"
+_SCORES, _FORMATS, _PASSAGES = "scores.jsonl", "formats.parquet", "passages.jsonl"
+_QUESTIONS, _GRID = "questions.parquet", "grid.safetensors"
+_PLAIN = {name: f"{name}.json" for name in ("ledger", "histograms", "perplexities", "picture")}
+_FILES = (_SCORES, _FORMATS, _PASSAGES, _QUESTIONS, _GRID, *_PLAIN.values())
 
 
 def load(folders: Sequence[Path]) -> tuple[Run, ...]:
@@ -62,17 +60,14 @@ def load(folders: Sequence[Path]) -> tuple[Run, ...]:
     paths = [Path(folder) for folder in folders]
     if not paths:
         raise InputError("no run folder was given; name at least one, such as runs/demo")
-    seen: set[Path] = set()
-    for path in paths:
-        if path.resolve() in seen:
+    for i, path in enumerate(paths):
+        if path.resolve() in [other.resolve() for other in paths[:i]]:
             raise InputError(f"{path} was given twice; name each run folder once")
-        seen.add(path.resolve())
-    configs = [_read_config(path) for path in paths]
-    names = [str(c.get("name") or p.name) for c, p in zip(configs, paths, strict=True)]
-    labels = [neutral(label) for label in _labels(paths, names)]
+    runs = [_Reading(path, _read_config(path)) for path in paths]
+    labels = _labels(paths, [str(run.config.get("name") or run.path.name) for run in runs])
     return tuple(
-        _run(path, config, label, prefix=len(paths) > 1)
-        for path, config, label in zip(paths, configs, labels, strict=True)
+        run.run(neutral(label), prefix=len(runs) > 1)
+        for run, label in zip(runs, labels, strict=True)
     )
 
 
@@ -84,54 +79,7 @@ def _labels(paths: Sequence[Path], names: Sequence[str]) -> list[str]:
     return [f"{name} ({i})" for i, name in enumerate(names, start=1)]
 
 
-def _run(path: Path, config: Mapping[str, Any], label: str, *, prefix: bool) -> Run:
-    declared = config["arms"]
-    damage: list[str] = []
-    head = _Head(path, damage)
-    notes = [str(note) for note in head.read("notes.json", list)]
-    seeds = [int(s) for s in config.get("seeds", [0])]
-    arms = []
-    for name, settings in declared.items():
-        if str(name) in ("", ".", "..") or Path(str(name)).name != str(name):
-            raise InputError(f"arm {str(name)!r} of {path} is not a plain name; it must be one")
-        chains = tuple(_chains(path / "arms" / str(name), config, seeds, notes, damage))
-        if chains:
-            arms.append(
-                Arm(
-                    name=str(name),
-                    label=neutral(f"{label}/{name}" if prefix else str(name)),
-                    run=label,
-                    baseline=str(name) == str(config.get("baseline")),
-                    settings=settings if isinstance(settings, Mapping) else {},
-                    chains=chains,
-                )
-            )
-    if not arms:
-        raise InputError(
-            f"{path} has no {'whole' if damage else 'finished'} generation yet"
-            f"{f' ({damage[0]})' if damage else ''}; wait for the first one, or start its run again"
-        )
-    known = sum(len(c.due) - len(_due(config, None)) for arm in arms for c in arm.chains)
-    return Run(
-        label=label,
-        yaml=(path / "config.yaml").read_text("utf-8"),
-        unit=str(head.read("plan.json", dict).get("unit", "tokens")),
-        head=head.read("run.json", dict),
-        prediction=head.read("shared/prediction.json", dict),
-        levels=_levels(path, config.get("time_to_failure")),
-        planned=len(declared) * len(seeds) * len(_due(config, None)) + known,
-        arms=tuple(arms),
-        rule=answers.rule(config.get("phases"), str(path / "config.yaml")),
-        # what was read above has been told by now
-        notes=(*notes, *damage),
-        damage=tuple(damage),
-    )
-
-
-def _due(config: Mapping[str, Any], ended: End | None) -> tuple[int, ...]:
-    """The generations that a complete chain has measured."""
-    last = int(config.get("generations", 1)) - 1 if ended is None else ended.generation - 1
-    return tuple(sorted({0, last, *range(0, last, int(config.get("every", 1)))}))
+# --- the configuration ------------------------------------------------------------------------
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:
@@ -149,193 +97,218 @@ def _read_config(path: Path) -> Mapping[str, Any]:
         raise InputError(f"{file} cannot be read as YAML; {path} is not a whole run") from error
     if not isinstance(config, Mapping) or not isinstance(config.get("arms"), Mapping):
         raise InputError(f"{file} declares no arms; {path} is not a run folder of fortifai")
+    for name in map(str, config["arms"]):
+        if name in ("", ".", "..") or Path(name).name != name:
+            raise InputError(f"arm {name!r} of {path} is not a plain name; it must be one")
     return config
 
 
-def _levels(path: Path, declared: Any) -> tuple[Level, ...]:
-    if declared is None:
-        return DEFAULT_LEVELS
+def _measures(told: Sequence[Any], arms: Mapping[str, Any]) -> tuple[About, ...]:
+    """What the run measured; of an older one, what the kind of its family always does."""
     try:
-        return tuple(
-            Level(
-                str(row["measure"]),
-                str(row.get("on", FIRST)),
-                "half_gain" if row["level"] == "half_gain" else float(row["level"]),
-                _DIRECTIONS[row.get("direction", "below")],
-            )
-            for row in declared
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        found = tuple(About.of(row) for row in told)
+    except (KeyError, TypeError, AttributeError):  # of a version that says it otherwise
+        found = ()
+    for settings in arms.values():
+        family = settings.get("family") if isinstance(settings, Mapping) else None
+        kind = family.get("kind") if isinstance(family, Mapping) else None
+        if not found and isinstance(kind, str) and kind in KINDS:
+            found = experiment_type(kind).built_in_measures()
+    return found
+
+
+def _declared(config: Mapping[str, Any], file: Path) -> tuple[PhaseRule, tuple[FailureLevel, ...]]:
+    """The rule of phases, and the levels of failure."""
+    try:
+        levels = [FailureLevel.model_validate(row) for row in config.get("time_to_failure") or ()]
+        return PhaseRule.model_validate(config.get("phases") or {}), tuple(levels)
+    except (ValidationError, TypeError) as error:
+        names = ", ".join(PhaseRule.model_fields)
         raise InputError(
-            f"{path / 'config.yaml'}: time_to_failure must be a list of measure, on, level (a "
-            "number or half_gain) and direction (below or above)"
+            f"{file}: time_to_failure must be a list of measure, on, level (a number or half_gain) "
+            f"and direction (below or above), and phases a mapping of {names} to shares"
         ) from error
 
 
-class _Head:
-    """The files of a run that belong to no generation, without those that are damaged."""
+# --- one run ----------------------------------------------------------------------------------
 
-    def __init__(self, path: Path, damage: list[str]) -> None:
-        self._path, self._damage = path, damage
-        self._faults = (*inspect(path).faults, *inspect(path / "shared").faults)
-        for fault in self._faults:
-            config = fault.startswith(f"{path / 'config.yaml'} ")
-            what = "it is read as it is" if config else "it is left out"
-            damage.append(f"{fault}; {what}. Start the run again to have it written anew.")
 
-    def read(self, name: str, kind: type[Any]) -> Any:
-        """A JSON file, or an empty value where it is not written yet, or damaged."""
-        path = self._path / name
-        if not path.is_file() or any(fault.startswith(f"{path} ") for fault in self._faults):
+class _Reading:
+    """One run folder as it is read, with what is told of it on the way."""
+
+    def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
+        self.path, self.config = path, config
+        self.seeds = [int(seed) for seed in config.get("seeds", [0])]
+        self.notes: list[str] = []
+        self.damage: list[str] = []
+
+    def run(self, label: str, *, prefix: bool) -> Run:
+        """All of it."""
+        file, declared = self.path / "config.yaml", self.config["arms"]
+        faults = (*inspect(self.path).faults, *inspect(self.path / "shared").faults)
+        for fault in faults:
+            what = "read as it is" if fault.startswith(f"{file} ") else "left out"
+            self.damage.append(f"{fault}; it is {what}. {_AGAIN} it written anew.")
+        head = {
+            name: self._head(f"{name}.json", kind, faults)
+            for name, kind in (
+                *(("notes", list), ("plan", dict), ("run", dict), ("measures", list)),
+                ("shared/prediction", dict),
+            )
+        }
+        self.notes += [str(note) for note in head["notes"]]
+        arms = []
+        for name, settings in declared.items():
+            chains = tuple(self._chains(self.path / "arms" / str(name)))
+            if chains:
+                shown = neutral(f"{label}/{name}" if prefix else str(name))
+                plain = settings if isinstance(settings, Mapping) else {}
+                baseline = str(name) == str(self.config.get("baseline"))
+                arms.append(Arm(str(name), shown, label, baseline, plain, chains))
+        if not arms:
+            whole = f"whole generation yet ({self.damage[0]})" if self.damage else ""
+            raise InputError(
+                f"{self.path} has no {whole or 'finished generation yet'}; wait for the first one, "
+                "or start its run again"
+            )
+        rule, levels = _declared(self.config, file)
+        known = [chain for arm in arms for chain in arm.chains]
+        unknown = len(declared) * len(self.seeds) - len(known)
+        return Run(
+            label=label,
+            yaml=file.read_text("utf-8"),
+            unit=str(head["plan"].get("unit", "tokens")),
+            head=head["run"],
+            measures=_measures(head["measures"], declared),
+            prediction=head["shared/prediction"],
+            levels=levels,
+            planned=sum(len(chain.due) for chain in known) + unknown * len(self._due(None)),
+            arms=tuple(arms),
+            rule=rule,
+            notes=(*self.notes, *self.damage),
+            damage=tuple(self.damage),
+        )
+
+    def _head(self, name: str, kind: type[Any], faults: Sequence[str]) -> Any:
+        """A JSON file of no generation; an empty value where it is not there, or damaged."""
+        path = self.path / name
+        if not path.is_file() or any(fault.startswith(f"{path} ") for fault in faults):
             return kind()
         try:
             value = json.loads(path.read_text("utf-8"))
         except ValueError:
-            self._damage.append(
-                f"{path} is not JSON; it is left out. Start the run again to have it written anew."
-            )
+            self.damage.append(f"{path} is not JSON; it is left out. {_AGAIN} it written anew.")
             return kind()
         return value if isinstance(value, kind) else kind()
 
+    def _due(self, ended: End | None) -> tuple[int, ...]:
+        """The generations that a complete chain has measured."""
+        count = int(self.config.get("generations", 1)) if ended is None else ended.generation
+        every = int(self.config.get("every", 1))
+        return tuple(sorted({0, count - 1, *range(0, count - 1, every)}))
 
-# --- generations ------------------------------------------------------------------------------
+    def _chains(self, folder: Path) -> Iterable[Chain]:
+        """The chains of an arm: one a seed, or one that holds all seeds."""
+        found = [] if not folder.is_dir() else sorted(folder.glob("seed-*"), key=_seed_of)
+        for path in (p for p in found if _seed_of(p) >= 0 and p.is_dir()):
+            yield from self._chain(path, f"{folder.name}, seed {_seed_of(path)}", [_seed_of(path)])
+        yield from self._chain(folder / "seeds", folder.name, self.seeds)
 
+    def _chain(self, path: Path, where: str, seeds: Sequence[int]) -> Iterable[Chain]:
+        ended = self._ended(path, where)
+        due = self._due(ended)
+        found = tuple(self._generations(path, where, due))
+        for seed in seeds if found else ():
+            own = []
+            for generation, scores in found:
+                keyed = {(s.measure, s.on): s for s in scores if s.seed in (None, seed)}
+                one = dataclasses.replace(generation, scores=keyed)
+                if seed != seeds[0]:  # pictures are of the first seed
+                    one = dataclasses.replace(one, picture={}, grid={})
+                own.append(one)
+            yield Chain(seed, tuple(own), due, ended)
 
-def _chains(
-    folder: Path,
-    config: Mapping[str, Any],
-    seeds: Sequence[int],
-    notes: list[str],
-    damage: list[str],
-) -> Iterable[Chain]:
-    for seed, path in _numbered(folder, r"seed-(\d+)"):
-        where = f"{folder.name}, seed {seed}"
-        ended = _ended(path, where, notes, damage)
-        due = _due(config, ended)
-        found = tuple(_generations(path, where, due, damage))
-        if found:
-            yield Chain(seed, found, due, ended)
-    path = folder / "seeds"  # all seeds in one chain
-    ended = _ended(path, folder.name, notes, damage)
-    due = _due(config, ended)
-    together = tuple(_generations(path, folder.name, due, damage))
-    for i, seed in enumerate(seeds if together else ()):
-        yield Chain(seed, tuple(_of_seed(g, i) for g in together), due, ended)
-
-
-def _generations(
-    path: Path, where: str, due: Sequence[int], damage: list[str]
-) -> Iterable[Generation]:
-    for number in ChainStore(path).committed():
-        place = ChainStore(path).path(number)
-        if number not in due:
-            continue  # the last one of a chain that is growing
-        faults = list(inspect(place).faults)
+    def _ended(self, path: Path, where: str) -> End | None:
         try:
-            yield _generation(number, place)
-        except _Damaged as found:
-            if found.name is not None:
-                faults = [f for f in faults if not f.startswith(f"{place / found.name} ")]
-            damage.append(
-                f"Generation {number} of {where} is left out: {found}. "
-                "Start the run again to have it done anew."
+            found = ChainStore(path).ended()
+        except ValueError as fault:
+            told = f"{fault}; that arm {where} ended is left out. Start the run again."
+            self.damage.append(told)
+            return None
+        if found is not None:
+            self.notes.append(
+                f"Arm {where} ended before generation {found.generation}: {found.reason}. What it "
+                "had reached is shown."
             )
-        damage += [
-            f"{fault}. Start the run again to have generation {number} of {where} done anew."
-            for fault in faults
-        ]
+        return found
+
+    def _generations(
+        self, path: Path, where: str, due: Sequence[int]
+    ) -> Iterable[tuple[Generation, list[Score]]]:
+        """The generations of a chain, each with all its scores, of whatever seed."""
+        for number in ChainStore(path).committed():
+            place = ChainStore(path).path(number)
+            if number not in due:
+                continue  # the last one of a chain that is growing
+            faults = list(inspect(place).faults)
+            needed = tuple(f"{place / name} " for name in _FILES)
+            left_out = next((fault for fault in faults if fault.startswith(needed)), None)
+            if left_out is None:
+                try:
+                    yield _generation(number, place, self.seeds)
+                except _UNREADABLE as error:
+                    left_out = f"it cannot be read ({type(error).__name__})"
+            if left_out is not None:
+                told = f"Generation {number} of {where} is left out: {left_out}"
+                self.damage.append(f"{told}. {_AGAIN} it done anew.")
+            self.damage += [
+                f"{fault}. {_AGAIN} generation {number} of {where} done anew."
+                for fault in faults
+                if fault != left_out
+            ]
 
 
-def _ended(path: Path, where: str, notes: list[str], damage: list[str]) -> End | None:
-    try:
-        found = ChainStore(path).ended()
-    except ValueError as fault:
-        damage.append(f"{fault}; that arm {where} ended is left out. Start the run again.")
-        return None
-    if found is not None:
-        notes.append(
-            f"Arm {where} ended before generation {found.generation}: {found.reason}. What it had "
-            "reached is shown."
-        )
-    return found
+def _seed_of(path: Path) -> int:
+    """The seed that a chain's folder is named after; -1: it is none's."""
+    found = re.fullmatch(r"seed-(\d+)", path.name)
+    return int(found[1]) if found else -1
 
 
-def _of_seed(generation: Generation, i: int) -> Generation:
-    """One seed's part of a generation that holds all seeds; pictures are of the first seed."""
-    scores = {
-        key: score
-        if score.by_seed is None
-        else dataclasses.replace(score, value=score.by_seed[i], stderr=None, by_seed=None)
-        for key, score in generation.scores.items()
-    }
-    if i:
-        return dataclasses.replace(generation, scores=scores, picture={}, grid={})
-    return dataclasses.replace(generation, scores=scores)
+# --- files ------------------------------------------------------------------------------------
+
+_UNREADABLE = (OSError, KeyError, TypeError, ValueError, AttributeError, pa.ArrowException)
 
 
-def _numbered(folder: Path, pattern: str) -> list[tuple[int, Path]]:
-    if not folder.is_dir():
-        return []
-    found = [(re.fullmatch(pattern, p.name), p) for p in folder.iterdir() if p.is_dir()]
-    return sorted((int(m.group(1)), p) for m, p in found if m)
-
-
-class _Damaged(Exception):  # noqa: N818 - caught here, told as a note
-    """A generation's files are not what its manifest says.
-
-    Attributes:
-        name: The first of them, or None where they are whole and cannot be read.
-    """
-
-    def __init__(self, told: str, name: str | None = None) -> None:
-        super().__init__(told)
-        self.name = name
-
-
-def _generation(number: int, folder: Path) -> Generation:
-    try:
-        told, _ = read_manifest(folder)
-        files = {name: _checked(folder, name, told[name]) for name in _FILES if name in told}
-        histograms = json.loads(files.get(_HISTOGRAMS, b"{}"))
-        scores = [_score(row) for row in _rows(files[_SCORES])]
-        return Generation(
-            number=number,
-            scores={(score.measure, score.on): score for score in scores},
-            ledger=json.loads(files.get(_LEDGER, b"{}")),
-            bins=tuple(float(edge) for edge in histograms.get("bins", ())),
-            counts={
-                str(on): tuple(int(n) for n in counts)
-                for on, counts in histograms.get("counts", {}).items()
-            },
-            passages=tuple(_passage(row) for row in _rows(files.get(_PASSAGES, b""))),
-            answers=_answers(files[_QUESTIONS]) if _QUESTIONS in files else None,
-            picture=json.loads(files.get(_PICTURE, b"{}")),
-            grid=load_safetensors(files[_GRID]) if _GRID in files else {},
-            formats=answers.format_answers(files.get(answers.FORMATS)),
-            perplexities=answers.perplexities(files.get(answers.PERPLEXITIES)),
-        )
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, pa.ArrowException) as error:
-        raise _Damaged(f"it cannot be read ({type(error).__name__})") from error
-
-
-def _score(row: dict[str, Any]) -> Score:
-    by_seed = row.get("by_seed")
-    return Score(**row | {"by_seed": tuple(by_seed) if by_seed is not None else None})
-
-
-def _checked(folder: Path, name: str, told: FileSum) -> bytes:
-    path = folder / name
-    if not path.is_file():
-        raise _Damaged(f"{name} is missing", name)
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != told.sha256:
-        raise _Damaged(f"{name} has changed (its SHA-256 differs from the manifest's)", name)
-    return data
+def _generation(number: int, folder: Path, seeds: Sequence[int]) -> tuple[Generation, list[Score]]:
+    told, _ = read_manifest(folder)
+    files = {name: (folder / name).read_bytes() for name in _FILES if name in told}
+    generation = Generation(
+        number,
+        scores={},
+        **{field: json.loads(files.get(name, b"{}")) for field, name in _PLAIN.items()},
+        grid=load_safetensors(files[_GRID]) if _GRID in files else {},
+        passages=tuple(_passage(row) for row in _rows(files.get(_PASSAGES, b""))),
+        answers=_answers(files[_QUESTIONS]) if _QUESTIONS in files else None,
+        formats=_format_answers(files[_FORMATS]) if _FORMATS in files else {},
+    )
+    return generation, [score for row in _rows(files[_SCORES]) for score in _scores(row, seeds)]
 
 
 def _rows(data: bytes) -> list[dict[str, Any]]:
     # not splitlines: that would also cut at U+2028 and others inside a model's text
     return [json.loads(line) for line in data.decode("utf-8").split("\n") if line]
+
+
+def _scores(row: dict[str, Any], seeds: Sequence[int]) -> list[Score]:
+    row["measure"] = renamed(row["measure"])
+    values = row.pop("by_seed", None)  # earlier versions put those of all seeds into one row
+    if values is None:
+        return [Score(**row)]
+    row["stderr"] = None
+    return [
+        Score(**row | {"value": value, "seed": seed})
+        for seed, value in zip(seeds, values, strict=True)
+    ]
 
 
 def _passage(row: Mapping[str, Any]) -> Passage:
@@ -348,12 +321,25 @@ def _passage(row: Mapping[str, Any]) -> Passage:
 
 def _answers(data: bytes) -> Answers:
     columns = ["id", "split", "variant", "true_log_prob", "false_log_prob"]
-    table = pq.read_table(io.BytesIO(data), columns=columns).to_pydict()
-    rows = [i for i, variant in enumerate(table["variant"]) if variant == "mean"]
-    true = np.array([table["true_log_prob"][i] for i in rows], dtype=np.float64)
-    false = np.array([table["false_log_prob"][i] for i in rows], dtype=np.float64)
+    table = pq.read_table(io.BytesIO(data), columns=columns, filters=[("variant", "==", "mean")])
+    true, false = (table[name].to_numpy() for name in columns[3:])
     return Answers(
-        ids=tuple(str(table["id"][i]) for i in rows),
-        split=np.array([table["split"][i] for i in rows], dtype=np.int64),
+        ids=tuple(map(str, table["id"].to_pylist())),
+        split=table["split"].to_numpy().astype(np.int64),
         right=np.where(true == false, 0.5, (true > false).astype(np.float64)),
     )
+
+
+def _format_answers(data: bytes) -> dict[str, FormatAnswers]:
+    """The answers by format."""
+    names = ["id", "format", "right", "adherent", "certainty", "chance"]
+    table = pq.read_table(io.BytesIO(data), columns=names)
+    out = {}
+    for kind in dict.fromkeys(table["format"].to_pylist()):
+        part = table.filter(pc.equal(table["format"], kind))
+        right, adherent, confidence, chance = (
+            part[name].to_numpy().astype(np.float64) for name in names[2:]
+        )
+        ids = tuple(map(str, part["id"].to_pylist()))
+        out[str(kind)] = FormatAnswers(ids, right, adherent, confidence, float(chance.mean()))
+    return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jinja2
@@ -10,6 +11,8 @@ from markupsafe import Markup
 from fortifai import __version__
 from fortifai.report import style
 from fortifai.report.text import neutral
+
+Row = dict[str, Any]
 
 
 def _shown(value: Any) -> Any:
@@ -38,3 +41,31 @@ def fill(template: str, **values: Any) -> str:
     environment.filters["svg"] = _svg
     found = environment.get_template(template)
     return found.render(version=__version__, fonts=Markup(style.FONTS), **values)
+
+
+def table(
+    name: str,
+    title: str,
+    rows: Sequence[Row],
+    *,
+    head: Sequence[str],
+    over: Sequence[tuple[str, int]] = (),
+    intro: str = "",
+    note: str = "",
+) -> Row:
+    """A table as the template draws it.
+
+    Args:
+        name: Its id.
+        title: Its heading.
+        rows: ``label``, ``colour`` ("": no arm's) and ``cells``, each a text or ``text``, ``note``.
+        head: Names of the columns, that of the labels first.
+        over: Titles over so many columns each; a gap stands before each but the first.
+        intro: What stands before it.
+        note: What stands after it.
+    """
+    gaps = [sum(width for _, width in over[:i]) for i in range(1, len(over))]
+    return {
+        "id": name, "title": title, "rows": rows, "head": head, "over": over, "gaps": gaps,
+        "intro": intro, "note": note,
+    }  # fmt: skip

@@ -12,25 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fortifai.evals.phases import PhaseRule
-from fortifai.evals.score import Score
-from fortifai.loop.store import End
-from fortifai.report.answers import FormatAnswers, Perplexities
+from fortifai.lab.measures import About, Score
+from fortifai.lab.spec import FailureLevel
+from fortifai.lab.store import End
 
 KR = "kr.mean"
+"""The score whose questions are kept one by one, so that arms are paired by question."""
 FIRST = "split-0"
 
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Level:
-    """A declared level of failure: `measure` on `on` going `direction` (below, above) `level`."""
-
-    measure: str
-    on: str
-    level: float | str
-    direction: str
-
-
-DEFAULT_LEVELS = (Level(KR, FIRST, 0.75, "below"), Level(KR, FIRST, "half_gain", "below"))
+Floats = NDArray[np.float64]
+Key = tuple[str, str]
+"""A score's name, and the data it was measured on."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,12 +37,31 @@ class Answers:
 
     ids: tuple[str, ...]
     split: NDArray[np.int64]
-    right: NDArray[np.float64]
+    right: Floats
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FormatAnswers:
+    """How a generation did on every question in one format; arrays of shape (n,), float64.
+
+    Attributes:
+        ids: The question's name, equal in all arms, seeds and generations.
+        right: 1 right, 0 wrong, a share where options tie.
+        adherent: The answer keeps to the format, 0 or 1.
+        confidence: Probability of the chosen answer.
+        chance: What guessing gives, over all questions.
+    """
+
+    ids: tuple[str, ...]
+    right: Floats
+    adherent: Floats
+    confidence: Floats
+    chance: float
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Passage:
-    """A followed passage after `generation` rewritings; 0 is the real text."""
+    """A followed passage after it was generated `generation` times; 0 is the real text."""
 
     split: int
     start: int
@@ -61,23 +72,22 @@ class Passage:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Generation:
-    """One finished generation of one arm and seed."""
+    """One finished generation of one arm and seed; mappings are as their files hold them."""
 
     number: int
-    scores: Mapping[tuple[str, str], Score]
-    ledger: Mapping[str, Any]
-    bins: tuple[float, ...]
-    counts: Mapping[str, tuple[int, ...]]
-    passages: tuple[Passage, ...]
-    answers: Answers | None
+    scores: Mapping[Key, Score]
+    ledger: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    histograms: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    perplexities: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     picture: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     grid: Mapping[str, NDArray[np.uint8]] = dataclasses.field(default_factory=dict)
+    passages: tuple[Passage, ...] = ()
+    answers: Answers | None = None
     formats: Mapping[str, FormatAnswers] = dataclasses.field(default_factory=dict)
-    perplexities: Perplexities | None = None
 
-    def value(self, measure: str, on: str) -> float | None:
-        """The value of a measure, or None where it was not taken."""
-        score = self.scores.get((measure, on))
+    def value(self, key: Key) -> float | None:
+        """The value of a score, or None where it was not taken."""
+        score = self.scores.get(key)
         return None if score is None else score.value
 
 
@@ -103,14 +113,14 @@ class Chain:
         found = self.generations[place : place + 1]
         return found[0] if found and found[0].number == number else None
 
-    def values(self, measure: str, on: str) -> list[float]:
-        """Values from generation 0 on, up to the first one that lacks the measure or is NaN.
+    def values(self, key: Key) -> list[float]:
+        """Values from generation 0 on, up to the first one that lacks the score or is NaN.
 
         The n-th is that of generation ``due[n]``.
         """
         out: list[float] = []
         for generation, number in zip(self.generations, self.due, strict=False):
-            value = generation.value(measure, on)
+            value = generation.value(key)
             if value is None or math.isnan(value) or generation.number != number:
                 break
             out.append(value)
@@ -138,23 +148,19 @@ class Arm:
     chains: tuple[Chain, ...]
 
     @property
-    def last(self) -> int:
-        """The last generation that any seed finished."""
-        return max(chain.generations[-1].number for chain in self.chains)
-
-    @property
     def numbers(self) -> list[int]:
         """Generations that any seed measured, in order."""
         return sorted({g.number for chain in self.chains for g in chain.generations})
 
     @property
-    def threshold(self) -> float | None:
-        """The truncation threshold, or None where the weight is another."""
-        weight = self.settings.get("weight")
-        if not isinstance(weight, Mapping) or weight.get("kind") != "truncate":
-            return None
-        value = weight.get("threshold", 0.9)
-        return float(value) if isinstance(value, int | float) else None
+    def last(self) -> int:
+        """The last generation that any seed finished."""
+        return self.numbers[-1]
+
+    def scores(self, key: Key, number: int) -> list[Score]:
+        """A score of one generation, of every seed that has it."""
+        found = [g for chain in self.chains if (g := chain.at(number))]
+        return [g.scores[key] for g in found if key in g.scores]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -166,6 +172,7 @@ class Run:
         yaml: Its configuration, as it is written.
         unit: What samples are counted in.
         head: On what machine it ran, with which versions.
+        measures: What was measured, in the order in which it is drawn.
         notes: What a reader should know, damage included.
         levels: The declared levels of failure.
         planned: Generations that are measured when all chains are complete.
@@ -179,11 +186,14 @@ class Run:
     yaml: str
     unit: str
     head: Mapping[str, Any]
+    measures: tuple[About, ...]
     notes: tuple[str, ...]
-    levels: tuple[Level, ...]
+    levels: tuple[FailureLevel, ...]
     planned: int
     arms: tuple[Arm, ...]
-    prediction: Mapping[str, Mapping[str, Sequence[float]]]
+    prediction: Mapping[str, Mapping[str, Sequence[float]]] = dataclasses.field(
+        default_factory=dict
+    )
     rule: PhaseRule = dataclasses.field(default_factory=PhaseRule)
     damage: tuple[str, ...] = ()
 
@@ -196,3 +206,8 @@ class Run:
     def finished(self) -> int:
         """Finished generations, over all arms and seeds."""
         return sum(len(chain.generations) for arm in self.arms for chain in arm.chains)
+
+
+def generations(arms: Sequence[Arm]) -> list[Generation]:
+    """All generations of arms, arm by arm and seed by seed."""
+    return [g for arm in arms for chain in arm.chains for g in chain.generations]

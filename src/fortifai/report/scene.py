@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import html
 import math
 from collections.abc import Mapping, Sequence
@@ -10,13 +11,17 @@ from typing import Any
 
 import numpy as np
 
+from fortifai.lab.measures import About
 from fortifai.report import style
-from fortifai.report.knowledge import Story
-from fortifai.report.records import Arm
+from fortifai.report.knowledge import Story, stories
+from fortifai.report.names import lead
+from fortifai.report.records import Arm, Key, Run, generations
 from fortifai.report.style import WIDE, Canvas, Look
 
 Z95 = 1.959964
 """Standard errors on either side of a mean that hold 95 % of a normal distribution."""
+MARKED = 25
+"""Points of a line up to which each gets a mark; more would hide the line."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -28,14 +33,12 @@ class Plot:
         title: What it is about.
         caption: What is shown: unit, n, seeds, interval.
         svg: One ``<svg>`` element.
-        wide: It takes the whole width of the page.
     """
 
     name: str
     title: str
     caption: str
     svg: str
-    wide: bool = True
 
     @property
     def file(self) -> str:
@@ -57,33 +60,50 @@ class Series:
     high: list[float]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True)
 class Scene:
     """What all figures of a report share.
 
     Attributes:
-        arms: In the order in which they are told.
-        unit: What samples are counted in: tokens, points, images.
-        prediction: By arm, what theory predicts for the variance: ``generation``, ``mean`` and,
-            where there is an interval of one seed, ``low`` and ``high``.
-        crossings: Mean time to failure at an absolute level of KR on the first split, by arm.
-        level: That level, or None where no absolute one is declared.
-        stories: What became of each arm in each format of questions.
+        runs: What was read.
+        failed: By score, an absolute level of failure, and by arm the mean time to it.
     """
 
-    arms: Sequence[Arm]
-    level: float | None = None
-    crossings: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    unit: str = "tokens"
-    prediction: Mapping[str, Mapping[str, Sequence[float]]] = dataclasses.field(
+    runs: Sequence[Run]
+    failed: Mapping[Key, tuple[float, Mapping[str, float]]] = dataclasses.field(
         default_factory=dict
     )
-    stories: Sequence[Story] = ()
 
-    @property
+    @functools.cached_property
+    def arms(self) -> list[Arm]:
+        """In the order in which they are told."""
+        return [arm for run in self.runs for arm in run.arms]
+
+    @functools.cached_property
     def looks(self) -> dict[str, Look]:
         """Colours and marks by arm."""
         return style.looks(self.arms)
+
+    @functools.cached_property
+    def measures(self) -> list[About]:
+        """What any of the runs measured, each once."""
+        return list({m.name: m for run in self.runs for m in run.measures}.values())
+
+    @functools.cached_property
+    def stories(self) -> list[Story]:
+        """What became of each arm in each format of questions."""
+        return stories(self.runs)
+
+    @functools.cached_property
+    def prediction(self) -> dict[str, Mapping[str, Sequence[float]]]:
+        """By arm, what theory says: ``generation``, ``mean``; of one seed, ``low`` and ``high``."""
+        pairs = [(arm, run.prediction.get(arm.name)) for run in self.runs for arm in run.arms]
+        return {arm.label: found for arm, found in pairs if found}
+
+    @property
+    def unit(self) -> str:
+        """What samples are counted in: tokens, points, images."""
+        return self.runs[0].unit
 
     @property
     def last(self) -> int:
@@ -95,49 +115,26 @@ class Scene:
         """The largest number of seeds of any arm."""
         return max(len(arm.chains) for arm in self.arms)
 
-    def has(self, measure: str, on: str) -> bool:
-        """Whether any generation of any arm took a measure."""
-        return any(
-            g.value(measure, on) is not None
-            for arm in self.arms
-            for chain in arm.chains
-            for g in chain.generations
-        )
+    @property
+    def leads(self) -> list[Key]:
+        """The scores that the runs lead with."""
+        found = [lead(run.measures, run.arms) for run in self.runs]
+        return list(dict.fromkeys(key for key in found if key))
 
-    def names(self, measure: str, prefix: str) -> list[str]:
-        """The texts with a number behind `prefix` that `measure` was taken on, in order."""
-        found = {
-            on
-            for arm in self.arms
-            for chain in arm.chains
-            for g in chain.generations
-            for m, on in g.scores
-            if m == measure and on.startswith(prefix) and on[len(prefix) :].isdigit()
-        }
-        return sorted(found, key=lambda on: int(on[len(prefix) :]))
+    def has(self, key: Key) -> bool:
+        """Whether any generation of any arm took a score."""
+        return any(key in g.scores for g in generations(self.arms))
 
-    def counts(self, measure: str, on: str) -> str:
-        """How many items stand behind a measure: one number, or a span of numbers."""
-        found = {
-            g.scores[measure, on].n
-            for arm in self.arms
-            for chain in arm.chains
-            for g in chain.generations
-            if (measure, on) in g.scores
-        }
+    def chance(self, key: Key) -> float | None:
+        """What guessing would give, or None."""
+        found = (g.scores[key].chance for g in generations(self.arms) if key in g.scores)
+        return next((chance for chance in found if chance is not None), None)
+
+    def counts(self, keys: Sequence[Key]) -> str:
+        """How many items stand behind scores: one number, or the least and the most."""
+        found = [g.scores[k].n for g in generations(self.arms) for k in keys if k in g.scores]
         low, high = min(found), max(found)
         return f"{low:,}" if low == high else f"{low:,} to {high:,}"
-
-    @property
-    def rewritten_for_good(self) -> bool:
-        """No generation after 0 trained on the first split in its real form."""
-        return not any(
-            part["split"] == 0 and part["generation"] == 0
-            for arm in self.arms
-            for chain in arm.chains
-            for g in chain.generations[1:]
-            for part in g.ledger.get("parts", ())
-        )
 
     def seeds_said(self) -> str:
         """How lines and bands are made, for captions."""
@@ -148,16 +145,22 @@ class Scene:
         said = " to ".join(str(c) for c in dict.fromkeys((counts[0], counts[-1])))
         return f"Lines: mean of {said} seeds; bands: lowest to highest seed."
 
+    def endings(self) -> str:
+        """The arms that ended early, for captions."""
+        ended = {
+            f"{arm.label} before generation {chain.ended.generation}"
+            for arm in self.arms
+            for chain in arm.chains
+            if chain.ended
+        }
+        return f" Ended early: {', '.join(sorted(ended))}." if ended else ""
 
-def series(arm: Arm, measure: str, on: str) -> Series:
+
+def series(arm: Arm, key: Key) -> Series:
     """Mean and range over seeds by generation; with one seed, the value and its 95 % interval."""
     out = Series([], [], [], [])
     for number in arm.numbers:
-        found = [
-            g.scores[measure, on]
-            for chain in arm.chains
-            if (g := chain.at(number)) and (measure, on) in g.scores
-        ]
+        found = arm.scores(key, number)
         values = [score.value for score in found if math.isfinite(score.value)]
         if not values:
             continue
@@ -168,10 +171,6 @@ def series(arm: Arm, measure: str, on: str) -> Series:
         out.low.append(min(values) - half)
         out.high.append(max(values) + half)
     return out
-
-
-MARKED = 25
-"""Points of a line up to which each gets a mark; more would hide the line."""
 
 
 def draw(axes: Any, line: Series, look: Look, *, size: float = 7) -> None:
@@ -202,23 +201,12 @@ def legend(canvas: Canvas, scene: Scene, extra: Sequence[tuple[str, Any]] = ()) 
     canvas.legend([*entries, *extra], left=52, top=14)
 
 
-def legend_height(scene: Scene, extra: Sequence[str] = (), width: int = WIDE) -> int:
+def legend_height(scene: Scene, extra: Sequence[tuple[str, Any]] = ()) -> int:
     """Pixels that a legend of the arms, and of what else is drawn, takes."""
-    names = [*(style.short(arm.label) for arm in scene.arms), *extra]
-    return 18 + 20 * math.ceil(len(names) / style.legend_columns(names, width - 52))
+    names = [*(style.short(arm.label) for arm in scene.arms), *(name for name, _ in extra)]
+    return 18 + 20 * math.ceil(len(names) / style.legend_columns(names, WIDE - 52))
 
 
-def plot(canvas: Canvas, name: str, title: str, caption: str, *, wide: bool = True) -> Plot:
+def plot(canvas: Canvas, name: str, title: str, caption: str) -> Plot:
     """The finished figure; called while `style.drawing` holds."""
-    return Plot(name, title, caption, canvas.svg(name, html.escape(title)), wide)
-
-
-def limits(
-    scene: Scene, wanted: Sequence[tuple[str, str]], always: Sequence[float] = ()
-) -> tuple[float, float]:
-    """A y axis that holds the lines of several measures, with a margin."""
-    found = [series(arm, *what) for arm in scene.arms for what in wanted]
-    values = [*always, *(v for s in found for v in (*s.low, *s.high))]
-    low, high = min(values), max(values)
-    margin = 0.05 * (high - low) or 0.05 * abs(high) or 0.05
-    return low - margin, high + margin
+    return Plot(name, title, caption, canvas.svg(name, html.escape(title)))

@@ -8,8 +8,9 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -18,13 +19,19 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from fortifai.report.records import Arm
 from fortifai.report.text import MINUS
 
+T = TypeVar("T")
+
 INK, SOFT, GRID = "#26262b", "#6d6d76", "#e6e5e2"
 FONTS = (
     "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Noto Sans', "
     "'Liberation Sans', Arial, sans-serif"
 )
-WIDE, HALF = 1040, 520
-"""Widths of figures in pixels: the report's column, and half of it."""
+WIDE = 1040
+"""Width of figures in pixels: the report's column."""
+REAL: dict[str, Any] = {"linewidth": 1.2, "linestyle": (0, (4, 3))}
+CHANCE: dict[str, Any] = {"linewidth": 1.0, "linestyle": (0, (1, 2))}
+"""How what real data have, and what guessing gives, is drawn: dashed, and dotted."""
+REAL_FILL = "#d4d3cf"
 
 # Okabe and Ito's colours, safe under the common colour blindnesses, the light ones darkened until
 # text in them is legible on white. Marks and dashes tell arms apart where colour cannot.
@@ -34,6 +41,7 @@ _MARKS = ("s", "^", "D", "v", "P", "X", "p")
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 1.5, 1.5, 1.5)))
 
 _RC: dict[str, Any] = {
+    "svg.hashsalt": "fortifai",  # equal figures are equal bytes
     "svg.fonttype": "none",  # text stays text
     "text.parse_math": False,  # a $ in a name is a $
     "font.family": ["DejaVu Sans"],  # ships with matplotlib: the same layout on every machine
@@ -90,18 +98,15 @@ def text_width(text: str, size: float = 12) -> float:
 
 
 def legend_columns(names: Sequence[str], width: float) -> int:
-    """How many of a legend's entries fit side by side, each column as wide as its longest name."""
-    for columns in range(len(names), 1, -1):
-        widest = (max(text_width(name) + 52 for name in names[c::columns]) for c in range(columns))
-        if sum(widest) <= width:
-            return columns
-    return 1
+    """How many of a legend's entries fit side by side, each as wide as the longest name."""
+    widest = max(text_width(name) for name in names) + 52
+    return max(1, min(len(names), int(width // widest)))
 
 
 @contextmanager
-def drawing(name: str) -> Iterator[None]:
+def drawing() -> Iterator[None]:
     """Draw inside: matplotlib's settings are ours for the while, then as they were."""
-    with rc_context({**_RC, "svg.hashsalt": name}):
+    with rc_context(_RC):
         yield
 
 
@@ -140,8 +145,8 @@ class Canvas:
         """Rows of handles with their names, as wide as the canvas."""
         columns = legend_columns([name for name, _ in entries], self.width - left)
         self.figure.legend(
-            [handle for _, handle in _by_row(entries, columns)],
-            [name for name, _ in _by_row(entries, columns)],
+            [handle for _, handle in entries],
+            [name for name, _ in entries],
             loc="upper left",
             bbox_to_anchor=(left / self.width, 1 - top / self.height),
             ncols=columns,
@@ -173,14 +178,6 @@ class Canvas:
         )
 
 
-def _by_row(entries: Sequence[tuple[str, Any]], columns: int) -> list[tuple[str, Any]]:
-    """Entries put so that matplotlib, which fills columns first, shows them row by row."""
-    rows = math.ceil(len(entries) / columns)
-    full = len(entries) - columns * (rows - 1)  # columns that are `rows` high, the rest one less
-    order = [r * columns + c for c in range(columns) for r in range(rows if c < full else rows - 1)]
-    return [entries[i] for i in order]
-
-
 def handle(look: Look) -> Line2D:
     """A legend's handle for an arm."""
     return Line2D(
@@ -188,15 +185,16 @@ def handle(look: Look) -> Line2D:
     )
 
 
-def generations(axes: Any, last: int, *, first: int = 0, label: str | None = "generation") -> None:
-    """An axis of whole generations."""
-    step = max(1, math.ceil((last - first) / 10))
-    axes.xaxis.set_major_locator(FixedLocator(list(range(first, last + 1, step))))
+def generations(axes: Any, last: int, width: float) -> None:
+    """An axis of whole generations, with as many round numbers as fit into `width` pixels."""
+    fits = min(11, max(2, int(width / (text_width(str(last), 11) + 12))))
+    steps = (n * 10**k for k in range(len(str(last)) + 1) for n in (1, 2, 3, 5))
+    step = next(step for step in steps if last // step < fits)
+    axes.xaxis.set_major_locator(FixedLocator(list(range(0, last + 1, step))))
     axes.xaxis.set_minor_locator(NullLocator())
-    margin = max(0.15, (last - first) * 0.03)
-    axes.set_xlim(first - margin, last + margin)
-    if label:
-        axes.set_xlabel(label, color=SOFT, fontsize=11, labelpad=4)
+    margin = max(0.15, last * 0.03)
+    axes.set_xlim(-margin, last + margin)
+    axes.set_xlabel("generation", color=SOFT, fontsize=11, labelpad=4)
 
 
 def heading(axes: Any, text: str, unit: str = "") -> None:
@@ -238,27 +236,24 @@ def few_ticks(axes: Any, count: int = 5) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}".replace("-", MINUS)))
 
 
-def apart(wanted: Mapping[str, float], gap: float, low: float, high: float) -> dict[str, float]:
-    """Heights near the wanted ones, at least `gap` apart, kept within [low, high] if they fit."""
+def apart(wanted: Mapping[str, float], gap: float, high: float) -> dict[str, float]:
+    """Heights near the wanted ones, at least `gap` apart, kept within [0, high] if they fit."""
     names = sorted(wanted, key=lambda name: wanted[name])
-    groups: list[tuple[list[str], float]] = []  # names and the height of their middle
-    for name in names:
-        group, middle = [name], min(max(wanted[name], low), high)
-        while (
-            groups and middle - _half(group, gap) < groups[-1][1] + _half(groups[-1][0], gap) + gap
-        ):
-            earlier, there = groups.pop()
-            middle = (there * len(earlier) + middle * len(group)) / (len(earlier) + len(group))
-            group = earlier + group
-            half = _half(group, gap)
-            middle = max(min(middle, high - half), low + half)
-        groups.append((group, middle))
-    return {
-        name: middle - _half(group, gap) + i * gap
-        for group, middle in groups
-        for i, name in enumerate(group)
-    }
+    heights = [min(max(wanted[name], 0.0), high) for name in names]
+    # each pair that is too close is moved by half of what it lacks, until none is left
+    for _ in range(100):
+        for i in range(len(heights) - 1):
+            lack = (gap - (heights[i + 1] - heights[i])) / 2
+            if lack > 0:
+                heights[i], heights[i + 1] = heights[i] - lack, heights[i + 1] + lack
+        heights = [
+            min(max(h, i * gap), high - (len(heights) - 1 - i) * gap) for i, h in enumerate(heights)
+        ]
+    return dict(zip(names, heights, strict=True))
 
 
-def _half(group: Sequence[str], gap: float) -> float:
-    return (len(group) - 1) * gap / 2
+def thinned(rows: Sequence[T], count: int) -> list[T]:
+    """At most so many rows, evenly spaced, the first and the last among them."""
+    if len(rows) <= count:
+        return list(rows)
+    return [rows[place] for place in np.linspace(0, len(rows) - 1, count).round().astype(int)]

@@ -24,7 +24,6 @@ def bootstrap_interval(
     statistic: Callable[..., Any],
     *tables: ArrayLike,
     items: bool,
-    means: bool = True,
     n_boot: int = 2000,
     seed: int = 0,
 ) -> Estimate:
@@ -33,12 +32,10 @@ def bootstrap_interval(
     All tables share every draw: row s of each is the same seed, the last entries the same items.
 
     Args:
-        statistic: Called with as many arrays as there are tables. With `means`: item means
-            (draws, seeds, ...), returning (draws,) numbers. Without: one drawn table each,
-            (seeds, ..., items), returning one number; slower, for what is no function of means.
+        statistic: Called with the item means (draws, seeds, ...) of each table, returning (draws,)
+            numbers.
         *tables: (seeds, ..., items), or (seeds, ...) without `items`.
         items: Whether the last axis is a sample of items to be drawn.
-        means: See `statistic`.
         n_boot: Draws. 2,000 fix the standard error to 1.6 % of itself.
         seed: Of the draws.
 
@@ -50,9 +47,7 @@ def bootstrap_interval(
     Raises:
         ValueError: Tables that do not fit together, or a statistic that is not finite somewhere.
     """
-    values, spread = bootstrap_spread(
-        statistic, *tables, items=items, means=means, n_boot=n_boot, seed=seed
-    )
+    values, spread = bootstrap_spread(statistic, *tables, items=items, n_boot=n_boot, seed=seed)
     return estimate(float(values[0]), spread.along(np.ones(1)))
 
 
@@ -60,13 +55,12 @@ def bootstrap_spread(
     statistic: Callable[..., Any],
     *tables: ArrayLike,
     items: bool,
-    means: bool = True,
     n_boot: int = 2000,
     seed: int = 0,
 ) -> tuple[Floats, Spread]:
     """A vector of k statistics and the parts of its covariance.
 
-    As `bootstrap_interval`, but `statistic` may also return (draws, k), or (k,) without `means`.
+    As `bootstrap_interval`, but `statistic` may also return (draws, k).
 
     Returns:
         The statistics (k,), and their covariances (k, k) by part.
@@ -74,19 +68,15 @@ def bootstrap_spread(
     data = [finite(x, "a table") for x in tables]
     n_seeds, n_items = _sizes(data, items)
     rng = np.random.default_rng(seed)
-    whole = _as_rows(statistic(*(_item_means(x, items)[None] if means else x for x in data)), 1)
+    whole = _as_rows(statistic(*(_item_means(x, items)[None] for x in data)), 1)
     parts: list[list[Floats]] = [[], [], []]
-    entries = sum(x.size // (n_items if means else 1) for x in data)
+    entries = sum(x.size // n_items for x in data)
     left = n_boot
     while left:
-        batch = min(left, max(1, _ENTRIES // entries)) if means else 1
+        batch = min(left, max(1, _ENTRIES // entries))
         left -= batch
         seeds = rng.integers(n_seeds, size=(batch, n_seeds))
-        if means:
-            rows = _by_means(statistic, data, seeds, _shares(rng, batch, n_items), items)
-        else:
-            drawn = rng.integers(n_items, size=n_items)
-            rows = _by_tables(statistic, data, seeds[0], drawn, items)
+        rows = _drawn(statistic, data, seeds, _shares(rng, batch, n_items), items)
         for part, row in zip(parts, rows, strict=True):
             part.append(_as_rows(row, batch))
     by_seed, by_item, by_both = (np.concatenate(part) for part in parts)
@@ -128,7 +118,7 @@ def _item_means(x: Floats, items: bool) -> Floats:
     return x.mean(-1) if items else x
 
 
-def _by_means(
+def _drawn(
     statistic: Callable[..., Any], data: list[Floats], seeds: Any, shares: Floats, items: bool
 ) -> tuple[Any, Any, Any]:
     """The statistic of drawn seeds, of drawn items, and of both."""
@@ -147,17 +137,6 @@ def _drawn_means(x: Floats, shares: Floats) -> Floats:
     # as one product of matrices: NumPy takes those of more axes apart
     means = shares @ x.reshape(-1, x.shape[-1]).T
     return means.reshape(-1, *x.shape[:-1])
-
-
-def _by_tables(
-    statistic: Callable[..., Any], data: list[Floats], seeds: Any, drawn: Any, items: bool
-) -> tuple[Any, Any, Any]:
-    there = [x[..., drawn] if items else x for x in data]
-    return (
-        statistic(*(x[seeds] for x in data)),
-        statistic(*there),
-        statistic(*(x[seeds] for x in there)),
-    )
 
 
 def _as_rows(values: Any, draws: int) -> Floats:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fortifai.stats.bootstrap import bootstrap_spread
+from fortifai.stats.bootstrap import bootstrap_interval, bootstrap_spread
 from fortifai.stats.failure import Ratio
-from fortifai.stats.variance import Estimate, Floats, Spread, estimate, finite, ratio_interval
+from fortifai.stats.variance import Estimate, Floats, finite, ratio_interval
 
 _GOLDEN = (5**0.5 - 1) / 2
 
@@ -45,8 +45,8 @@ def decay_rate(
         ValueError: The shape is another, there are fewer than three generations, or the measure
             does not start above chance.
     """
-    values, spread = _rates([curves], chance, generations, n_boot, seed)
-    return estimate(float(values[0]), spread.along(np.ones(1)))
+    data, rates = _rates([curves], chance, generations)
+    return bootstrap_interval(rates, *data, items=data[0].ndim == 3, n_boot=n_boot, seed=seed)
 
 
 def decay_ratio(
@@ -72,7 +72,9 @@ def decay_ratio(
     """
     if np.shape(arm) != np.shape(baseline):
         raise ValueError(f"arm is {np.shape(arm)} and baseline {np.shape(baseline)}; equal shapes")
-    values, spread = _rates([baseline, arm], chance, generations, n_boot, seed)
+    data, rates = _rates([baseline, arm], chance, generations)
+    items = data[0].ndim == 3
+    values, spread = bootstrap_spread(rates, *data, items=items, n_boot=n_boot, seed=seed)
     fast, slow = (float(v) for v in values)
     if slow == 0:
         return Ratio(None, None, None, "none", spread.over)
@@ -81,12 +83,9 @@ def decay_ratio(
 
 
 def _rates(
-    tables: Sequence[ArrayLike],
-    chance: float,
-    generations: Sequence[int] | None,
-    n_boot: int,
-    seed: int,
-) -> tuple[Floats, Spread]:
+    tables: Sequence[ArrayLike], chance: float, generations: Sequence[int] | None
+) -> tuple[list[Floats], Callable[..., Floats]]:
+    """The tables without chance, and the function that fits the rates of their item means."""
     data = [finite(x, "a curve") - chance for x in tables]
     if data[0].ndim not in (2, 3) or data[0].shape[1] < 3:
         raise ValueError(
@@ -107,7 +106,7 @@ def _rates(
     def rates(*curves: Floats) -> Floats:
         return np.stack([fit_rate(c.mean(1), at - at[0]) for c in curves], axis=-1)
 
-    return bootstrap_spread(rates, *data, items=data[0].ndim == 3, n_boot=n_boot, seed=seed)
+    return data, rates
 
 
 def fit_rate(curves: Floats, at: ArrayLike) -> Floats:

@@ -16,7 +16,6 @@ from fortifai.stats.bootstrap import bootstrap_spread
 from fortifai.stats.variance import Floats, Over, Spread, ratio_interval
 
 Direction = Literal["below", "above"]
-HALF_GAIN: Literal["half_gain"] = "half_gain"
 Level = float | Literal["half_gain"]
 
 
@@ -55,19 +54,12 @@ class Ratio:
     over: Over
 
 
-def half_gain_level(first: float, chance: float) -> float:
-    """The level at which half of the gain over chance is lost: chance + (first - chance) / 2.
-
-    With a perfect first score and chance 1/2 it is ForTIFAI's 75 % (2509.08972, section 4.5).
-    """
-    return chance + (first - chance) / 2
-
-
 def time_to_failure(
     values: Sequence[float],
-    level: float,
+    level: Level,
     direction: Direction = "below",
     *,
+    chance: float | None = None,
     generations: Sequence[int] | None = None,
 ) -> TimeToFailure:
     """First crossing of a level, linearly interpolated between generations.
@@ -77,32 +69,42 @@ def time_to_failure(
 
     Args:
         values: The measure at the generations measured.
-        level: What counts as failure when passed.
+        level: What counts as failure when passed; ``half_gain``: chance + (first - chance) / 2, at
+            which half of the first value's gain over chance is lost. With a perfect first value
+            and chance 1/2 it is ForTIFAI's 75 % (2509.08972, section 4.5).
         direction: ``below`` for measures that fall when a model fails, ``above`` for those that
             rise.
+        chance: Needed for ``half_gain``.
         generations: Which ones were measured; None: 0, 1, 2, ...
 
     Raises:
-        ValueError: No values, or one that is NaN.
+        ValueError: No values, one that is NaN, or ``half_gain`` without a chance level.
     """
     curve = np.asarray(values, dtype=np.float64)[None]
-    stages, censored = _crossings(curve, level, direction, generations)
+    stages, censored = _crossings(curve, level, direction, chance, generations)
     return TimeToFailure(float(stages[0]), bool(censored[0]))
 
 
 def _crossings(
     curves: Floats,
-    level: float | Floats,
+    level: Level,
     direction: Direction,
-    generations: Sequence[int] | None = None,
+    chance: float | None,
+    generations: Sequence[int] | None,
 ) -> tuple[Floats, NDArray[np.bool_]]:
-    """Times and censoring of many curves (..., generations); `level` is a scalar or (...)."""
+    """Times and censoring, (...) each, of many curves (..., generations)."""
     if curves.shape[-1] == 0:
         raise ValueError("a curve without values has no time to failure; give one a generation")
     if np.isnan(curves).any():
         raise ValueError("a curve holds NaN; a measure that failed must be left out, not compared")
+    if level != "half_gain":
+        height: float | Floats = level
+    elif chance is None:
+        raise ValueError("level half_gain needs a measure with a chance level")
+    else:
+        height = chance + (curves[..., :1] - chance) / 2
     sign = 1.0 if direction == "below" else -1.0
-    margin = sign * (curves - np.asarray(level)[..., None])  # negative where failed
+    margin = sign * (curves - height)  # negative where failed
     failed = margin < 0
     last = curves.shape[-1] - 1
     first = np.where(failed.any(-1), failed.argmax(-1), last)
@@ -113,35 +115,11 @@ def _crossings(
     # a value without end before the crossing puts it at the generation that is finite again
     share = np.where(np.isinf(high), 1.0, 0.0)
     np.divide(high, drop, out=share, where=(drop > 0) & np.isfinite(high))
-    censored = ~failed.any(-1)
+    censored: NDArray[np.bool_] = np.asarray(~failed.any(-1))
     stages = np.where(censored, last, np.where(first == 0, 0.0, before + share)).astype(np.float64)
     if generations is not None:  # straight lines between the measured ones, in true distance
         stages = np.interp(stages, np.arange(last + 1), np.asarray(generations, dtype=np.float64))
     return stages, censored
-
-
-def _levels(curves: Floats, level: Level, chance: float | None) -> float | Floats:
-    if level != HALF_GAIN:
-        return float(level)
-    if chance is None:
-        raise ValueError("level half_gain needs a measure with a chance level")
-    return chance + (curves[..., 0] - chance) / 2  # `half_gain_level`, of every curve
-
-
-def seed_times(
-    curves: ArrayLike, level: Level, direction: Direction, *, chance: float | None = None
-) -> list[TimeToFailure]:
-    """Time to failure of each seed's curve.
-
-    Args:
-        curves: (seeds, generations).
-        level: A number, or ``half_gain`` for half of each curve's own first gain over chance.
-        direction: See `time_to_failure`.
-        chance: Needed for ``half_gain``.
-    """
-    array = np.asarray(curves, dtype=np.float64)
-    stages, censored = _crossings(array, _levels(array, level, chance), direction)
-    return [TimeToFailure(float(s), bool(c)) for s, c in zip(stages, censored, strict=True)]
 
 
 def ratio_to_baseline(
@@ -167,9 +145,9 @@ def ratio_to_baseline(
         arm: (seeds, generations) values, or (seeds, generations, questions) answers in [0, 1],
             whose mean over the last axis is the measure.
         baseline: The same of the baseline, same shape.
-        level: A number or ``half_gain``.
+        level: See `time_to_failure`.
         direction: See `time_to_failure`.
-        chance: Needed for ``half_gain``.
+        chance: See `time_to_failure`.
         generations: Which ones were measured; None: 0, 1, 2, ...
         n_boot: Draws, where there are questions.
         seed: Of the draws.
@@ -185,7 +163,7 @@ def ratio_to_baseline(
         )
 
     def crossings(curves: Floats) -> tuple[Floats, NDArray[np.bool_]]:
-        return _crossings(curves, _levels(curves, level, chance), direction, generations)
+        return _crossings(curves, level, direction, chance, generations)
 
     def mean_times(*curves: Floats) -> Floats:
         return np.stack([crossings(c)[0].mean(-1) for c in curves], axis=-1)

@@ -74,7 +74,7 @@ def _around(value: float, stderr: float, n: int) -> Interval:
     return Interval(value, value - reach, value + reach)
 
 
-def share(answers: Iterable[float], *, confidence: float = 0.95) -> Share:
+def share(answers: Iterable[float]) -> Share:
     """The mean of answers in [0, 1] with Wilson's interval (a half is half a right answer).
 
     With z the normal quantile: (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
@@ -87,7 +87,7 @@ def share(answers: Iterable[float], *, confidence: float = 0.95) -> Share:
     n = len(values)
     if not n:
         raise ValueError("a share of no answers is not defined; give at least one")
-    p, z = math.fsum(values) / n, float(special.ndtri((1 + confidence) / 2))
+    p, z = math.fsum(values) / n, float(special.ndtri(0.975))
     middle, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
     return Share(p, max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale), n)

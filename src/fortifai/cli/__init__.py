@@ -1,0 +1,5 @@
+"""The command `fortifai`."""
+
+from fortifai.cli.app import app, main
+
+__all__ = ["app", "main"]

@@ -1,0 +1,202 @@
+"""The command `fortifai`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fortifai.cli import kr
+from fortifai.cli.audit import audit, threshold
+from fortifai.cli.common import Debug
+from fortifai.errors import FortifaiError
+
+app = typer.Typer(
+    name="fortifai",
+    help="Recursive training of generative models: how fast it collapses, and what slows that.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(kr.app)
+app.command()(audit)
+app.command()(threshold)
+out_console = Console()
+err_console = Console(stderr=True)
+
+Source = Annotated[str, typer.Argument(metavar="PRESET_OR_FILE", help="A preset or a YAML file.")]
+Plugin = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--plugin",
+        metavar="MODULE",
+        help="A Python module whose PLUGIN lists weights, measures, cures, regimes and corpora "
+        "that the YAML may name; may be repeated.",
+    ),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change one key; may be repeated."),
+]
+
+
+def main() -> None:
+    """Entry point: `app` with errors told in one sentence."""
+    _guarded(lambda: app(standalone_mode=True), debug="--debug" in sys.argv)
+
+
+def _guarded(command: Callable[[], Any], *, debug: bool) -> None:
+    try:
+        command()
+    except FortifaiError as error:
+        if debug:
+            traceback.print_exc()
+        word = "error" if error.exit_code == 2 else "failed"
+        err_console.print(Text(f"{word}: {error}"), soft_wrap=True)
+        sys.exit(error.exit_code)
+    except Exception as error:
+        if debug:
+            raise
+        err_console.print(
+            Text(
+                f"failed: {type(error).__name__}: {error}; this is a fault of fortifai, "
+                "--debug shows where"
+            ),
+            soft_wrap=True,
+        )
+        sys.exit(1)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from fortifai import __version__
+
+        out_console.print(f"fortifai {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Recursive training of generative models: how fast it collapses, and what slows that."""
+
+
+@app.command()
+def run(
+    source: Source,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The run folder; runs/NAME if not given. A run is taken up again."),
+    ] = None,
+    set_: Set = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Arms and seeds at a time; the cores' number if not given."),
+    ] = None,
+    plugin: Plugin = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the plan, do nothing.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Train, rewrite and measure generation after generation, then write the report."""
+    from fortifai import configuration
+    from fortifai.lab import plugins
+
+    raw, root = configuration.read_raw(source)
+    parts = plugins.load(plugin or [])
+    resolved = configuration.resolve(configuration.apply_set(raw, set_ or []), parts)
+    _quiet_libraries()
+    from fortifai.cli import terminal
+    from fortifai.lab import experiment
+    from fortifai.lab.plan import plan
+
+    folder = out or Path("runs") / resolved.name
+    if dry_run:
+        data = resolved.read(root)
+        terminal.print_plan(out_console, resolved, plan(resolved, data), folder)
+        return
+    try:
+        with terminal.watching(resolved, err_console) as listen:
+            experiment.run(resolved, root, folder, workers=workers, listen=listen)
+    except KeyboardInterrupt:
+        err_console.print(
+            "stopped; the same command goes on from the last whole generation", soft_wrap=True
+        )
+        raise typer.Exit(130) from None
+    from fortifai.report import write_report
+
+    _show_report(write_report([folder], tell=_warn))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="One or more run folders.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the report; RUN/report if not given.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Write the report of a run, finished or not, or of several side by side."""
+    from fortifai.report import write_report
+
+    _show_report(write_report(runs, out, tell=_warn))
+
+
+def _show_report(path: Path) -> None:
+    out_console.print(Text(f"report: {path.resolve()}"), soft_wrap=True)
+
+
+def _warn(sentence: str) -> None:
+    err_console.print(Text(sentence), soft_wrap=True, highlight=False)
+
+
+@app.command()
+def presets() -> None:
+    """List the presets."""
+    from fortifai import configuration
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("preset", no_wrap=True)
+    table.add_column("what it is")
+    for name in configuration.preset_names():
+        raw, _ = configuration.read_raw(name)
+        table.add_row(name, Text(" ".join(str(raw.get("description", "")).split())))
+    out_console.print(table)
+
+
+@app.command()
+def show(source: Source, set_: Set = None, plugin: Plugin = None, debug: Debug = False) -> None:
+    """Print the resolved YAML of a preset or file: every key, every arm."""
+    from fortifai import configuration
+    from fortifai.lab import plugins, run_folder
+
+    raw, _ = configuration.read_raw(source)
+    parts = plugins.load(plugin or [])
+    resolved = configuration.resolve(configuration.apply_set(raw, set_ or []), parts)
+    typer.echo(run_folder.dump(resolved), nl=False)
+
+
+def _quiet_libraries() -> None:
+    """Keep other libraries' bars and chatter off the terminal, which shows our progress.
+
+    Through the environment, before they are imported: the processes of `--workers` inherit it.
+    """
+    for name, value in (
+        ("TRANSFORMERS_VERBOSITY", "error"),
+        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+        ("HF_DATASETS_DISABLE_PROGRESS_BARS", "1"),
+    ):
+        os.environ.setdefault(name, value)

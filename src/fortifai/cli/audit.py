@@ -1,0 +1,319 @@
+"""The commands `fortifai audit` and `fortifai threshold`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from fortifai.cli.common import (
+    FOUND,
+    BosOption,
+    Column,
+    Debug,
+    Device,
+    Json,
+    bars,
+    err_console,
+    load_model,
+    out_console,
+    read_corpus,
+    say,
+)
+from fortifai.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from fortifai.audit import Audit, Suggestion
+    from fortifai.data.tokens import Bos
+    from fortifai.evals.benchmarks import Suite
+    from fortifai.lab.measures import Score
+    from fortifai.models.causal_lm import CausalLM
+
+Seed = Annotated[int, typer.Option(min=0, help="Of the sampling.")]
+Tokens = Annotated[
+    int | None,
+    typer.Option(min=8, help="Tokens of a prompt and of what follows; 64 if there is room."),
+]
+
+MOST_REAL = 1 / 3
+"""Share of the real text that a threshold may drop without a warning."""
+
+
+def audit(
+    text: Annotated[str, typer.Option(metavar="FILE", help="Human text that it should know.")],
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="A model's folder, or a hub id.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="MODEL0", help="The model that it came from.")
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Without a model: human text to compare --text with."),
+    ] = None,
+    questions: Annotated[
+        Path | None, typer.Option(metavar="Q.jsonl", help="Knowledge Retention questions.")
+    ] = None,
+    benchmarks: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.yaml", help="Benchmarks, as under `benchmarks` of a run."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the report as HTML, and as JSON.")
+    ] = None,
+    prompts: Annotated[
+        int | None, typer.Option(min=16, help="Most passages that are looked at; 256.")
+    ] = None,
+    tokens: Tokens = None,
+    column: Column = "text",
+    seed: Seed = 0,
+    device: Device = None,
+    bos: BosOption = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Is a model, or a corpus, collapsing? Exit code 0: no sign of it; 3: signs; 2: bad input."""
+    if out is not None:
+        from fortifai.report.audit import check_folder
+
+        check_folder(out)
+    if model is None:
+        odd = (base, questions, benchmarks, device, bos)
+        found = _texts(text, against, prompts, tokens, column, seed, *odd)
+    elif against is not None:
+        raise InputError(
+            "--against compares two texts without a model, and a model is given; leave one out"
+        )
+    else:
+        found = _model(
+            model, text, base, questions, benchmarks, prompts, tokens, column, seed, device, bos
+        )
+    if as_json:
+        typer.echo(json.dumps(found.record()))
+    else:
+        _show(found)
+    if out is not None:
+        from fortifai.report.audit import write_audit
+
+        path = write_audit(found, out)
+        err_console.print(Text(f"report: {path.resolve()}"), soft_wrap=True)
+    if found.collapsed:
+        raise typer.Exit(FOUND)
+
+
+def _texts(
+    text: str,
+    against: str | None,
+    prompts: int | None,
+    tokens: int | None,
+    column: str,
+    seed: int,
+    *odd: object,
+) -> Audit:
+    from fortifai.audit import audit_texts
+
+    if against is None:
+        raise InputError("nothing to compare with; give a MODEL, or another text with --against")
+    if any(value is not None for value in odd):
+        raise InputError(
+            "--base, --questions, --benchmarks, --device and --bos need a MODEL; give one"
+        )
+    return audit_texts(
+        read_corpus(text, column).text,
+        read_corpus(against, column).text,
+        subject=Path(text).name,
+        reference=Path(against).name,
+        windows=prompts or 1024,
+        size=tokens or 64,
+        seed=seed,
+    )
+
+
+def _model(
+    model: str,
+    text: str,
+    base: str | None,
+    questions: Path | None,
+    benchmarks: Path | None,
+    prompts: int | None,
+    tokens: int | None,
+    column: str,
+    seed: int,
+    device: str | None,
+    bos: Bos | None,
+) -> Audit:
+    from fortifai.audit import audit_model
+    from fortifai.data.questions import read_questions
+
+    # everything is read before anything is done
+    human = read_corpus(text, column).text
+    asked = read_questions([questions], root=Path.cwd())[0] if questions else []
+    suite = _suite(benchmarks) if benchmarks else None
+    lm = load_model(model, device, bos)
+    first = None if base is None else load_model(base, device, bos)
+    remarks = suite.check(lm.model, lm.tokenizer, lm.special) if suite else ()
+    with bars() as tick:
+        return audit_model(
+            lm,
+            human,
+            subject=_name(model),
+            base=first,
+            base_name="the base model" if base is None else _name(base),
+            questions=asked,
+            benchmarks=_scores(suite, lm, tick) if suite else (),
+            remarks=remarks,
+            windows=prompts or 256,
+            size=tokens,
+            seed=seed,
+            tick=tick,
+        )
+
+
+def _name(model: str) -> str:
+    """A model's name in print: the last parts of its folder that say something."""
+    parts = [part for part in Path(model).parts if part != "model"]
+    return str(Path(*parts[-3:])) if Path(model).exists() else model
+
+
+def _suite(path: Path) -> Suite:
+    from fortifai.configuration import read_benchmarks
+    from fortifai.evals.benchmarks import read
+
+    wanted = read_benchmarks(path)
+    return read([config.build(name) for name, config in wanted.items()], path.parent)
+
+
+def _scores(suite: Suite, lm: CausalLM, tick: Callable[[str, int, int], None]) -> Iterator[Score]:
+    """Scores, measured when the first one is asked for: after all that the audit checks."""
+    yield from suite.run(lm, tick=lambda done, total: tick("benchmarks", done, total)).scores
+
+
+def _show(found: Audit) -> None:
+    from fortifai.report.audit import headline, row
+
+    out_console.print(Text(headline(found), style="bold red" if found.collapsed else "bold green"))
+    out_console.print(Text(found.sampled, style="dim"), soft_wrap=True)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("measure", "value", "ref.", "difference, 95 %", "a sign is", ""):
+        left, wraps = name in ("measure", ""), name == "measure"
+        table.add_column(name, justify="left" if left else "right", no_wrap=not wraps)
+    for group in dict.fromkeys(each.against for each in found.findings):
+        against = f"against {group}" if group else "as it is"
+        table.add_row(Text(against, style="bold dim", overflow="fold"))
+        for each in found.findings:
+            if each.against != group:
+                continue
+            line = row(each)
+            verdict = Text("sign", style="red") if line["sign"] else Text("sound", style="green")
+            table.add_row(
+                # padded, so that a title that wraps stays indented
+                Padding(Text(line["title"], overflow="fold"), (0, 0, 0, 2)),
+                line["value"],
+                line["reference"],
+                f"{line['difference']}  {line['interval']}".strip(),
+                line["level"],
+                verdict if line["judged"] else Text(""),
+            )
+    out_console.print(table)
+    say(found.verdict)
+    for remark in found.remarks:
+        out_console.print(Text(remark, style="dim"), soft_wrap=True)
+    for missing in found.not_measured:
+        out_console.print(Text(f"not measured: {missing}", style="dim"), soft_wrap=True)
+
+
+def threshold(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model's folder, or a hub id.")],
+    text: Annotated[str, typer.Option(metavar="FILE", help="Text that it will be trained on.")],
+    drop: Annotated[
+        float, typer.Option(help="Share of its own tokens that the quantile rule drops.")
+    ] = 0.25,
+    prompts: Annotated[int, typer.Option(min=16, help="Most passages that are looked at.")] = 512,
+    tokens: Tokens = None,
+    column: Column = "text",
+    seed: Seed = 0,
+    device: Device = None,
+    bos: BosOption = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Which threshold to truncate at: what each would drop, and two rules for choosing one."""
+    import dataclasses
+
+    from fortifai.audit.threshold import check_dropped, suggest_threshold
+
+    check_dropped(drop)
+    human = read_corpus(text, column).text
+    lm = load_model(model, device, bos)
+    with bars() as tick:
+        found = suggest_threshold(
+            lm,
+            human,
+            subject=_name(model),
+            dropped=drop,
+            windows=prompts,
+            size=tokens,
+            seed=seed,
+            tick=tick,
+        )
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(found)))
+        return
+    _show_threshold(found)
+
+
+def _show_threshold(found: Suggestion) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("confidence")
+    names = list(found.histograms)
+    for name in names:
+        table.add_column(name, justify="right")
+        table.add_column("")
+    width = 1 / len(next(iter(found.histograms.values())))
+    top = max(max(counts) for counts in found.histograms.values()) or 1
+    for i in range(0, round(1 / width), 2):
+        cells: list[str | Text] = [f"{i * width:.1f} to {(i + 2) * width:.1f}"]
+        for counts in found.histograms.values():
+            both = counts[i] + counts[i + 1]
+            share = both / max(1, sum(counts))
+            cells += [f"{share:.1%}", Text("▇" * round(18 * both / (2 * top)), style="cyan")]
+        table.add_row(*cells)
+    out_console.print(table)
+    shares = Table(box=None, pad_edge=False, header_style="bold")
+    shares.add_column("threshold")
+    shares.add_column("drops of real text", justify="right")
+    shares.add_column("drops of its own text", justify="right")
+    for level, real, own in zip(found.thresholds, found.real, found.own, strict=True):
+        shares.add_row(f"{level:g}", f"{real:.1%}", f"{own:.1%}")
+    out_console.print()
+    out_console.print(shares)
+    crossing = (
+        "none: the confidences do not part into two groups, so nothing should be dropped"
+        if found.crossing is None
+        else f"{found.crossing:.3f}"
+    )
+    out_console.print()
+    say(f"where two Gaussians cross (weight 'dynamic'): {crossing}")
+    if found.crossing is not None:
+        _show_drops(found.crossing_drops)
+    say(
+        f"quantile, dropping {found.dropped:.0%} of its own tokens: {found.quantile:.3f} "
+        f"({found.tokens:,} tokens at temperature 1)"
+    )
+    _show_drops(found.quantile_drops)
+
+
+def _show_drops(drops: tuple[float, float]) -> None:
+    """What a suggestion drops, and whether that is too much of what is to be learned."""
+    real, own = drops
+    say(f"  drops {real:.1%} of real text, {own:.1%} of its own")
+    if real > MOST_REAL:
+        line = "  warning: more than a third of the real text would not be learned from"
+        out_console.print(Text(f"{line}; take a higher one", style="yellow"), soft_wrap=True)

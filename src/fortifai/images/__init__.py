@@ -1,0 +1,1 @@
+"""Images: a variational autoencoder, trained again and again."""

@@ -1,0 +1,290 @@
+"""Arms x seeds: puts family, data, regime and measures together, in one run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from threadpoolctl import threadpool_limits
+
+from fortifai import files
+from fortifai.errors import InputError, RunFailed
+from fortifai.lab import plugins, run_folder
+from fortifai.lab.domain import Domain
+from fortifai.lab.executor import Event, Job, Listen, Tell, run_jobs, torch_threads
+from fortifai.lab.loop import Chain, recurse
+from fortifai.lab.measures import Score
+from fortifai.lab.plan import plan
+from fortifai.lab.progress import Progress
+from fortifai.lab.seeds import Seed
+from fortifai.lab.spec import AnyExperiment, with_plugins
+from fortifai.lab.store import ChainStore, committing, inspect, locked, write_json
+from fortifai.machine import cores
+
+RUN: Job = ("run", "")
+"""The run as a whole, where events name a chain."""
+SHARED: Job = ("shared data", "")
+"""What is prepared for all chains, where events name a chain; no arm's name has a space."""
+GIVE_WAY = 30.0
+"""Seconds that a chain waits for a killed run's process to let go of its folder."""
+
+
+# --- running ----------------------------------------------------------------------------------
+
+
+def run(
+    experiment: AnyExperiment,
+    root: Path,
+    out: Path,
+    *,
+    workers: int | None = None,
+    listen: Listen = lambda _: None,
+) -> None:
+    """Run an experiment, or what is missing of it, into the folder `out`.
+
+    Args:
+        experiment: The resolved configuration.
+        root: Folder that its file names are relative to.
+        out: The run folder; created, or taken up again.
+        workers: Chains at a time; None: as many as the cores allow, 1 with an accelerator.
+        listen: Receives events.
+
+    Raises:
+        InputError: The configuration or what it names is wrong, or `out` holds another run.
+        RunFailed: Work that had started could not go on; what was finished is kept.
+    """
+    with _disk_told(out):
+        earlier = run_folder.earlier(experiment, out)
+        data = experiment.read(root)
+        before = data
+        if earlier is not None and earlier.generations < experiment.generations:
+            before = earlier.read(root)
+            _check_foundation(earlier, before, data, out)
+
+        def tell(sentence: str) -> None:
+            listen(Event("note", RUN, text=sentence))
+
+        with locked(out, tell=tell):
+            _check_disk(experiment, data, out)
+            run_folder.sweep(out)
+            if earlier is None:
+                run_folder.write_head(experiment, data, out)
+            _prepare(experiment, data, before, out, listen)
+            if earlier is not None:
+                run_folder.renew_head(experiment, earlier, data, out, tell)
+            jobs: list[Job] = [
+                (arm, name) for name in experiment.chains() for arm in experiment.arms
+            ]
+            run_jobs(
+                run_chain,
+                Place(str(out), experiment.without_plugins(), experiment.plugins.names),
+                jobs,
+                workers=default_workers(experiment, len(jobs)) if workers is None else workers,
+                threads=experiment.threads,
+                listen=listen,
+            )
+
+
+def default_workers(experiment: AnyExperiment, jobs: int) -> int:
+    """As many chains at a time as the cores allow; one where they would share an accelerator."""
+    if torch.cuda.is_available():
+        return 1
+    return max(1, min(jobs, cores() // experiment.threads))
+
+
+# --- what all chains share --------------------------------------------------------------------
+
+
+def _prepare(
+    experiment: AnyExperiment, data: Domain, before: Domain, out: Path, listen: Listen
+) -> None:
+    """Write ``shared/`` where it is not there, not whole, or made for fewer generations."""
+    shared, grows = out / "shared", before is not data
+    for fault in inspect(shared).faults:
+        listen(Event("note", SHARED, text=f"{fault}; it is prepared again"))
+    # a growth that was cut short may have left the new one
+    whole = is_prepared(shared, experiment.unit, before, *((data,) if grows else ()))
+    if whole and not grows:
+        return
+    if grows:
+        _mark_stale(experiment, before, data, out, listen)
+    with torch_threads(experiment.threads), committing(shared) as folder:
+        data.save(folder, _Preparing(listen), before=shared if whole else None)
+        write_json(folder / "sources.json", {"fingerprint": data.fingerprint})
+
+
+def is_prepared(folder: Path, unit: str, *data: Domain) -> bool:
+    """Whether `folder` is whole and was made from the same data, or one of several.
+
+    Raises:
+        InputError: It was made from other data.
+    """
+    if not inspect(folder).whole:
+        return False
+    made = json.loads((folder / "sources.json").read_text("utf-8"))["fingerprint"]
+    if made not in [one.fingerprint for one in data]:
+        raise InputError(
+            f"the {unit} of the run have changed since {folder.parent} was started (corpus "
+            "or questions); restore them or choose another --out"
+        )
+    return True
+
+
+def _check_foundation(earlier: AnyExperiment, before: Domain, data: Domain, out: Path) -> None:
+    """Refuse to grow where the same generations would be others if more had been asked for."""
+    splits = earlier.split_count
+    if before.foundation(splits) != data.foundation(splits):
+        raise InputError(
+            f"{out} cannot go on from {earlier.generations} generations: regime fortifai takes a "
+            f"split for each, and with more of them the first {splits} splits, or the text that "
+            "the base model is pretrained on, are no longer what they were; choose another --out "
+            "(a run can grow where splits.tokens or corpus.samples is set and nothing is "
+            "pretrained on the rest)"
+        )
+
+
+def _mark_stale(
+    experiment: AnyExperiment, before: Domain, data: Domain, out: Path, listen: Listen
+) -> None:
+    """Have the old generations done again where measures look at splits that are new."""
+    if len(before.real) == len(data.real):
+        return
+    listen(
+        Event(
+            "note",
+            RUN,
+            text=f"every generation is measured on all splits, and there are {len(data.real)} now "
+            f"instead of {len(before.real)}: the generations that are there are done again, with "
+            "the same models",
+        )
+    )
+    for arm in experiment.arms:
+        for name in experiment.chains():
+            folder = out / "arms" / arm / name
+            with locked(folder, wait=GIVE_WAY):
+                ChainStore(folder).set_stale(ChainStore(folder).committed())
+
+
+# --- one chain --------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A run folder, and how its configuration is read: small, and fit for another process.
+
+    Attributes:
+        out: The run folder.
+        kind: Its experiment, without plugins.
+        plugins: Names of the plugins' modules.
+    """
+
+    out: str
+    kind: type[AnyExperiment]
+    plugins: tuple[str, ...] = ()
+
+    def read(self) -> AnyExperiment:
+        """The experiment."""
+        kind = with_plugins(self.kind, plugins.load(self.plugins))
+        return run_folder.read_config(Path(self.out), kind)
+
+
+def run_chain(place: Place, job: Job, progress: Progress, tell: Tell) -> None:
+    """Run one chain of a run folder."""
+    arm, name = job
+    folder, experiment = Path(place.out), place.read()
+    data = experiment.load(folder / "shared")
+    chain_folder = folder / "arms" / arm / name
+    with locked(chain_folder, wait=GIVE_WAY), _disk_told(folder), _where(arm, name):
+        chain = build_chain(experiment, arm, experiment.chains()[name], data, chain_folder)
+        # here, where every library that the chain uses is loaded: a pool that is loaded later
+        # would keep all cores, and the order of its sums would depend on `workers`
+        with threadpool_limits(experiment.threads):
+            recurse(chain, ChainStore(chain_folder), progress, tell)
+
+
+def build_chain(
+    experiment: AnyExperiment, arm: str, seed: Seed, data: Domain, folder: Path
+) -> Chain[Any]:
+    """The loop's input for one chain."""
+    settings = experiment.arms[arm]
+    family, real = data.chain(arm, seed, folder)
+    return Chain(
+        family=family,
+        regime=settings.regime,
+        cures=settings.cures,
+        start=settings.start,
+        generations=experiment.generations,
+        seed=seed,
+        real=real,
+        domain=data,
+        evaluate=data.evaluate,
+        every=experiment.every,
+        keep=experiment.keep,
+        keep_samples=experiment.keep_samples,
+        keep_first=experiment.keep_first,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Preparing:
+    """Progress of what all chains share."""
+
+    listen: Listen
+
+    def step(self, stage: str, done: int, total: int, *, tokens: int = 0) -> None:
+        self.listen(Event("step", SHARED, 0, stage, done, total, tokens))
+
+    def begin(self, generation: int) -> None:
+        """There are no generations yet."""
+
+    def end(self, generation: int, scores: Sequence[Score]) -> None:
+        """There are no generations yet."""
+
+
+def _check_disk(experiment: AnyExperiment, data: Domain, out: Path) -> None:
+    if (out / "arms").exists():
+        return  # taken up again: part of the need is there already
+    need, free = plan(experiment, data).disk_bytes, shutil.disk_usage(out).free
+    if need > free:
+        raise InputError(
+            f"the run needs about {need / 1e9:.1f} GB and the disk of {out} has "
+            f"{free / 1e9:.1f} GB free; make room, choose another --out, or set keep: last"
+        )
+
+
+@contextmanager
+def _disk_told(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in files.FULL:
+            raise
+        raise _disk_full(out) from error
+    except Exception as error:
+        # safetensors and pyarrow raise their own errors, with the system's message inside
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise _disk_full(out) from error
+
+
+def _disk_full(out: Path) -> RunFailed:
+    return RunFailed(
+        f"the disk of {out} is full; make room and start the same command again: it goes on from "
+        "the last whole generation"
+    )
+
+
+@contextmanager
+def _where(arm: str, chain: str) -> Iterator[None]:
+    try:
+        yield
+    except RunFailed as error:
+        raise RunFailed(f"arm {arm}, {chain.replace('-', ' ')}: {error}") from error

@@ -1,1 +1,0 @@
-"""The recursive loop: regimes, seeds, store, executor. It knows protocols, not families."""

@@ -1,0 +1,256 @@
+"""The settings of a language model: its sizes, its training, and how it rewrites."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+from fortifai.data.tokens import Bos
+from fortifai.losses.rows import RowLoss
+from fortifai.options import Options, Share
+
+
+class PretrainOptions(Options):
+    """Training before generation 0 on text outside the splits, once for all arms and seeds."""
+
+    epochs: PositiveInt = 3
+    learning_rate: PositiveFloat = 1e-3
+    batch_size: PositiveInt = 16
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    warmup_share: Share = 0.05
+
+
+class ScratchOptions(Options):
+    """A model made from sizes, with a BPE tokenizer trained on the clean corpus."""
+
+    architecture: Literal["llama", "gemma"] = "llama"
+    hidden_size: PositiveInt = 256
+    layers: PositiveInt = 4
+    heads: PositiveInt = 4
+    kv_heads: PositiveInt | None = None
+    intermediate_size: PositiveInt | None = None
+    vocab_size: Annotated[int, Field(ge=300)] = 4096
+    max_positions: PositiveInt | None = None
+    tie_embeddings: bool = True
+    pretrain: PretrainOptions | None = None
+
+    @model_validator(mode="after")
+    def _divisible(self) -> ScratchOptions:
+        if self.hidden_size % self.heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not divisible by heads {self.heads}"
+            )
+        if (self.hidden_size // self.heads) % 2:
+            raise ValueError(
+                f"hidden_size / heads is {self.hidden_size // self.heads}: rotary positions need "
+                "an even number"
+            )
+        if self.kv_heads is not None and self.heads % self.kv_heads:
+            raise ValueError(f"heads {self.heads} is not divisible by kv_heads {self.kv_heads}")
+        return self
+
+
+class CausalLMOptions(Options):
+    """A causal language model: `base` (hub id or folder) or `scratch`, exactly one of them.
+
+    `bos`: whether every sequence begins with the beginning-of-text token. ``auto``: where the
+    model was trained so (`fortifai.data.tokens.special_tokens`); ``always``; ``never``.
+    """
+
+    kind: Literal["causal_lm"] = "causal_lm"
+    base: str | None = None
+    scratch: ScratchOptions | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    bos: Bos = "auto"
+
+    @model_validator(mode="after")
+    def _one_of(self) -> CausalLMOptions:
+        if (self.base is None) == (self.scratch is None):
+            raise ValueError(
+                "family 'causal_lm' takes exactly one of base (a hub id or a folder) and scratch "
+                "(sizes of a new model)"
+            )
+        return self
+
+    @field_validator("dtype")
+    @classmethod
+    def _trains(cls, dtype: str) -> str:
+        if dtype == "bfloat16":
+            raise ValueError(
+                "weights in bfloat16 do not train, since most steps of AdamW round to nothing; "
+                "leave dtype at float32, and set train.precision to bf16 for the speed"
+            )
+        return dtype
+
+
+def _whole(value: float) -> float:
+    return int(value) if value == int(value) else value
+
+
+Epochs = Annotated[float, Field(gt=0), AfterValidator(_whole)]
+"""A number of epochs; a whole one stays an int, as it is written."""
+
+
+class LoraOptions(Options):
+    """Adapters of rank `r` on the linear layers, trained instead of the weights themselves.
+
+    `targets`: last parts of layers' names. `modules_to_save`: modules trained whole. `carry`: the
+    next generation trains the adapter on; otherwise it is merged, and the next begins a new one.
+    """
+
+    r: PositiveInt = 16
+    alpha: PositiveFloat = 32
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
+    modules_to_save: tuple[str, ...] = ()
+    carry: bool = False
+
+
+# mypy does not know that sections are frozen
+class TrainOptions(Options, RowLoss):  # type: ignore[misc]
+    """How a generation is trained, and the terms of what a token loses beside its weight.
+
+    `epochs` may be a fraction: 0.5 reads half of the blocks.
+    """
+
+    epochs: Epochs = 10
+    learning_rate: PositiveFloat = 2e-5
+    batch_size: PositiveInt = 64
+    gradient_accumulation: PositiveInt = 1
+    block: Annotated[int, Field(ge=2)] = 128
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_share: Share = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    normalize: Literal["valid", "kept"] = "valid"
+    checkpoint: Literal["last", "best_held_out", "best_kr"] = "last"
+    report_to: tuple[str, ...] = ()
+    lora: LoraOptions | None = None
+
+    @model_validator(mode="after")
+    def _check_terms(self) -> TrainOptions:
+        self.__post_init__()
+        return self
+
+
+class Greedy(Options):
+    """The most probable token each time."""
+
+    kind: Literal["greedy"] = "greedy"
+
+
+class Beam(Options):
+    """Beam search; the defaults are those of ForTIFAI's code."""
+
+    kind: Literal["beam"]
+    beams: Annotated[int, Field(ge=2)] = 5
+    repetition_penalty: PositiveFloat = 3.0
+    length_penalty: float = 1.0
+
+
+class Sample(Options):
+    """Random sampling."""
+
+    kind: Literal["sample"]
+    temperature: PositiveFloat = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+
+
+DecodingConfig = Annotated[Greedy | Beam | Sample, Field(discriminator="kind")]
+
+
+class Span(Options):
+    """A context of `at_least` tokens, and of all before them in a chunk of `at_most`.
+
+    The text is read once, in chunks of `at_most` tokens, each of which begins with the last
+    `at_least` tokens of the one before it.
+    """
+
+    at_least: PositiveInt
+    at_most: PositiveInt
+
+
+def _context(value: Any) -> Any:
+    """A context as it is kept: ``{exactly: N}`` is N, anything else a `Span`."""
+    ways = "give a number of tokens N or {exactly: N}, or {at_least: N, at_most: M}"
+    if isinstance(value, Span):
+        return value
+    given = dict(value) if isinstance(value, Mapping) else {"exactly": value}
+    if given.keys() not in ({"exactly"}, {"at_least", "at_most"}):
+        raise ValueError(f"a context names {', '.join(map(str, given)) or 'nothing'}; {ways}")
+    for name, tokens in given.items():
+        if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
+            raise ValueError(f"{name} is {tokens!r} and must be a number of tokens from 1; {ways}")
+    if "exactly" in given:
+        return given["exactly"]
+    if given["at_least"] > given["at_most"]:
+        raise ValueError(
+            f"at_least {given['at_least']} is more than at_most {given['at_most']}; {ways}"
+        )
+    return Span(**given)
+
+
+ContextConfig = Annotated[int | Span, BeforeValidator(_context)]
+"""Tokens that a block is written from: a number of them (also ``{exactly: N}``), or a `Span`."""
+
+
+class RegenerateOptions(Options):
+    """How a generation rewrites the corpus.
+
+    `blocks`: every `new_tokens` tokens are rewritten from the `context` before them. `documents`:
+    the first `keep` tokens of each document stay, the rest is written anew. `batch_size`: blocks or
+    documents that are written at a time; None for what memory holds.
+    """
+
+    mode: Literal["blocks", "documents"] = "blocks"
+    context: ContextConfig = 512
+    new_tokens: PositiveInt = 32
+    keep: PositiveInt = 64
+    batch_size: PositiveInt | None = None
+    decoding: DecodingConfig = Greedy()
+
+    @model_validator(mode="after")
+    def _room(self) -> RegenerateOptions:
+        if isinstance(self.context, Span) and self.mode == "blocks" and not self.blocks:
+            raise ValueError(
+                f"context.at_most {self.context.at_most} is shorter than at_least "
+                f"{self.context.at_least} + new_tokens {self.new_tokens}, so no block would be "
+                "written; make at_most longer or the others shorter"
+            )
+        return self
+
+    @property
+    def first(self) -> int:
+        """Tokens at the beginning of a text that no block rewrites."""
+        return self.context.at_least if isinstance(self.context, Span) else self.context
+
+    @property
+    def longest(self) -> int:
+        """Most tokens that a model reads for a block, the block among them."""
+        if isinstance(self.context, Span):
+            return self.context.at_most
+        return self.context + self.new_tokens
+
+    @property
+    def blocks(self) -> int:
+        """Blocks that are written from one chunk."""
+        return (self.longest - self.first) // self.new_tokens
+
+    @property
+    def told(self) -> str:
+        """The sum that must fit a model's positions, in messages."""
+        if isinstance(self.context, Span):
+            return f"context.at_most {self.context.at_most}"
+        return f"context {self.context} + new_tokens {self.new_tokens}"

@@ -1,0 +1,1 @@
+"""Points: Gaussians and mixtures, fitted again and again."""

@@ -1,0 +1,290 @@
+"""What the template of a report is given: plain words, tables and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fortifai.report import knowledge, style, words
+from fortifai.report.compare import Difference, differences, last_of, mean_at
+from fortifai.report.distributions import ledgers
+from fortifai.report.failure import Failures
+from fortifai.report.names import describe, headlines, number, signed, span
+from fortifai.report.page import Row, table
+from fortifai.report.records import Arm, Key, Passage, Run
+from fortifai.report.scene import Plot, Scene
+from fortifai.report.text import DASH, TIMES
+from fortifai.stats import Estimate
+
+COLUMNS = 3
+"""Scores that the summary has room for; each is told twice."""
+
+
+def context(scene: Scene, plots: Sequence[Plot], failures: Failures) -> dict[str, Any]:
+    """The values that ``template.html.j2`` names.
+
+    Args:
+        scene: Runs, arms and their looks.
+        plots: The figures.
+        failures: Times to failure.
+    """
+    runs = scene.runs
+    return {
+        "title": ", ".join(run.label for run in runs),
+        "state": words.state(runs),
+        "headline": words.headline(runs),
+        "stories": [_story(scene, run) for run in runs],
+        "method": words.method(runs),
+        "tables": [
+            _summary(scene, failures),
+            *([_failure_table(scene, failures)] if failures.levels else []),
+            *_difference_table(scene),
+            *knowledge.tables(scene.stories, _colours(scene)),
+        ],
+        "unit": scene.unit,
+        "plots": plots,
+        "passages": _passages(scene),
+        "passage_seed": _followed(scene.arms),
+        "ledgers": _ledger_tables(scene.arms),
+        "made": [_made(run) for run in runs],
+    }
+
+
+def _colours(scene: Scene) -> dict[str, str]:
+    return {label: look.colour for label, look in scene.looks.items()}
+
+
+def _named(scene: Scene, arm: Arm) -> Row:
+    return {"label": arm.label, "colour": scene.looks[arm.label].colour}
+
+
+def _story(scene: Scene, run: Run) -> Row:
+    arms = sorted(run.arms, key=lambda arm: not arm.baseline)
+    lines = [_named(scene, arm) | {"text": words.sentence(run, arm)} for arm in arms]
+    return {"run": run.label, "lines": lines}
+
+
+# --- summary ----------------------------------------------------------------------------------
+
+
+def _summary(scene: Scene, failures: Failures) -> Row:
+    """The first headlines that there are numbers for, and the first level of failure."""
+    told = {key: form for key, form in headlines(scene.measures).items() if scene.has(key)}
+    keys = list(told)[:COLUMNS]
+    over = [("", 2), *((describe(scene.measures, key), 2) for key in keys)]
+    head = ["arm", f"gen. {TIMES} seeds", *["first", "last"] * len(keys)]
+    if failures.levels:
+        over, head = [*over, (failures.levels[0], 1)], [*head, "generations, ratio"]
+    rows = []
+    for arm in scene.arms:
+        cells: list[Any] = [_extent(arm)]
+        cells += [_cell(arm, k, g, told[k]) for k in keys for g in (0, last_of(arm, k))]
+        if failures.levels:
+            time, ratio = failures.cells[arm.label][0]
+            note = ratio["note"]
+            if not arm.baseline and ratio["text"] != DASH:
+                note = f"{TIMES} {ratio['text']}{f' ({note})' if note else ''}"
+            cells.append({"text": time["text"], "note": note})
+        rows.append(_named(scene, arm) | {"cells": cells})
+    small = (
+        "the lowest and highest seed"
+        if scene.seeds > 1
+        else "half the 95\u00a0% interval over what was measured, where there is one"
+    )
+    note = (
+        f"Means over seeds; small: {small}. First: generation 0, which trained on the real first "
+        "split. Last: the last generation that all seeds of the arm have finished."
+    )
+    return table("summary", "Summary", rows, head=head, over=over, note=note)
+
+
+def _cell(arm: Arm, key: Key, generation: int | None, form: str) -> Row:
+    value = None if generation is None else mean_at(arm, key, generation)
+    if generation is None or value is None:
+        return {"text": DASH, "note": ""}
+    scores, note = arm.scores(key, generation), ""
+    if len(scores) > 1:
+        note = span(min(s.value for s in scores), max(s.value for s in scores), form)
+    elif scores[0].stderr is not None:
+        note = f"± {number(1.96 * scores[0].stderr, form)}"
+    return {"text": number(value, form), "note": note}
+
+
+def _extent(arm: Arm) -> str:
+    lengths = {len(chain.generations) for chain in arm.chains}
+    low, high = min(lengths), max(lengths)
+    return f"{low if low == high else f'{low} to {high}'} {TIMES} {len(arm.chains)}"
+
+
+# --- failure and differences ------------------------------------------------------------------
+
+
+def _failure_table(scene: Scene, failures: Failures) -> Row:
+    return table(
+        "failure",
+        "Time to failure",
+        [
+            _named(scene, arm) | {"cells": [c for pair in failures.cells[arm.label] for c in pair]}
+            for arm in scene.arms
+        ],
+        head=["arm", *["generations", "ratio to baseline"] * len(failures.levels)],
+        over=[("", 1), *((level, 2) for level in failures.levels)],
+        intro="Generations until a measure crosses its level, read off a straight line between the "
+        "generation before and the one after. An arm that did not cross is shown as “> ” its last "
+        "generation.",
+        note=failures.note,
+    )
+
+
+def _difference_table(scene: Scene) -> list[Row]:
+    """Each arm against its run's baseline: the first split's questions, and all of them."""
+    columns: tuple[tuple[str, int | None], ...] = (("KR, first split", 0), ("KR, all splits", None))
+    found = [
+        {one.arm: one for run in scene.runs for one in differences(run, split)}
+        for _, split in columns
+    ]
+    rows = [
+        _named(scene, arm)
+        | {"cells": [text for column in found for text in _difference(column.get(arm.label))]}
+        for arm in scene.arms
+        if any(arm.label in column for column in found)
+    ]
+    arms = (
+        "The arms: interval over seeds and questions, what other seeds would give. With two or "
+        "three seeds only large differences are statistically significant."
+        if scene.seeds > 1
+        else "There is one seed: no interval here says what another would give."
+    )
+    made = table(
+        "differences",
+        "Differences to the baseline",
+        rows,
+        head=["arm", *["gen.", "difference", "95\u00a0%, the arms", "these models", "p"] * 2],
+        over=[("", 1), *((title, 5) for title, _ in columns)],
+        intro="Each arm's share of right answers minus the baseline's, on the same seeds and the "
+        "same questions, at the last generation that both have.",
+        note=f"{arms} These models: interval over questions alone. Each interval is of one "
+        "difference. p: two-sided, that the arms are equal, after Holm's correction over the arms "
+        "of a run in this column; under 0.05 a difference may be claimed however many arms there "
+        "are.",
+    )
+    return [made] if rows else []
+
+
+def _difference(found: Difference | None) -> list[str]:
+    """Generation, difference, both intervals and p."""
+    if found is None:
+        return [DASH] * 5
+    p = found.corrected
+    return [
+        str(found.generation),
+        signed(found.gap.value, 3),
+        _interval(found.gap),
+        _interval(found.these),
+        DASH if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}",
+    ]
+
+
+def _interval(gap: Estimate) -> str:
+    if gap.low is None or gap.high is None:
+        return DASH
+    return f"{signed(gap.low, 3)} to {signed(gap.high, 3)}"
+
+
+# --- passages, ledger, settings ---------------------------------------------------------------
+
+
+def _followed(arms: Sequence[Arm]) -> int:
+    """The seed whose passages are shown: the smallest."""
+    return min(chain.seed for arm in arms for chain in arm.chains)
+
+
+def _passages(scene: Scene) -> list[Row]:
+    """Each followed place of each run, with what each arm made of it."""
+    seed, out = _followed(scene.arms), []
+    for run in scene.runs:
+        by_arm: dict[str, list[Passage]] = {}
+        for arm in run.arms:
+            chain = next((c for c in arm.chains if c.seed == seed), arm.chains[0])
+            by_arm[arm.label] = [p for g in chain.generations for p in g.passages]
+        every = [p for found in by_arm.values() for p in found]
+        for split, start in sorted({(p.split, p.start) for p in every}):
+            here = [p for p in every if (p.split, p.start) == (split, start)]
+            real = next((p for p in here if p.generation == 0), None)
+            end = start + max(len(p.tokens) for p in here) - 1
+            title = f"Split {split}, tokens {start:,} to {end:,}"
+            arms = [
+                _named(scene, arm)
+                | {
+                    "rows": [
+                        _passage_row(p)
+                        for p in by_arm[arm.label]
+                        if p.generation and (p.split, p.start) == (split, start)
+                    ]
+                }
+                for arm in run.arms
+            ]
+            out.append(
+                {
+                    "title": f"{run.label}: {title}" if len(scene.runs) > 1 else title,
+                    "real": "".join(map(_visible, real.tokens)).strip() if real else "",
+                    "arms": arms,
+                }
+            )
+    return out
+
+
+def _passage_row(passage: Passage) -> Row:
+    share = sum(passage.changed) / len(passage.changed) if passage.changed else 0.0
+    return {
+        "times": f"generated {passage.generation}{TIMES}",
+        "changed": f"{share:.0%} changed",
+        "pieces": list(_pieces(passage)),
+    }
+
+
+def _pieces(passage: Passage) -> Iterable[Row]:
+    """Runs of changed and of kept tokens, the spaces before a run apart from it."""
+    start = 0
+    for end in range(1, len(passage.tokens) + 1):
+        if end == len(passage.tokens) or passage.changed[end] != passage.changed[start]:
+            text = "".join(_visible(token) for token in passage.tokens[start:end])
+            bare = text.lstrip(" ")
+            lead = text[: len(text) - len(bare)]
+            yield {"changed": passage.changed[start] and bool(bare), "lead": lead, "text": bare}
+            start = end
+
+
+def _visible(token: str) -> str:
+    return token.replace("\n", "\u21b5 ")
+
+
+def _ledger_tables(arms: Sequence[Arm]) -> list[Row]:
+    return [
+        table(
+            "",
+            ", ".join(labels),
+            [
+                {
+                    "label": str(row.generation),
+                    "colour": "",
+                    "cells": [
+                        *(f"{n:,}" for n in (row.real, row.total - row.real, row.total)),
+                        f"{row.real_share:.0%}",
+                    ],
+                }
+                for row in style.thinned(rows, 12)
+            ],
+            head=["generation", "real", "generated", "all", "real share"],
+        )
+        for labels, rows in ledgers(arms).items()
+    ]
+
+
+def _made(run: Run) -> Row:
+    facts = [("fortifai", str(run.head.get("version", "unknown")))]
+    for key in ("versions", "machine"):
+        told = run.head.get(key)
+        if isinstance(told, Mapping):
+            facts += [(str(name).replace("_", " "), str(value)) for name, value in told.items()]
+    return {"label": run.label, "notes": run.notes, "facts": facts, "yaml": run.yaml}

@@ -1,0 +1,112 @@
+"""Sentences drawn from the numbers: the headline, each arm's fate, and how it was judged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fortifai.report.compare import (
+    kr_change,
+    kr_difference,
+    last_of,
+    last_shared,
+    mean_at,
+    times_baseline,
+)
+from fortifai.report.names import describe, lead, number, signed
+from fortifai.report.records import FIRST, KR, Arm, Key, Run
+
+
+def state(runs: Sequence[Run]) -> str:
+    """How far the runs have got."""
+    done, planned = (sum(getattr(run, what) for run in runs) for what in ("finished", "planned"))
+    if done >= planned:
+        return f"all {planned} generations finished"
+    return f"{done} of {planned} generations finished so far"
+
+
+def headline(runs: Sequence[Run]) -> str:
+    """One sentence on what happened to the baseline."""
+    run, several = runs[0], len(runs) > 1
+    arm, key = run.baseline or run.arms[0], lead(run.measures, run.arms)
+    last = last_of(arm, key) if key else None
+    if several or key is None or last is None:
+        told = "Recursive training, generation by generation"
+        return f"{len(runs)} runs side by side" if several else told
+    name = f"{describe(run.measures, key)}, under {arm.label}"
+    if last == 0:
+        return f"{name}: {number(mean_at(arm, key, 0))}"
+    change = kr_change(arm, 0, 0, last) if key == (KR, FIRST) else None
+    significant = "" if change is None or change.sure else " (not statistically significant)"
+    return f"{name}: {_course(arm, key, last)} within {last + 1} generations{significant}"
+
+
+def sentence(run: Run, arm: Arm) -> str:
+    """What happened to an arm, and how that compares with the baseline."""
+    key = lead(run.measures, run.arms)
+    last = last_of(arm, key) if key else None
+    if key is None or last is None:
+        return "has no value of it yet."
+    name = describe(run.measures, key)
+    text = f"{name[0].lower()}{name[1:]}: {_course(arm, key, last)}"
+    text += f" (generation 0 to {last})" if last else ""
+    stopped = [chain.ended for chain in arm.chains if chain.ended]
+    if stopped:
+        all_of_them = len(stopped) == len(arm.chains)
+        who = "it" if all_of_them else f"{len(stopped)} of {len(arm.chains)} seeds"
+        text += f", where {who} ended: {stopped[0].reason}"
+    if arm.baseline or run.baseline is None:
+        return text + ("; the baseline." if arm.baseline else ".")
+    return f"{text}; {_versus(arm, run.baseline, key)}"
+
+
+def _course(arm: Arm, key: Key, last: int) -> str:
+    """The first and the last value."""
+    ends = [number(mean_at(arm, key, generation)) for generation in dict.fromkeys((0, last))]
+    return "\u00a0→\u00a0".join(ends)
+
+
+def _versus(arm: Arm, baseline: Arm, key: Key) -> str:
+    there = last_shared(arm, baseline, key)
+    none = f"no paired comparison with {baseline.label}."
+    if there is None:
+        return none
+    where = f"{baseline.label} at generation {there}"
+    gap = kr_difference(arm, baseline, 0, there) if key == (KR, FIRST) else None
+    if gap is not None:
+        interval = ""
+        if gap.low is not None and gap.high is not None:  # else one seed and one question
+            interval = f", 95\u00a0% interval {signed(gap.low)} to {signed(gap.high)}"
+        if gap.sure:
+            side = "above" if gap.value > 0 else "below"
+            return f"{abs(gap.value):.2f} {side} {where}{interval}."
+        return f"no statistically significant difference to {where}: {signed(gap.value)}{interval}."
+    times = times_baseline(arm, baseline, key, there)
+    if times is None or times.low is None or times.high is None:
+        return none
+    span = f"95\u00a0% interval {number(times.low)} to {number(times.high)}"
+    if times.low <= 1 <= times.high:
+        return (
+            f"no statistically significant difference to {where}: {number(times.value)} times it, "
+            f"{span}."
+        )
+    return f"{number(times.value)} times {where}, {span}."
+
+
+def method(runs: Sequence[Run]) -> str:
+    """How the sentences judge differences."""
+    arms = [arm for run in runs for arm in run.arms]
+    several = max(len(arm.chains) for arm in arms) > 1
+    told = []
+    if any(chain.generations[0].answers for arm in arms for chain in arm.chains):
+        drawn = "seeds and questions" if several else "questions (one seed: none of others)"
+        told.append(
+            "Knowledge Retention (KR): share of questions about the first split whose true "
+            "continuation the model finds likelier than the false one; 0.5 is chance. Intervals of "
+            f"differences: Student's t over {drawn}, paired by question."
+        )
+    if any((key := lead(run.measures, run.arms)) and key != (KR, FIRST) for run in runs):
+        told.append(
+            "Ratios to the baseline: geometric mean over seeds, paired by seed; intervals: "
+            "Student's t on the logarithms."
+        )
+    return " ".join(told)

@@ -1,0 +1,1 @@
+"""Text: a language model, trained again and again."""

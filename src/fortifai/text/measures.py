@@ -1,0 +1,443 @@
+"""The measures of a language model's generation, on a `Generation` of `TextDomain`.
+
+To add one, write a function with its metadata and name it in `MEASURES`; what several need is
+computed once for each generation by the functions marked `once`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fortifai.evals import benchmarks as benchmarks_
+from fortifai.evals import confidence as confidence_
+from fortifai.evals import divergence, fluency, kr_test, passages
+from fortifai.evals import formats as formats_
+from fortifai.evals import perplexity as perplexity_
+from fortifai.lab.measures import Generation, Headline, Line, Measure, Score, measure, once
+
+if TYPE_CHECKING:
+    from fortifai.models.family import BoundLM
+    from fortifai.text.domain import TextDomain
+
+    TextGeneration = Generation[BoundLM, TextDomain]
+
+Tokens = NDArray[np.int32]
+MODEL = "model"
+"""Folder of a generation's weights."""
+PERPLEXITIES = "perplexities.json"
+"""Histograms under generation 0, in each generation's folder."""
+
+
+# --- what several measures need ---------------------------------------------------------------
+
+
+@once
+def log_prob(generation: TextGeneration) -> Mapping[str, NDArray[np.float32]]:
+    """Log p of every token of each real split, rewritten part and the held-out text."""
+    texts = {f"split-{k}": v for k, v in enumerate(generation.real)}
+    texts |= {f"rewritten-{k}": v for k, v in generation.rewritten.items()}
+    if len(generation.domain.held_out):
+        texts["held-out"] = generation.domain.held_out
+    out = {}
+    for done, (name, values) in enumerate(texts.items()):
+        out[name] = generation.model.log_prob(values)
+        generation.tick(done + 1, len(texts))
+    return out
+
+
+@once
+def knowledge(generation: TextGeneration) -> kr_test.KRResult:
+    """The KR test on the questions of every split."""
+    asked = [question for part in generation.domain.questions for question in part]
+    return kr_test.kr_test(generation.model, asked)
+
+
+def question_splits(generation: TextGeneration) -> list[int]:
+    """The split of each question, in the order of `knowledge`."""
+    return [k for k, part in enumerate(generation.domain.questions) for _ in part]
+
+
+@once
+def published(generation: TextGeneration) -> benchmarks_.Results:
+    """The published benchmarks."""
+    domain = generation.domain
+    assert domain.benchmarks is not None
+    return domain.benchmarks.run(generation.model.lm, cache=domain.cache, tick=generation.tick)
+
+
+@once
+def outcomes(generation: TextGeneration) -> list[formats_.Outcomes]:
+    """The answers in every format."""
+    exam = generation.domain.exam
+    assert exam is not None
+    return formats_.examine(generation.model.lm, exam, generation.tick)
+
+
+@once
+def compared(generation: TextGeneration) -> Mapping[str, Tokens]:
+    """`written`: the first split that the arm works on, as it stands now; `real`: as it was.
+
+    One split, so that the size is that of every other generation; the real one at generation 0
+    alone, since it never changes.
+    """
+    first = min(generation.rewritten)
+    texts = {"written": generation.rewritten[first]}
+    return texts if generation.number else {"real": generation.real[first]} | texts
+
+
+@once
+def own_log_prob(generation: TextGeneration) -> Mapping[str, NDArray[np.float32]]:
+    """Log p of `compared` under the generation's own model."""
+    first = min(generation.rewritten)
+    names = {"real": f"split-{first}", "written": f"rewritten-{first}"}
+    return {on: log_prob(generation)[names[on]] for on in compared(generation)}
+
+
+@once
+def under_first(generation: TextGeneration) -> Mapping[str, NDArray[np.float64]]:
+    """Perplexity under generation 0 of each sequence of `compared`; empty if not asked for."""
+    if not generation.domain.config.fluency.under_first:
+        return {}
+    if generation.number == 0:
+        own = own_log_prob(generation)
+        return {on: fluency.block_perplexity(p) for on, p in own.items()}
+    first = generation.model.family.load(generation.origin / MODEL)
+    texts = compared(generation)
+    return {on: fluency.block_perplexity(first.log_prob(x)) for on, x in texts.items()}
+
+
+@once
+def unlikely(generation: TextGeneration) -> float:
+    """Perplexity under generation 0 above which 1 % of the real sequences lie."""
+    if generation.number:
+        told = json.loads((generation.origin / PERPLEXITIES).read_text("utf-8"))
+        return float(told["unlikely"])
+    return float(np.quantile(under_first(generation)["real"], fluency.TAIL))
+
+
+@once
+def decoded(generation: TextGeneration) -> Mapping[str, str]:
+    """The texts of `compared`."""
+    decode = generation.domain.tokenizer.decode
+    return {on: decode(tokens.tolist()) for on, tokens in compared(generation).items()}
+
+
+_GENERATED = "Perplexity of generated text"
+_diversity = functools.partial(measure, panel="Diversity", real=True)
+
+
+def _on_texts(score: str) -> list[Line]:
+    texts = ("Real first split", "Held-out text", "First split as generated")
+    data = ("split-0", "held-out", "rewritten-0")
+    return [Line(title, score, on) for title, on in zip(texts, data, strict=True)]
+
+
+# --- knowledge --------------------------------------------------------------------------------
+
+
+@measure(
+    "kr",
+    title="Knowledge Retention",
+    panel="Knowledge Retention",
+    unit="share of questions",
+    direction="higher",
+    lines=[
+        Line("First split", "kr.mean", "split-0"),
+        Line("All splits so far", "kr.mean", "up-to-stage"),
+        Line("All splits", "kr.mean", "total"),
+    ],
+    headlines=[Headline("KR split 0", "kr.mean", "split-0", ".3f")],
+)
+def kr(generation: TextGeneration) -> list[Score]:
+    """Share of questions whose true continuation is likelier, per token, than the false one."""
+    if not any(generation.domain.questions):
+        return []
+    splits = question_splits(generation)
+    return kr_test.scores(knowledge(generation), splits, generation.number)
+
+
+@measure(
+    "format",
+    title="Answers by format",
+    panel="Knowledge by format",
+    unit="share",
+    direction="higher",
+    lines=(),
+)
+def formats(generation: TextGeneration) -> list[Score]:
+    """Accuracy, adherence, confidence and the greedy share of each format."""
+    return formats_.scores(outcomes(generation)) if generation.domain.exam else []
+
+
+@measure(
+    "benchmark", title="Published benchmarks", panel="Published benchmarks", unit="share", lines=()
+)
+def benchmarks(generation: TextGeneration) -> Iterator[Score]:
+    """Every metric of every task and group of the published benchmarks."""
+    if generation.domain.benchmarks:
+        for score in published(generation).scores:
+            yield dataclasses.replace(score, measure=f"benchmark.{score.measure}")
+
+
+@measure(
+    "facts",
+    title="Facts of synthetic biographies",
+    panel="Facts",
+    unit="share of claims",
+    real=True,
+    lines=[
+        Line("False facts", "facts.false", "written", "real"),
+        Line("Facts about nobody known", "facts.unknown", "written", "real"),
+    ],
+)
+def facts(generation: TextGeneration) -> Iterator[Score]:
+    """Of sentences with a name and a value: the share that is false, and that about strangers."""
+    known = generation.domain.known_facts
+    if known:
+        for on, text in decoded(generation).items():
+            yield from fluency.facts(text, known, on)
+
+
+# --- likelihood -------------------------------------------------------------------------------
+
+
+@measure(
+    "perplexity",
+    title="Perplexity",
+    panel="Perplexity",
+    unit="perplexity",
+    direction="lower",
+    log=True,
+    lines=_on_texts("perplexity"),
+    headlines=[
+        Headline("perplexity split 0", "perplexity", "split-0", ",.1f"),
+        Headline("held-out", "perplexity", "held-out", ",.1f"),
+    ],
+)
+def perplexity(generation: TextGeneration) -> Iterator[Score]:
+    """Exponential of the mean negative log-likelihood of a token."""
+    for on, log_p in log_prob(generation).items():
+        yield perplexity_.perplexity(log_p, on)
+
+
+@measure(
+    "perplexity.first",
+    title="Perplexity under generation 0",
+    panel=_GENERATED,
+    unit="perplexity",
+    real=True,
+    lines=[
+        Line("Under generation 0", "perplexity.first", "written", "real"),
+        Line("Unlikely sequences", "perplexity.first.tail", "written", "real", "share"),
+    ],
+)
+def under_generation_0(generation: TextGeneration) -> Iterator[Score]:
+    """Mean over sequences of 64 tokens, and the share less likely than 99 % of real ones."""
+    for on, values in under_first(generation).items():
+        yield fluency.under_first(values, on)
+        yield fluency.tail(values, unlikely(generation), on)
+
+
+@measure(
+    "confidence.mean",
+    title="Mean confidence",
+    panel="Mean confidence",
+    unit="probability",
+    lines=_on_texts("confidence.mean"),
+)
+def confidence(generation: TextGeneration) -> Iterator[Score]:
+    """Mean probability of the token that stands there."""
+    for on, log_p in log_prob(generation).items():
+        yield confidence_.confidence(log_p, on)
+
+
+@measure("surplexity", title="Surplexity", panel=_GENERATED, unit="perplexity", real=True)
+def surplexity(generation: TextGeneration) -> Iterator[Score]:
+    """Mean perplexity of sequences of 64 tokens under the generation that wrote them."""
+    found = dict(own_log_prob(generation))
+    if len(generation.domain.held_out):
+        found["held-out"] = log_prob(generation)["held-out"]
+    for on, log_p in found.items():
+        score = fluency.surplexity(log_p, on)
+        if score:
+            yield score
+
+
+# --- diversity --------------------------------------------------------------------------------
+
+
+@_diversity(
+    "entropy",
+    title="Entropy",
+    unit="nats",
+    direction="higher",
+    lines=[
+        Line("Token entropy", "entropy.unigram", "rewritten-0", "split-0"),
+        Line("Word entropy", "entropy.word", "written", "real"),
+        Line("Next-token entropy", "entropy.next", "written", "real"),
+    ],
+)
+def entropy(generation: TextGeneration) -> Iterator[Score]:
+    """Of the frequencies of tokens and of words, and of the model's next-token distributions."""
+    for on, values in _all_texts(generation).items():
+        yield fluency.unigram_entropy(values, on)
+    for on, text in decoded(generation).items():
+        score = fluency.word_entropy(text, on)
+        if score:
+            yield score
+    texts = dict(compared(generation))
+    if len(generation.domain.held_out):
+        texts["held-out"] = generation.domain.held_out
+    for on, tokens in texts.items():
+        found = generation.model.lm.next_token_entropy(tokens)
+        yield fluency.next_token_entropy(found, on)
+
+
+@_diversity(
+    "distinct",
+    title="Distinct n-grams",
+    unit="share",
+    direction="higher",
+    lines=[
+        Line("distinct-1", "distinct.1", "rewritten-0", "split-0", "share of tokens"),
+        Line("distinct-2", "distinct.2", "rewritten-0", "split-0", "share of pairs"),
+        Line("distinct-3", "distinct.3", "rewritten-0", "split-0", "share of triples"),
+    ],
+)
+def distinct(generation: TextGeneration) -> Iterator[Score]:
+    """Different n-grams of tokens as a share of all n-grams."""
+    for on, values in _all_texts(generation).items():
+        yield from fluency.distinct_scores(values, on)
+
+
+def _all_texts(generation: TextGeneration) -> dict[str, Tokens]:
+    texts = {f"split-{k}": v for k, v in enumerate(generation.real)}
+    return texts | {f"rewritten-{k}": v for k, v in generation.rewritten.items()}
+
+
+@_diversity("repetition", title="Repetition", unit="share of 4-grams", direction="lower")
+def repetition(generation: TextGeneration) -> Iterator[Score]:
+    """Share of 4-grams that stand in the same 128 tokens before."""
+    for on, tokens in compared(generation).items():
+        score = fluency.repetition(tokens, on)
+        if score:
+            yield score
+
+
+@_diversity("self-bleu", title="Self-BLEU", unit="BLEU, 0 to 1", direction="lower")
+def self_bleu(generation: TextGeneration) -> Iterator[Score]:
+    """Mean BLEU of a sequence of 64 tokens against the others."""
+    draw, decode = generation.domain.config.fluency.self_bleu, generation.domain.tokenizer.decode
+    if not draw or fluency.bleu_notes(draw):
+        return
+    for on, tokens in compared(generation).items():
+        parts = [decode(row) for row in fluency.sequences(tokens).tolist()]
+        score = fluency.self_bleu_score(parts, on, draw=draw, seed=generation.seed)
+        if score:
+            yield score
+
+
+@measure(
+    "kl",
+    title="KL of unigrams",
+    panel="Drift of the token distribution",
+    unit="nats",
+    direction="lower",
+    lines=[
+        Line("First split", "kl.unigram", "rewritten-0", unit="nats, equal sizes"),
+        Line("All generated text", "kl.unigram", "rewritten", unit="nats, equal sizes"),
+        Line("Against all real text", "kl.unigram_paper", "rewritten", unit="nats"),
+    ],
+)
+def kl(generation: TextGeneration) -> Iterator[Score]:
+    """KL(generated || real) of unigram token distributions.
+
+    At equal sizes, and against all real text: the paper's form, whose estimate also moves with the
+    size of the generated text.
+    """
+    vocab, seed = generation.domain.vocab_size, generation.seed
+    order = sorted(generation.rewritten)
+    for k in order:
+        written, real = generation.rewritten[k], generation.real[k]
+        yield divergence.unigram_kl(written, real, vocab, on=f"rewritten-{k}", seed=seed)
+    written = np.concatenate([generation.rewritten[k] for k in order])
+    source = np.concatenate([generation.real[k] for k in order])
+    yield divergence.unigram_kl(written, source, vocab, on="rewritten", seed=seed)
+    everything = np.concatenate(list(generation.real))
+    yield divergence.unigram_kl_paper(written, everything, vocab, on="rewritten")
+
+
+# --- training ---------------------------------------------------------------------------------
+
+
+@measure(
+    "train.truncated_share",
+    title="Truncated share",
+    panel="Training",
+    unit="share of tokens",
+    headlines=[Headline("truncated", "train.truncated_share", "train", ".0%")],
+)
+def truncated(generation: TextGeneration) -> Iterator[Score]:
+    """1 minus the mean weight of a token in training: the share truncated, 0 where all are kept."""
+    share, tokens = float(generation.fit["truncated_share"]), int(generation.fit["tokens"])
+    yield Score("train.truncated_share", share, "train", tokens)
+
+
+@measure("train.loss", title="Training loss", panel="Training", unit="nats", direction="lower")
+def loss(generation: TextGeneration) -> Iterator[Score]:
+    """The mean over training."""
+    yield Score("train.loss", float(generation.fit["loss"]), "train", int(generation.fit["tokens"]))
+
+
+MEASURES: tuple[Measure, ...] = (
+    *(kr, perplexity, confidence, distinct, entropy, repetition, self_bleu, kl),
+    *(surplexity, under_generation_0, facts, formats, benchmarks, truncated, loss),
+)
+"""In the order in which the report draws them."""
+
+
+# --- tables that are not scores ---------------------------------------------------------------
+
+
+def followed(generation: TextGeneration) -> list[dict[str, Any]]:
+    """The followed passages as this generation wrote them; generation 0 also as they were."""
+    if 0 not in generation.rewritten:  # the arm works on other splits
+        return []
+    domain, real = generation.domain, generation.real[0]
+    versions = {generation.number + 1: generation.rewritten[0]}
+    if generation.number == 0:
+        versions = {0: real} | versions
+    length = domain.config.passages.tokens
+    rows = []
+    for times, tokens in versions.items():
+        for start in domain.passage_starts:
+            where = slice(start, start + length)
+            row = passages.compare(real[where], tokens[where], domain.tokenizer.decode)
+            rows.append({"split": 0, "start": int(start), "generation": times, **row})
+    return rows
+
+
+def histograms(generation: TextGeneration) -> dict[str, Any]:
+    """Counts of the confidence p in equal bins of [0, 1], for each text (the paper's Fig. 1)."""
+    found = log_prob(generation)
+    return {
+        "bins": [float(edge) for edge in confidence_.BIN_EDGES],
+        "counts": {on: confidence_.histogram(p).tolist() for on, p in found.items()},
+    }
+
+
+def perplexity_histograms(generation: TextGeneration) -> dict[str, Any]:
+    """Counts of the sequences' perplexity under generation 0 (2305.17493)."""
+    found = under_first(generation)
+    return {
+        "bins": [float(edge) for edge in fluency.PERPLEXITY_EDGES],
+        "counts": {on: fluency.histogram(x).tolist() for on, x in found.items()},
+        "unlikely": unlikely(generation),
+    }

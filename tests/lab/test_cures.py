@@ -1,0 +1,212 @@
+"""What stands between a training set's writing and the fit on it."""
+
+from __future__ import annotations
+
+import json
+from typing import ClassVar, Literal
+
+import numpy as np
+import pytest
+
+from fortifai.errors import Diverged
+from fortifai.lab.cures import (
+    REAL,
+    Context,
+    Deduplicate,
+    Edit,
+    KeepLikeliest,
+    KeepUnlikeliest,
+    Select,
+    Units,
+)
+from fortifai.lab.loop import recurse
+from fortifai.lab.progress import Silent
+from fortifai.lab.regimes import Accumulate, Replace
+from fortifai.lab.store import ChainStore
+from tests.lab import toy
+from tests.lab.test_loop import KilledError, digest
+
+
+def units(*rows, origins=None):
+    lengths = [len(row) for row in rows]
+    return Units(
+        np.concatenate([np.asarray(row) for row in rows]),
+        np.concatenate([[0], np.cumsum(lengths)]),
+        np.asarray(origins if origins is not None else [REAL] * len(rows)),
+    )
+
+
+def rows(found: Units) -> list[list[int]]:
+    return [found[i].tolist() for i in range(len(found))]
+
+
+def context(log_prob=lambda x: x.astype(float)) -> Context:
+    return Context(1, 0, log_prob)
+
+
+def test_units_are_taken_with_repeats_and_lengths_of_their_own():
+    some = units([1, 2], [3], [4, 5, 6], origins=[REAL, 0, 1])
+    taken = some.take(np.array([2, 0, 2]))
+    assert rows(taken) == [[4, 5, 6], [1, 2], [4, 5, 6]]
+    assert taken.origins.tolist() == [1, REAL, 1]
+    assert taken.counts() == {"real": 1, "generation-1": 2}
+    assert taken.values() == (2, 8)
+    assert rows(some.take(np.array([], dtype=np.int64))) == []
+
+
+def test_units_are_cut_anew_within_an_origin():
+    some = units([1, 2], [3], [4, 5, 6], [7], origins=[REAL, REAL, 0, 0])
+    found = some.recut(lambda x: np.array([0, len(x)]))
+    assert rows(found) == [[1, 2, 3], [4, 5, 6, 7]]
+    assert found.origins.tolist() == [REAL, 0]
+    pairs = some.recut(lambda x: np.append(np.arange(0, len(x), 2), len(x)))
+    assert rows(pairs) == [[1, 2], [3], [4, 5], [6, 7]]
+
+
+def test_deduplicate_keeps_the_first_of_equal_units():
+    some = units([1, 2], [3], [1, 2], [2, 1], [3], origins=[REAL, REAL, 0, 0, 0])
+    found, row = Deduplicate().apply(some, context())
+    assert rows(found) == [[1, 2], [3], [2, 1]]
+    assert row == {
+        "read": {"real": 2, "generation-0": 3},
+        "kept": {"real": 2, "generation-0": 1},
+        "changed": {},
+        "drawn_again": {},
+    }
+
+
+@pytest.mark.parametrize(
+    ("cure", "expected"), [(KeepLikeliest, [[5, 7], [9]]), (KeepUnlikeliest, [[1], [5, 7]])]
+)
+def test_a_share_is_kept_by_the_mean_log_probability(cure, expected):
+    """The mean, not the sum: [5, 7] is between 1 and 9; -inf elsewhere spoils nothing."""
+    some = units([1], [5, 7], [9])
+    found, _ = cure(share=2 / 3).apply(some, context())
+    assert rows(found) == expected
+    never = units([1, 2], [5, 7], [9])
+    found, _ = KeepLikeliest(share=0.5).apply(
+        never, context(lambda x: np.where(x == 2, -np.inf, x.astype(float)))
+    )
+    assert rows(found) == [[5, 7], [9]]
+
+
+class Twice(Select):
+    kind: Literal["twice"] = "twice"
+
+    def select(self, units, context):
+        return np.repeat(np.arange(len(units)), 2)
+
+
+class Never(Select):
+    kind: Literal["never"] = "never"
+
+    def select(self, units, context):
+        return np.array([], dtype=np.int64)
+
+
+class Shifted(Edit):
+    kind: Literal["shifted"] = "shifted"
+
+    def edit(self, units, context):
+        changed = np.where(units.samples > 2, units.samples + 1, units.samples)
+        return Units(changed, units.edges, units.origins)
+
+
+def test_what_is_drawn_again_and_what_is_changed_is_told():
+    some = units([1], [3], [4], origins=[REAL, REAL, 0])
+    found, row = Twice().apply(some, context())
+    assert rows(found) == [[1], [1], [3], [3], [4], [4]]
+    assert row["kept"] == row["drawn_again"] == {"real": 2, "generation-0": 1}
+    found, row = Shifted().apply(some, context())
+    assert rows(found) == [[1], [4], [5]]
+    assert row["changed"] == {"real": 1, "generation-0": 1}
+    with pytest.raises(Diverged, match="'never' keeps none of 3 units"):
+        Never().apply(some, context())
+
+
+class Asks(Select):
+    """Keeps all, and remembers what the model thinks: that the right model is asked."""
+
+    kind: Literal["asks"] = "asks"
+    needs_model: ClassVar[bool] = True
+    seen: ClassVar[list[float]] = []
+
+    def select(self, units, context):
+        # log p of the toy is -(x - mean)^2, so the mean can be read off two points
+        a, b = context.log_prob(np.array([0.0, 1.0]))
+        Asks.seen.append((b - a + 1) / 2)
+        return np.arange(len(units))
+
+
+def chain(cures, *, start="previous", generations=3, regime=None, **changes):
+    return toy.chain(
+        generations, start=start, regime=regime or Replace(), cures=cures, splits=1, **changes
+    )
+
+
+def ledgers(folder):
+    paths = sorted(folder.glob("generation-*/ledger.json"))
+    return [json.loads(path.read_text()) for path in paths]
+
+
+@pytest.mark.parametrize("start", ["previous", "scratch", "base"])
+@pytest.mark.parametrize("every", [1, 3])
+def test_the_model_that_wrote_is_asked(tmp_path, start, every):
+    """Also where a new generation starts from another, and after a restart."""
+    Asks.seen.clear()
+    means = []
+
+    def evaluate(stage, folder):
+        means.append(stage.model.mean)
+        return toy.evaluate(stage, folder)
+
+    cured = chain((Asks(),), start=start, every=every, generations=4, evaluate=evaluate)
+    recurse(cured, ChainStore(tmp_path / "a"), Silent())
+    assert len(Asks.seen) == 3  # not before the first generation
+    if every == 1:
+        np.testing.assert_allclose(Asks.seen, means[:3], atol=1e-6)  # log p is float32
+        again = means.copy()
+        cut = chain((Asks(),), start=start, generations=2, evaluate=evaluate)
+        recurse(cut, ChainStore(tmp_path / "b"), Silent())
+        recurse(cured, ChainStore(tmp_path / "b"), Silent())
+        assert digest(tmp_path / "a") == digest(tmp_path / "b")
+        assert again == means[:4]
+
+
+def test_a_cured_chain_trains_on_less_and_writes_as_much(tmp_path):
+    cured = chain((KeepUnlikeliest(share=0.5), Twice()), regime=Accumulate())
+    recurse(cured, ChainStore(tmp_path), Silent())
+    first, second, third = ledgers(tmp_path)
+    assert "cures" not in first
+    assert [row["kind"] for row in second["cures"]] == ["keep_unlikeliest", "twice"]
+    keep, twice = third["cures"]
+    assert keep["read"] == {"real": 16, "generation-0": 16, "generation-1": 16}
+    assert sum(keep["kept"].values()) == 24
+    assert twice["read"] == keep["kept"] == twice["kept"] == twice["drawn_again"]
+    # 24 units of 4 values, twice
+    assert third["real"] + third["generated"] == 24 * 4 * 2
+    assert third["real_share"] == pytest.approx(keep["kept"].get("real", 0) / 24)
+    assert [p["values"] for p in third["parts"]] == [64, 64, 64]
+
+
+def test_a_cure_that_keeps_nothing_ends_the_chain(tmp_path):
+    told: list[str] = []
+    recurse(chain((Never(),)), ChainStore(tmp_path), Silent(), told.append)
+    assert told == ["ended at generation 1: the cure 'never' keeps none of 16 units"]
+    assert ChainStore(tmp_path).committed() == [0]
+
+
+def test_killed_and_taken_up_again_it_is_the_same(tmp_path):
+    cures = (Deduplicate(), KeepLikeliest(share=0.5))
+    recurse(chain(cures, generations=4), ChainStore(tmp_path / "whole"), Silent())
+
+    def killed(stage, folder):
+        if stage.number == 2:
+            raise KilledError
+        return toy.evaluate(stage, folder)
+
+    cut = chain(cures, generations=4, evaluate=killed)
+    with pytest.raises(KilledError):
+        recurse(cut, ChainStore(tmp_path / "cut"), Silent())
+    recurse(chain(cures, generations=4), ChainStore(tmp_path / "cut"), Silent())
+    assert digest(tmp_path / "whole") == digest(tmp_path / "cut")

@@ -1,0 +1,71 @@
+"""What a measure is, apart from any kind of data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fortifai.lab.measures import Generation, Score, mean_score, measure, once, share_score
+
+
+def generation() -> Generation:
+    return Generation(
+        number=0,
+        model=None,
+        domain=None,
+        real=[],
+        rewritten={},
+        fit={},
+        seed=0,
+        tick=lambda done, total: None,
+        origin=Path(),
+    )
+
+
+def test_what_is_marked_once_is_computed_once_for_each_generation():
+    calls = []
+
+    @once
+    def slow(seen):
+        """The docstring stays."""
+        calls.append(seen)
+        return len(calls)
+
+    first, second = generation(), generation()
+    assert [slow(first), slow(first), slow(second), slow(first)] == [1, 1, 2, 1]
+    assert slow.__doc__ == "The docstring stays."
+
+
+def test_scores_must_be_named_after_their_measure():
+    @measure("length", title="Length", panel="Length", unit="tokens")
+    def length(seen):
+        yield Score("length.most", 1.0, "train", 1)
+        yield Score("lengths", 1.0, "train", 1)
+
+    with pytest.raises(ValueError, match="'length' gave a score named 'lengths'"):
+        length(generation())
+
+
+def test_a_record_says_what_there_is():
+    assert Score("a", 1.0, "train", 3).record() == {
+        "measure": "a",
+        "value": 1.0,
+        "on": "train",
+        "n": 3,
+        "stderr": None,
+        "chance": None,
+    }
+    assert Score("a", 1.0, "train", 3, seed=0).record()["seed"] == 0
+
+
+def test_standard_errors_of_means_and_shares():
+    """By hand: 1, 2, 3, 6 has a sample variance of 14 / 3."""
+    score = mean_score("a", [1, 2, 3, 6], "train")
+    assert (score.value, score.n) == (3.0, 4)
+    assert score.stderr == pytest.approx(np.sqrt(14 / 3 / 4))
+    assert mean_score("a", [2], "train").stderr is None
+    share = share_score("a", [1, 0, 0, 1], "train", chance=0.25)
+    assert (share.value, share.stderr, share.chance) == (0.5, 0.25, 0.25)
+    assert share_score("a", [1.0, 1.0], "train").stderr == 0

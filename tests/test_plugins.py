@@ -1,0 +1,137 @@
+"""Parts from outside the package, from a module to the report."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fortifai import configuration
+from fortifai.errors import InputError
+from fortifai.lab import plugins
+
+DOCS = Path(__file__).parents[1] / "docs" / "plugins.md"
+MODULE = re.findall(r"^```python\n(.*?)^```", DOCS.read_text("utf-8"), re.DOTALL | re.MULTILINE)[0]
+"""The module that the documentation shows: one part of each sort."""
+
+EXPERIMENT = {
+    "name": "mine",
+    "generations": 3,
+    "seeds": [0, 1],
+    "baseline": "plain",
+    "corpus": {"kind": "points", "source": {"kind": "uniform", "width": 2.0}, "samples": 60},
+    "measures": ["reach"],
+    "family": {"kind": "gaussian"},
+    "arms": {
+        "plain": {},
+        "cured": {
+            "weight": {"kind": "half"},
+            "regime": {"kind": "anchor"},
+            "cures": [{"kind": "every_other", "first": 1}, {"kind": "deduplicate"}],
+        },
+    },
+}
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """A plugin's module in the working directory."""
+    (tmp_path / "mine.py").write_text(MODULE)
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(EXPERIMENT))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield "mine"
+    sys.modules.pop("mine", None)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_one_of_each_from_a_module_to_the_report(module, tmp_path, workers):
+    command = [sys.executable, "-m", "fortifai.cli", "run", "mine.yaml", "--out", "run"]
+    done = subprocess.run(
+        [*command, "--plugin", module, "--workers", str(workers)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    arm = tmp_path / "run" / "arms" / "cured" / "seed-1"
+    ledger = json.loads((arm / "generation-01" / "ledger.json").read_text())
+    every_other, deduplicate = ledger["cures"]
+    # the anchor's regime: the rewriting and the real data once more
+    assert every_other["read"] == {"generation-0": 60, "real": 60}
+    assert every_other["kept"] == deduplicate["kept"] == {"generation-0": 30, "real": 30}
+    rows = (arm / "generation-01" / "scores.jsonl").read_text().splitlines()
+    scores = {row["measure"]: row for row in map(json.loads, rows)}
+    assert 0 < scores["reach"]["value"] < 20
+    # its weight: half of every point, and none left out at generation 0
+    assert scores["train.truncated_share"]["value"] == 0.5
+    # its corpus: nothing beyond the width, so both real moments are those of a uniform
+    page = (tmp_path / "run" / "report" / "index.html").read_text()
+    assert "Reach of the points" in page
+    assert (tmp_path / "run" / "config.yaml").read_text().count("uniform") == 1
+    again = subprocess.run(
+        [sys.executable, "-m", "fortifai.cli", "report", "run"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )  # without the plugin: a report needs none of its code
+    assert again.returncode == 0, again.stderr
+    assert "Reach of the points" in (tmp_path / "run" / "report" / "index.html").read_text()
+
+
+def test_a_yaml_alone_imports_nothing(module):
+    with pytest.raises(InputError, match=r"source.kind is 'uniform'; allowed are gaussian"):
+        configuration.resolve(EXPERIMENT)
+    assert module not in sys.modules
+    found = plugins.load([module])
+    resolved = configuration.resolve(EXPERIMENT, found)
+    assert resolved.corpus.source.kind == "uniform"
+    assert [m.name for m in resolved.taken()][-1] == "reach"
+    wrong = EXPERIMENT["arms"] | {"plain": {"cures": [{"kind": "every_othr"}]}}
+    with pytest.raises(InputError, match="did you mean 'every_other'"):
+        configuration.resolve(EXPERIMENT | {"arms": wrong}, found)
+    with pytest.raises(InputError, match="measures names 'reech', which no plugin has"):
+        configuration.resolve(EXPERIMENT | {"measures": ["reech"]}, found)
+
+
+def test_a_measure_must_be_asked_for(module):
+    found = plugins.load([module])
+    raw = {k: v for k, v in EXPERIMENT.items() if k != "measures"}
+    assert "reach" not in [m.name for m in configuration.resolve(raw, found).taken()]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "no_such_module: the module could not be imported .*ModuleNotFoundError"),
+        ("1 / 0", "could not be imported .ZeroDivisionError"),
+        ("x = 1", "the module has no list PLUGIN"),
+        ("PLUGIN = [int]", "lists <class 'int'>, which is none of"),
+    ],
+)
+def test_wrong_modules_get_one_sentence(tmp_path, monkeypatch, text, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    name = "no_such_module"
+    if text is not None:
+        name = f"wrong_{abs(hash(text))}"
+        (tmp_path / f"{name}.py").write_text(text)
+    with pytest.raises(InputError, match=message):
+        plugins.load([name])
+
+
+def test_two_parts_of_one_kind_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    text = MODULE.replace("every_other", "deduplicate")
+    (tmp_path / "same_kind.py").write_text(text)
+    found = plugins.load(["same_kind"])
+    with pytest.raises(InputError, match="are both of kind 'deduplicate'"):
+        configuration.resolve(EXPERIMENT, found)
