@@ -283,13 +283,13 @@ def test_what_rows_are_can_be_said(tmp_path):
 
 
 def test_the_yaml_says_what_rows_are(tmp_path):
-    from fortifai.text.sources import TextFiles, _read_corpus
+    from fortifai.text.sources import TextFiles
 
     write(tmp_path, "x.jsonl", "\n".join(json.dumps({"text": row}) for row in ROWS))
     told = {"kind": "text", "files": ["x.jsonl"], "held_out": ["x.jsonl"]}
     for rows, count in ((None, 5), ("documents", 5), ("lines", 2)):
-        corpus, held_out, _ = _read_corpus(TextFiles(**told, rows=rows), tmp_path)
-        assert len(corpus.documents) == len(held_out.documents) == count
+        found = TextFiles(**told, rows=rows).read(tmp_path)
+        assert len(found.corpus.documents) == len(found.held_out.documents) == count
     with pytest.raises(ValueError, match="documents"):
         TextFiles(**told, rows="articles")
 
