@@ -315,7 +315,6 @@ def test_every_format_is_asked_of_a_model_with_bos(lm):
 
 def test_the_run_says_what_was_done(tmp_path: Path):
     from fortifai.configuration import resolve
-    from fortifai.text import domain as text
 
     made().save(tmp_path / "gemma")
     rng = np.random.default_rng(0)
@@ -331,11 +330,11 @@ def test_the_run_says_what_was_done(tmp_path: Path):
         "regenerate": {"context": 12, "new_tokens": 4},
         "arms": {"ce": {}},
     }
-    data = text.read(resolve(told), tmp_path)
+    data = resolve(told).read(tmp_path)
     assert ("beginning of text", "<bos> (id 2) before every sequence") in data.facts
     # 400 tokens in blocks of 15 and one bos, four at a time
     assert data.effort("ce", 400) == (400, 7)
     told["family"]["bos"] = "never"
-    data = text.read(resolve(told), tmp_path)
+    data = resolve(told).read(tmp_path)
     assert ("beginning of text", "no token") in data.facts
     assert data.effort("ce", 400) == (400, 7)
