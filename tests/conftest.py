@@ -1,12 +1,17 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests import real_models
 
 # before anything imports Triton, whose functions become interpreted ones when they are defined
 os.environ["TRITON_INTERPRET"] = "1"
+
+# how long an example takes says how busy the machine is; time is measured in benchmarks/
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -321,6 +321,16 @@ class TestContexts:
         found = configuration.resolve(raw).arms["ce"].regenerate.context
         assert found == Span(at_least=96, at_most=256)
 
+    def test_a_level_on_a_benchmark_by_the_name_of_earlier_versions(self, raw):
+        raw["benchmarks"] = {"blimp": {"hub": True}}
+        level = "{on: blimp, level: 0.5, measure: "
+        for name in ("blimp.acc", "benchmark.blimp.acc"):
+            told = configuration.apply_set(raw, [f"time_to_failure=[{level}{name}}}]"])
+            (found,) = configuration.resolve(told).time_to_failure
+            assert found.measure == "benchmark.blimp.acc"
+        message = fault(raw, f"time_to_failure=[{level}blump.acc}}]")
+        assert "'blump.acc', which is no score of a measure" in message
+
     def test_a_model_from_sizes_has_positions_for_it(self, raw):
         span = "regenerate.context={at_least: 96, at_most: 700}"
         assert configuration.resolve(configuration.apply_set(raw, [span])).positions == 700

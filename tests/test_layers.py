@@ -15,7 +15,7 @@ SOURCE = Path(fortifai.__file__).parent
 FLOORS = (
     {"errors"},
     {"options", "files", "file_formats", "machine", "stats"},
-    {"weights"},
+    {"weights", "file_tables"},
     {"losses"},
     {"lab", "integrations", "data"},
     {"points", "images", "models"},

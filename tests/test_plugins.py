@@ -127,6 +127,38 @@ def test_wrong_modules_get_one_sentence(tmp_path, monkeypatch, text, message):
         plugins.load([name])
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("def select", "def choose", "EveryOther has no method select; write it as Select says"),
+        ("def plan", "def plans", "Anchor has no method plan; write it as Regime says"),
+        ("def draw", "def drawn", "Uniform has no method draw; write it as PointSource says"),
+        ("def __call__", "def weigh", "Half has no method __call__; write it as Weight says"),
+        ("PointSource", "Corpus", "Uniform is a Corpus of no kind of data; derive it from"),
+    ],
+)
+def test_a_part_that_lacks_what_it_is_asked_for(tmp_path, monkeypatch, old, new, message):
+    """Before work starts, not in the middle of a run."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    text = MODULE.replace(old, new)
+    if new == "Corpus":
+        text = text.replace("fortifai.points.sources", "fortifai.lab.plugins")
+    name = f"lacking_{new.split()[-1].strip('_')}"
+    (tmp_path / f"{name}.py").write_text(text)
+    with pytest.raises(InputError, match=message):
+        plugins.load([name])
+
+
+def test_a_measure_of_a_name_that_is_taken(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "same_name.py").write_text(MODULE.replace('"reach"', '"wasserstein"'))
+    found = plugins.load(["same_name"])
+    with pytest.raises(InputError, match="'wasserstein', which is also a measure of this package"):
+        configuration.resolve(EXPERIMENT | {"measures": ["wasserstein"]}, found)
+
+
 def test_two_parts_of_one_kind_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])

@@ -15,7 +15,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -23,7 +23,9 @@ from pydantic import BaseModel, ValidationError
 from fortifai.errors import InputError, nearest
 from fortifai.lab.plugins import NONE, Plugins
 from fortifai.lab.spec import AnyExperiment, with_plugins
-from fortifai.text.options import BenchmarkOptions
+
+if TYPE_CHECKING:
+    from fortifai.text.options import BenchmarkOptions
 
 KINDS: Mapping[str, str] = {
     "causal_lm": "fortifai.text.spec:TextExperiment",
@@ -84,6 +86,9 @@ def read_benchmarks(path: Path) -> dict[str, BenchmarkOptions]:
     Raises:
         InputError: There is no such file, or a fault in it, named by its key.
     """
+    # here, so that a Gaussian need not wait for what only text has
+    from fortifai.text.options import BenchmarkOptions
+
     if not path.is_file():
         raise InputError(f"there is no file {str(path)!r}; give a YAML file that names benchmarks")
     raw, _ = read_raw(str(path))

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import pytest
 
-from fortifai.errors import Diverged
+from fortifai.errors import Diverged, RunFailed
 from fortifai.lab.cures import (
     REAL,
     Context,
@@ -122,6 +122,43 @@ def test_what_is_drawn_again_and_what_is_changed_is_told():
     assert row["changed"] == {"real": 1, "generation-0": 1}
     with pytest.raises(Diverged, match="'never' keeps none of 3 units"):
         Never().apply(some, context())
+
+
+class Beyond(Select):
+    kind: Literal["beyond"] = "beyond"
+    which: tuple[int, ...]
+
+    def select(self, units, context):
+        return np.array(self.which)
+
+
+class Cut(Edit):
+    kind: Literal["cut"] = "cut"
+
+    def edit(self, units, context):
+        return units.take(np.arange(len(units) - 1))
+
+
+@pytest.mark.parametrize("which", [(0, 3), (-1, 2), (5,)])
+def test_units_that_are_not_there_are_a_fault_of_the_cure(which):
+    """Not NumPy's: -1 is no unit from the end. Nor is it a model that has diverged."""
+    some = units([1], [3], [4])
+    with pytest.raises(RunFailed, match=r"'beyond' selects units .*, and there are 3, from 0"):
+        Beyond(which=which).apply(some, context())
+    assert rows(Beyond(which=(2, 0)).apply(some, context())[0]) == [[4], [1]]
+
+
+def test_an_edit_keeps_the_number_of_units():
+    with pytest.raises(RunFailed, match="'cut' made 1 of 2 units"):
+        Cut().apply(units([1], [2]), context())
+
+
+def test_a_cure_that_asks_without_saying_so_is_told(tmp_path):
+    class Silently(KeepLikeliest):
+        needs_model: ClassVar[bool] = False
+
+    with pytest.raises(RunFailed, match="give its class needs_model = True"):
+        recurse(chain((Silently(share=0.5),)), ChainStore(tmp_path), Silent())
 
 
 class Asks(Select):

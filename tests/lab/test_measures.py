@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fortifai.errors import RunFailed
 from fortifai.lab.measures import Generation, Score, mean_score, measure, once, share_score
 
 
@@ -44,7 +45,7 @@ def test_scores_must_be_named_after_their_measure():
         yield Score("length.most", 1.0, "train", 1)
         yield Score("lengths", 1.0, "train", 1)
 
-    with pytest.raises(ValueError, match="'length' gave a score named 'lengths'"):
+    with pytest.raises(RunFailed, match="'length' gave a score named 'lengths'"):
         length(generation())
 
 

@@ -8,7 +8,7 @@ import pytest
 from fortifai.errors import InputError
 from fortifai.images import measures as images
 from fortifai.lab.measures import About, Line
-from fortifai.lab.store import write_json
+from fortifai.lab.store import committing, write_json
 from fortifai.points import measures as points
 from fortifai.report.load import load
 from fortifai.report.names import describe, lines_of, number
@@ -43,6 +43,27 @@ def test_answers_agree_with_the_score_made_of_them(small_run: Path) -> None:
     # the score was written as this very mean: only the rounding of JSON lies between
     assert right.mean() == pytest.approx(generation.scores["kr.mean", "split-0"].value, abs=1e-12)
     assert len(set(generation.answers.ids)) == len(generation.answers.ids)
+
+
+def test_scores_of_benchmarks_of_earlier_versions(tmp_path: Path) -> None:
+    """They, and levels on them, went by the benchmark's name alone."""
+    level = {"measure": "blimp.acc", "on": "blimp", "level": 0.5}
+    folder = write_run(tmp_path / "run", arms=TWO, generations=1, seeds=[0], levels=[level])
+    config = folder / "config.yaml"
+    config.write_text(config.read_text() + "benchmarks: {blimp: {hub: true}}\n")
+    place = folder / "arms" / "ce" / "seed-0" / "generation-00"
+    files = {p.name: p.read_bytes() for p in place.iterdir() if p.is_file()}
+    del files["manifest.json"]
+    row = {"measure": "blimp.acc", "on": "blimp_wh", "value": 0.7, "n": 40, "unit": "share"}
+    files["scores.jsonl"] += f"{json.dumps(row)}\n".encode()
+    with committing(place) as again:
+        for name, data in files.items():
+            (again / name).write_bytes(data)
+    (run,) = load([folder])
+    found = run.arms[0].chains[0].generations[0].scores
+    assert found["benchmark.blimp.acc", "blimp_wh"].value == 0.7
+    assert ("kr.mean", "split-0") in found
+    assert [declared.measure for declared in run.levels] == ["benchmark.blimp.acc"]
 
 
 def test_unfinished_generations_are_left_out(tmp_path: Path) -> None:

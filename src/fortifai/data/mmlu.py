@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from fortifai.errors import InputError
-from fortifai.file_formats import Row, csv_lines
+from fortifai.file_formats import Row
+from fortifai.file_tables import csv_lines
 
 PLACES = {name: place for place in range(4) for name in ("ABCD"[place], str(place))}
 """What names the right answer, and its place."""

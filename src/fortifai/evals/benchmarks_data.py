@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 
 from fortifai.data.mmlu import mmlu_rows
 from fortifai.errors import InputError, nearest
-from fortifai.file_formats import Row, as_table, file_format, read_table
+from fortifai.file_formats import Row, file_format
+from fortifai.file_tables import as_table, read_table
 
 Rows = dict[str, dict[str, pa.Table]]
 """By task, by split: its items, in their order."""

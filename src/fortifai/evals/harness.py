@@ -284,7 +284,7 @@ def _telling(benchmark: Benchmark, task: str, *, local: bool = True) -> Iterator
 # --- the model --------------------------------------------------------------------------------
 
 
-class _Progress(CacheHook):  # type: ignore[misc]
+class _Progress(CacheHook):  # type: ignore[misc]  # nor here
     """Told by the harness of each answer."""
 
     def __init__(self, tick: Tick, total: int) -> None:
@@ -297,7 +297,7 @@ class _Progress(CacheHook):  # type: ignore[misc]
         self.tick(self.done, self.total)
 
 
-class Model(HFLM):  # type: ignore[misc]
+class Model(HFLM):  # type: ignore[misc]  # nor here
     """The harness's own model class, which reads what several answers share only once.
 
     Args:
@@ -312,8 +312,7 @@ class Model(HFLM):  # type: ignore[misc]
             pretrained=model,
             tokenizer=beginning(copy.deepcopy(tokenizer), special),
             batch_size=1,
-            # with it, of requests that are one text but for where their answers begin, all but the
-            # longest are read at the wrong tokens
+            # it reads answers that are one text, but for where they begin, at the wrong tokens
             logits_cache=False,
             # None: what the harness does by default, which is what the tokenizer does
             add_bos_token=None if special.bos == put_before(tokenizer) else special.bos is not None,

@@ -5,6 +5,7 @@ To add a source, write a subclass of `ImageSource` with a ``kind``, and name it 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -17,6 +18,7 @@ class ImageSource(Corpus):
 
     data: ClassVar[str] = "images"
 
+    @abstractmethod
     def read(self, root: Path) -> Images:
         """The images.
 
@@ -26,7 +28,6 @@ class ImageSource(Corpus):
         Raises:
             InputError: They are missing or something else.
         """
-        raise NotImplementedError
 
 
 class Digits(ImageSource):

@@ -29,7 +29,7 @@ class ImagesCorpus(Options):
     kind: Literal["images"] = "images"
     source: one_of(*SOURCES)  # type: ignore[valid-type] # made from the list
     samples: PositiveInt | None = None
-    held_out: Annotated[float, Field(gt=0, lt=1)] | one_of(*SOURCES) = 0.1  # type: ignore[valid-type] # as above
+    held_out: Annotated[float, Field(gt=0, lt=1)] | one_of(*SOURCES) = 0.1  # type: ignore[valid-type] # made from the list
 
 
 class ImagesArm(Arm):

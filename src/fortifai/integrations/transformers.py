@@ -308,7 +308,7 @@ class ConfidenceMixin(TokenMeans):
         return total
 
     def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()  # type: ignore[misc]
+        super()._set_signature_columns_if_needed()  # type: ignore[misc] # as in compute_loss
         if COLUMN not in self._signature_columns:
             self._signature_columns.append(COLUMN)
 

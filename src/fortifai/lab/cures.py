@@ -13,6 +13,7 @@ To add one, write a subclass of `Select` or `Edit` with a ``kind`` and one metho
 from __future__ import annotations
 
 import dataclasses
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from fortifai.errors import Diverged
+from fortifai.errors import Diverged, RunFailed
 from fortifai.options import Options
 
 Samples = NDArray[Any]
@@ -106,13 +107,26 @@ class Context:
     Attributes:
         generation: The one that is about to be trained.
         seed: For what it draws at random.
-        log_prob: Log-probability in nats of samples under the model of the generation before, one
-            number for each token, pixel or point.
+        model: Log-probability in nats of samples under the model of the generation before, one
+            number for each token, pixel or point; None for a cure without ``needs_model``.
     """
 
     generation: int
     seed: int
-    log_prob: Callable[[Samples], NDArray[np.floating]]
+    model: Callable[[Samples], NDArray[np.floating]] | None
+
+    def log_prob(self, samples: Samples) -> NDArray[np.floating]:
+        """Log-probability in nats, one number for each token, pixel or point.
+
+        Raises:
+            RunFailed: The cure does not say that it needs the model, which then is not kept.
+        """
+        if self.model is None:
+            raise RunFailed(
+                "a cure asks for log-probabilities and does not say so; give its class "
+                "needs_model = True"
+            )
+        return self.model(samples)
 
     def mean_log_prob(self, units: Units) -> NDArray[np.float64]:
         """(n,) mean log-probability of each unit, float64."""
@@ -136,21 +150,26 @@ class Cure(Options):
     unit: str | None = None
     needs_model: ClassVar[bool] = False
 
+    @abstractmethod
     def apply(self, units: Units, context: Context) -> tuple[Units, dict[str, Any]]:
         """The units after it, and what the ledger says of it."""
-        raise NotImplementedError
 
 
 class Select(Cure):
     """A cure that chooses units."""
 
+    @abstractmethod
     def select(self, units: Units, context: Context) -> Indices:
         """The numbers of the units to train on, in their order, repeats allowed."""
-        raise NotImplementedError
 
     def apply(self, units: Units, context: Context) -> tuple[Units, dict[str, Any]]:
         """See `Cure`."""
         which = np.asarray(self.select(units, context), dtype=np.int64)
+        if len(which) and not 0 <= which.min() <= which.max() < len(units):
+            raise RunFailed(
+                f"the cure {self.kind!r} selects units {which.min()} to {which.max()}, and there "
+                f"are {len(units):,}, from 0; correct its select"
+            )
         if len(which) == 0:
             raise Diverged(f"the cure {self.kind!r} keeps none of {len(units):,} units")
         kept = units.take(which)
@@ -162,17 +181,17 @@ class Select(Cure):
 class Edit(Cure):
     """A cure that changes units and leaves their number as it is."""
 
+    @abstractmethod
     def edit(self, units: Units, context: Context) -> Units:
         """The same units, changed; in the same order, with the same origins."""
-        raise NotImplementedError
 
     def apply(self, units: Units, context: Context) -> tuple[Units, dict[str, Any]]:
         """See `Cure`."""
         after = self.edit(units, context)
         if len(after) != len(units):
-            raise Diverged(
+            raise RunFailed(
                 f"the cure {self.kind!r} made {len(after):,} of {len(units):,} units; one that "
-                "edits must keep their number"
+                "edits must keep their number, so correct its edit"
             )
         changed = [i for i in range(len(units)) if not np.array_equal(units[i], after[i])]
         row = {"read": units.counts(), "kept": units.counts(), "drawn_again": {}}
@@ -223,8 +242,8 @@ class KeepLikeliest(_KeepShare):
 class KeepUnlikeliest(_KeepShare):
     """Keep the share of the units that the model finds least likely: those of the tails.
 
-    The filter of 2410.12341 keeps what has the highest surplexity, which is the perplexity under
-    the model; this is it with blocks, documents, points or images as units.
+    Near to the filter of 2410.12341, which keeps what has the highest surplexity, the perplexity
+    under the model: there of whole documents cut at 512 tokens, from the pool of all generations.
     """
 
     kind: Literal["keep_unlikeliest"] = "keep_unlikeliest"

@@ -80,6 +80,11 @@ class Chain(Generic[M]):
         """The seed of one step."""
         return derive(self.seed, *path)
 
+    def derive_one(self, *path: int | str) -> int:
+        """The same for what needs one seed, however many the chain holds."""
+        seed = self.derive(*path)
+        return seed if isinstance(seed, int) else seed[0]
+
     @property
     def needs_last(self) -> bool:
         """Whether a generation needs the model of the one before."""
@@ -231,9 +236,9 @@ class _Recursion(Generic[M]):
         return out
 
     def _left(self, interval: range) -> range:
-        """The generations of a interval that must be trained.
+        """The generations of an interval that must be trained.
 
-        A chain that has grown may have its old last generation inside a interval, where it goes on.
+        A chain that has grown may have its old last generation inside one, where it goes on.
         """
         there = [g for g in self.store.committed() if g in interval[:-1] and g not in self.stale]
         for generation in reversed(there):
@@ -303,11 +308,10 @@ class _Recursion(Generic[M]):
         for i, cure in enumerate(chain.cures):
             if i and cure.unit != chain.cures[i - 1].unit:
                 units = units.recut(functools.partial(chain.family.edges, unit=cure.unit))
-            seed = chain.derive(generation, "cure", i)
             context = Context(
                 generation,
-                seed if isinstance(seed, int) else seed[0],
-                last.log_prob if last is not None else _no_model,
+                chain.derive_one(generation, "cure", i),
+                last.log_prob if cure.needs_model and last is not None else None,
             )
             units, row = cure.apply(units, context)
             rows.append({"kind": cure.kind, **row})
@@ -353,7 +357,6 @@ class _Recursion(Generic[M]):
         rewritten: Mapping[int, Samples],
     ) -> None:
         generation, chain = interval[-1], self.chain
-        seed = chain.derive(generation, "evaluate")
         droppable = (MODEL, SAMPLES) if chain.keep_samples == "needed" else (MODEL,)
         with committing(self.store.path(generation), droppable) as folder:
             seen = Generation(
@@ -363,7 +366,7 @@ class _Recursion(Generic[M]):
                 real=chain.real,
                 rewritten=rewritten,
                 fit=fit,
-                seed=seed if isinstance(seed, int) else seed[0],
+                seed=chain.derive_one(generation, "evaluate"),
                 tick=lambda done, total: self.progress.step("measure", done, total),
                 origin=self.store.path(0) if generation else folder,
             )
@@ -378,10 +381,6 @@ class _Recursion(Generic[M]):
             self.stale.discard(generation)
             self.store.set_stale(self.stale)
         self.progress.end(generation, scores)
-
-
-def _no_model(samples: Samples) -> Any:
-    raise TypeError("a cure that asks for log-probabilities must declare needs_model = True")
 
 
 def ledger(parts: Sequence[tuple[Part, Samples]], units: Units | None = None) -> dict[str, Any]:

@@ -25,6 +25,8 @@ from typing import Any, Generic, Literal, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fortifai.errors import RunFailed
+
 Direction = Literal["higher", "lower", "none"]
 
 M = TypeVar("M")
@@ -73,8 +75,15 @@ _RENAMED = {
 }
 
 
-def renamed(score: str) -> str:
-    """The name of a score, where an earlier version had another."""
+def renamed(score: str, benchmarks: Iterable[str] = ()) -> str:
+    """The name of a score, where an earlier version had another.
+
+    Args:
+        score: What it is called.
+        benchmarks: Names of the run's published benchmarks, by which their scores went alone.
+    """
+    if score.partition(".")[0] in benchmarks:
+        return f"benchmark.{score}"
     return _RENAMED.get(score, score)
 
 
@@ -225,12 +234,12 @@ class Measure(About):
         """The scores of a generation.
 
         Raises:
-            ValueError: One of them is not named after the measure.
+            RunFailed: One of them is not named after the measure.
         """
         scores = list(self.function(generation))
         for score in scores:
             if not self.owns(score.measure):
-                raise ValueError(
+                raise RunFailed(
                     f"the measure {self.name!r} gave a score named {score.measure!r}; name it "
                     f"{self.name!r}, or that with a dot and a variant behind it"
                 )

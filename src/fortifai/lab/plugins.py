@@ -91,6 +91,23 @@ def _listed(name: str) -> Sequence[Any]:
     return parts
 
 
+def _check_whole(part: type[Any], name: str) -> None:
+    """Refuse a class that lacks what it is asked for in a run."""
+    lacking = sorted(getattr(part, "__abstractmethods__", ()))
+    if issubclass(part, Weight) and not any("__call__" in vars(base) for base in part.__mro__):
+        lacking = ["__call__"]
+    if issubclass(part, Corpus) and not hasattr(part, "data"):
+        raise InputError(
+            f"--plugin {name}: {part.__name__} is a Corpus of no kind of data; derive it from "
+            "TextCorpus, PointSource or ImageSource"
+        )
+    if lacking:
+        raise InputError(
+            f"--plugin {name}: {part.__name__} has no method {' and no method '.join(lacking)}; "
+            f"write it as {part.__mro__[1].__name__} says"
+        )
+
+
 def _sort(part: Any, name: str) -> str:
     if isinstance(part, Measure):
         return "measures"
@@ -101,6 +118,7 @@ def _sort(part: Any, name: str) -> str:
         ("corpora", Corpus),
     ):
         if isinstance(part, type) and issubclass(part, base):
+            _check_whole(part, name)
             return key
     raise InputError(
         f"--plugin {name}: {LIST} lists {part!r}, which is none of a Weight, a Cure, a Regime, a "

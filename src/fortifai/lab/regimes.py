@@ -9,6 +9,7 @@ rewrites. No regime knows a family, an array or a random number. To add one, wri
 from __future__ import annotations
 
 import dataclasses
+from abc import abstractmethod
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, model_validator
@@ -54,9 +55,9 @@ class Regime(Options):
 
     kind: str
 
+    @abstractmethod
     def plan(self, generation: int, splits: int) -> Plan:
         """The plan of generation i >= 0 with so many splits; a pure function."""
-        raise NotImplementedError
 
     @property
     def a_split_each(self) -> bool:

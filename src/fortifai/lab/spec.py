@@ -7,6 +7,7 @@ beside its models, so that no key is taken and then ignored.
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
@@ -181,6 +182,12 @@ class Experiment(Options, Generic[A]):
                     f"measures names {name!r}, which no plugin has{nearest(name, known)}; those of "
                     f"the plugins are {', '.join(known) or 'none: give --plugin MODULE'}"
                 )
+        own = {measure.name for measure in self.built_in_measures()} if self.measures else set()
+        if taken := sorted(own & set(self.measures)):
+            raise ValueError(
+                f"measures names {taken[0]!r}, which is also a measure of this package; give that "
+                "of the plugin another name"
+            )
         self._check_levels()
         for name, arm in self.arms.items():
             if arm.regime.a_split_each and self.split_count != self.generations:
@@ -248,15 +255,16 @@ class Experiment(Options, Generic[A]):
         return (*self.built_in_measures(), *extra)
 
     @classmethod
+    @abstractmethod
     def corpus_with(cls, corpora: tuple[type[Options], ...]) -> Any:
         """The type of the key ``corpus`` where plugins have corpora of this kind of data."""
-        raise NotImplementedError
 
     @classmethod
+    @abstractmethod
     def built_in_measures(cls) -> tuple[Measure, ...]:
         """Those that are always taken."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, root: Path) -> Domain:
         """Read and check everything that can be checked before work starts; write nothing.
 
@@ -266,11 +274,10 @@ class Experiment(Options, Generic[A]):
         Raises:
             InputError: Anything about the data or the model is wrong.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def load(self, folder: Path) -> Domain:
         """Read back what `Domain.save` wrote into `folder`."""
-        raise NotImplementedError
 
 
 AnyExperiment = Experiment[Any]

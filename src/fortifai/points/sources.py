@@ -9,6 +9,7 @@ import csv
 import dataclasses
 import io
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -63,9 +64,9 @@ class PointSource(Corpus):
 
     data: ClassVar[str] = "points"
 
+    @abstractmethod
     def draw(self, n: int, seed: int) -> Points:
         """Independent draws, (n, d) float64, the same for the same seed."""
-        raise NotImplementedError
 
     def truth(self) -> Mixture | None:
         """The distribution itself, where it is a known mixture of Gaussians."""

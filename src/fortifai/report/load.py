@@ -21,6 +21,7 @@ from safetensors.numpy import load as load_safetensors
 from fortifai.configuration import KINDS, experiment_type
 from fortifai.errors import InputError
 from fortifai.evals.phases import PhaseRule
+from fortifai.lab.history import commits
 from fortifai.lab.measures import About, Score, renamed
 from fortifai.lab.spec import FailureLevel
 from fortifai.lab.store import ChainStore, End, inspect, read_manifest
@@ -117,12 +118,17 @@ def _measures(told: Sequence[Any], arms: Mapping[str, Any]) -> tuple[About, ...]
     return found
 
 
-def _declared(config: Mapping[str, Any], file: Path) -> tuple[PhaseRule, tuple[FailureLevel, ...]]:
+def _declared(
+    config: Mapping[str, Any], file: Path, benchmarks: Sequence[str]
+) -> tuple[PhaseRule, tuple[FailureLevel, ...]]:
     """The rule of phases, and the levels of failure."""
     try:
-        levels = [FailureLevel.model_validate(row) for row in config.get("time_to_failure") or ()]
+        levels = [
+            FailureLevel.model_validate(row | {"measure": renamed(row["measure"], benchmarks)})
+            for row in config.get("time_to_failure") or ()
+        ]
         return PhaseRule.model_validate(config.get("phases") or {}), tuple(levels)
-    except (ValidationError, TypeError) as error:
+    except (ValidationError, TypeError, KeyError) as error:
         names = ", ".join(PhaseRule.model_fields)
         raise InputError(
             f"{file}: time_to_failure must be a list of measure, on, level (a number or half_gain) "
@@ -139,6 +145,8 @@ class _Reading:
     def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
         self.path, self.config = path, config
         self.seeds = [int(seed) for seed in config.get("seeds", [0])]
+        told = config.get("benchmarks")
+        self.benchmarks = list(map(str, told)) if isinstance(told, Mapping) else []
         self.notes: list[str] = []
         self.damage: list[str] = []
 
@@ -171,7 +179,7 @@ class _Reading:
                 f"{self.path} has no {whole or 'finished generation yet'}; wait for the first one, "
                 "or start its run again"
             )
-        rule, levels = _declared(self.config, file)
+        rule, levels = _declared(self.config, file, self.benchmarks)
         known = [chain for arm in arms for chain in arm.chains]
         unknown = len(declared) * len(self.seeds) - len(known)
         return Run(
@@ -205,7 +213,7 @@ class _Reading:
         """The generations that a complete chain has measured."""
         count = int(self.config.get("generations", 1)) if ended is None else ended.generation
         every = int(self.config.get("every", 1))
-        return tuple(sorted({0, count - 1, *range(0, count - 1, every)}))
+        return tuple(commits(count - 1, every))
 
     def _chains(self, folder: Path) -> Iterable[Chain]:
         """The chains of an arm: one a seed, or one that holds all seeds."""
@@ -255,7 +263,7 @@ class _Reading:
             left_out = next((fault for fault in faults if fault.startswith(needed)), None)
             if left_out is None:
                 try:
-                    yield _generation(number, place, self.seeds)
+                    yield _generation(number, place, self.seeds, self.benchmarks)
                 except _UNREADABLE as error:
                     left_out = f"it cannot be read ({type(error).__name__})"
             if left_out is not None:
@@ -279,7 +287,9 @@ def _seed_of(path: Path) -> int:
 _UNREADABLE = (OSError, KeyError, TypeError, ValueError, AttributeError, pa.ArrowException)
 
 
-def _generation(number: int, folder: Path, seeds: Sequence[int]) -> tuple[Generation, list[Score]]:
+def _generation(
+    number: int, folder: Path, seeds: Sequence[int], benchmarks: Sequence[str]
+) -> tuple[Generation, list[Score]]:
     told, _ = read_manifest(folder)
     files = {name: (folder / name).read_bytes() for name in _FILES if name in told}
     generation = Generation(
@@ -291,7 +301,8 @@ def _generation(number: int, folder: Path, seeds: Sequence[int]) -> tuple[Genera
         answers=_answers(files[_QUESTIONS]) if _QUESTIONS in files else None,
         formats=_format_answers(files[_FORMATS]) if _FORMATS in files else {},
     )
-    return generation, [score for row in _rows(files[_SCORES]) for score in _scores(row, seeds)]
+    rows = [row | {"measure": renamed(row["measure"], benchmarks)} for row in _rows(files[_SCORES])]
+    return generation, [score for row in rows for score in _scores(row, seeds)]
 
 
 def _rows(data: bytes) -> list[dict[str, Any]]:
@@ -300,7 +311,6 @@ def _rows(data: bytes) -> list[dict[str, Any]]:
 
 
 def _scores(row: dict[str, Any], seeds: Sequence[int]) -> list[Score]:
-    row["measure"] = renamed(row["measure"])
     values = row.pop("by_seed", None)  # earlier versions put those of all seeds into one row
     if values is None:
         return [Score(**row)]

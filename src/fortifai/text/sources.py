@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -58,6 +59,7 @@ class TextCorpus(Corpus):
 
     data: ClassVar[str] = "text"
 
+    @abstractmethod
     def read(self, root: Path) -> Sources:
         """The text.
 
@@ -67,7 +69,6 @@ class TextCorpus(Corpus):
         Raises:
             InputError: It is missing or something else.
         """
-        raise NotImplementedError
 
     def known_facts(self) -> Mapping[str, Mapping[str, str]]:
         """What is known of those the text tells of: name to attribute to value; most know none."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from fortifai.evals.phases import PhaseRule
-from fortifai.lab.measures import Measure
+from fortifai.lab.measures import Measure, renamed
 from fortifai.lab.regimes import REGIMES, Fortifai
 from fortifai.lab.spec import Arm, Experiment, FailureLevel, Name, check_apart
 from fortifai.models.options import CausalLMOptions, RegenerateOptions, TrainOptions
@@ -73,6 +74,23 @@ class TextExperiment(Experiment[TextArm]):
     def _apart(cls, value: dict[str, BenchmarkOptions]) -> dict[str, BenchmarkOptions]:
         check_apart(value, "benchmarks")
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_versions(cls, data: Any) -> Any:
+        """Levels on scores of benchmarks, which went by the benchmark's name alone."""
+        if not isinstance(data, Mapping):
+            return data
+        names, levels = data.get("benchmarks"), data.get("time_to_failure")
+        if not isinstance(names, Mapping) or not isinstance(levels, list | tuple):
+            return data
+        known = [
+            level | {"measure": renamed(level["measure"], map(str, names))}
+            if isinstance(level, dict) and isinstance(level.get("measure"), str)
+            else level
+            for level in levels
+        ]
+        return {**data, "time_to_failure": known}
 
     def check_arm(self, arm: TextArm) -> None:
         """See `Experiment`."""
