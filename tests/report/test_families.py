@@ -470,13 +470,13 @@ def test_arms_seen_through_their_own_encoder_have_a_line_each(
 
 
 def test_the_headline_and_the_sentences_tell_the_numbers(gaussian: Path) -> None:
-    given, name = told(gaussian), "ariance of the fitted density"
+    given, name = told(gaussian), "Variance of the fitted density"
     values = {arm: table(gaussian, arm, "variance.ratio", "model") for arm in ("none", "tails")}
     first, last = (values["none"].mean(0)[i] for i in (0, -1))
     course = f"{first:.2f}\u00a0→\u00a0{last:.3g}"
-    assert given["headline"] == f"V{name}, under none: {course} within 23 generations"
+    assert given["headline"] == f"{name}, under none: {course} within 23 generations"
     said = sentences(given)
-    assert said["none"] == f"v{name}: {course} (generation 0 to 22); the baseline."
+    assert said["none"] == f"{name}: {course} (generation 0 to 22); the baseline."
     end = values["tails"].mean(0)[-1]
     assert end > 100  # told without decimals
     logs = np.log(values["tails"][:, -1] / values["none"][:, -1])
@@ -484,7 +484,7 @@ def test_the_headline_and_the_sentences_tell_the_numbers(gaussian: Path) -> None
     mean, low, high = (math.exp(logs.mean() + k * half) for k in (0, -1, 1))
     assert low > 1
     assert said["tails"] == (
-        f"v{name}: {first:.2f}\u00a0→\u00a0{end:,.0f} (generation 0 to 22); {mean:,.0f} times none "
+        f"{name}: {first:.2f}\u00a0→\u00a0{end:,.0f} (generation 0 to 22); {mean:,.0f} times none "
         f"at generation 22, 95\u00a0% interval {low:,.0f} to {high:,.0f}."
     )
 
@@ -711,9 +711,9 @@ def test_runs_of_different_families_stand_side_by_side(
     assert given["state"] == f"all {42 + 4} generations finished"
     # each arm is told by its own family's measure, against its own run's baseline
     said = sentences(given)
-    assert said["tiny-gaussian/tails"].startswith("variance of the fitted density: ")
+    assert said["tiny-gaussian/tails"].startswith("Variance of the fitted density: ")
     assert " times tiny-gaussian/none at generation 22" in said["tiny-gaussian/tails"]
-    assert said["tiny-vae/dynamic"].startswith("spread of the codes: ")
+    assert said["tiny-vae/dynamic"].startswith("Spread of the codes: ")
 
 
 # --- many generations -------------------------------------------------------------------------

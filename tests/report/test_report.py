@@ -389,7 +389,7 @@ def test_a_measure_of_a_plugin_is_drawn_by_what_it_says(tmp_path: Path) -> None:
     (figure,) = [plot for plot in draw_all(scene) if plot.title == "My panel"]
     assert figure.name == "my-panel"
     assert "My &lt;loss&gt;" in figure.svg
-    assert figure.caption.startswith("My <loss>: what I mean (n = 16,384). Lower is better.")
+    assert figure.caption.startswith("My <loss>: What I mean (n = 16,384). Lower is better.")
 
 
 def test_five_arms_two_seeds_five_generations_stay_under_five_megabytes(tmp_path: Path) -> None:

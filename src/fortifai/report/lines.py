@@ -147,8 +147,7 @@ def _panel_figure(scene: Scene, panel: str, told: Sequence[Told]) -> Plot:
     for measure in dict.fromkeys(measure for measure, _ in told):
         n = scene.counts([_key(line) for owner, line in told if owner == measure])
         better = f" {measure.direction.capitalize()} is better." * (measure.direction != "none")
-        text = measure.caption.rstrip(".")
-        said.append(f"{measure.title}: {text[:1].lower()}{text[1:]} (n = {n}).{better}")
+        said.append(f"{measure.title}: {measure.caption.rstrip('.')} (n = {n}).{better}")
     scales = "Scales differ. " if len(told) > 1 else ""
     caption = f"{' '.join(said)} {scales}{scene.seeds_said()}"
     return plot(_panels(scene, told, columns=columns), slug(panel), panel, caption)

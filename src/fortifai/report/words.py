@@ -47,7 +47,7 @@ def sentence(run: Run, arm: Arm) -> str:
     if key is None or last is None:
         return "has no value of it yet."
     name = describe(run.measures, key)
-    text = f"{name[0].lower()}{name[1:]}: {_course(arm, key, last)}"
+    text = f"{name}: {_course(arm, key, last)}"
     text += f" (generation 0 to {last})" if last else ""
     stopped = [chain.ended for chain in arm.chains if chain.ended]
     if stopped:
