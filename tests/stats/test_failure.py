@@ -56,6 +56,31 @@ def test_half_gain():
     assert times == [TimeToFailure(1.0, True), half, half]
 
 
+def test_a_multiple_of_the_first_value():
+    three = stats.TimesFirst(3.0)
+    # 3 x 40 = 120 lies a tenth of the way from 100 to 300; each curve has its own level
+    assert time_to_failure([40, 100, 300], three, "above").stage == pytest.approx(1.1)
+    assert time_to_failure([30, 100, 300], three, "above").stage == pytest.approx(60 / 70)
+    curves = [[40, 100, 300], [30, 100, 300]]
+    ratio = stats.ratio_to_baseline(curves[:1], curves[1:], three, "above")
+    assert ratio.value == pytest.approx(1.1 / (60 / 70))
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_the_p_value_agrees_with_the_interval(seed):
+    """Under 0.05 exactly where the interval leaves 1 out; and it is the paired t-test of times."""
+    from scipy.stats import ttest_rel
+
+    rng = np.random.default_rng(seed)
+    curves = [np.linspace(1, rng.uniform(0, 0.2, 5), 6).T for _ in range(2)]
+    curves[0] += rng.uniform(0, 0.3)
+    found = stats.ratio_to_baseline(*curves, 0.5)
+    outside = (found.low or 0) > 1 or (found.high is not None and found.high < 1)
+    assert (found.p < 0.05) == outside
+    times = [[time_to_failure(c, 0.5).stage for c in arm] for arm in curves]
+    assert found.p == pytest.approx(ttest_rel(*times).pvalue, rel=1e-6)
+
+
 def test_ratio_by_hand_and_its_bounds():
     arm = [[0.9, 0.85, 0.65], [0.9, 0.85, 0.65]]  # 1.5
     base = [[0.9, 0.6, 0.5], [0.9, 0.6, 0.5]]  # 0.5

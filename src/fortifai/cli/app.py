@@ -155,6 +155,25 @@ def report(
     _show_report(write_report(runs, out, tell=_warn))
 
 
+@app.command()
+def league(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Run folders of the presets league-...."),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder for league.json, league.md and the page.")
+    ] = Path("league"),
+    debug: Debug = False,
+) -> None:
+    """Compare cures at an equal budget: run folders of the league's presets in, one table out."""
+    from fortifai.report.league_page import write_league
+
+    path = write_league(runs, out)
+    out_console.print(Text((out / "league.md").read_text("utf-8")), soft_wrap=True)
+    _show_report(path)
+
+
 def _show_report(path: Path) -> None:
     out_console.print(Text(f"report: {path.resolve()}"), soft_wrap=True)
 

@@ -29,6 +29,7 @@ from fortifai.lab.plugins import NONE, Plugins
 from fortifai.lab.regimes import REGIMES
 from fortifai.lab.seeds import Seed
 from fortifai.options import Options, one_of
+from fortifai.stats.failure import TimesFirst
 
 if TYPE_CHECKING:
     from fortifai.lab.domain import Domain
@@ -103,11 +104,14 @@ class SplitsOptions(Options):
 
 
 class FailureLevel(Options):
-    """A level whose crossing counts as failure; see `fortifai.stats.time_to_failure`."""
+    """A level whose crossing counts as failure; see `fortifai.stats.time_to_failure`.
+
+    `level`: a number, ``half_gain``, or ``{times_first: 3}`` for three times generation 0's value.
+    """
 
     measure: Annotated[str, AfterValidator(renamed)]
     on: str = "split-0"
-    level: float | Literal["half_gain"]
+    level: float | Literal["half_gain"] | TimesFirst
     direction: Literal["below", "above"] = "below"
 
 

@@ -16,6 +16,7 @@ from fortifai.report.records import KR, Arm, Chain, Floats, Key, Run
 from fortifai.report.text import DASH
 from fortifai.stats import (
     Ratio,
+    TimesFirst,
     TimeToFailure,
     ratio_to_baseline,
     time_to_failure,
@@ -59,8 +60,8 @@ def failures(runs: Sequence[Run]) -> Failures:
     measures = [measure for run in runs for measure in run.measures]
     drawn: dict[Key, tuple[float, Mapping[str, float]]] = {}
     for level in levels:
-        if not isinstance(level.level, str):
-            times = {arm.label: _times(arm, level) for _, arm in arms}
+        if isinstance(level.level, float):
+            times = {arm.label: times_of(arm, level) for _, arm in arms}
             crossings = {
                 label: float(np.mean([time.stage for time in found]))
                 for label, found in times.items()
@@ -80,9 +81,12 @@ def failures(runs: Sequence[Run]) -> Failures:
 def in_words(level: FailureLevel, measures: Sequence[About]) -> str:
     """A level in words, such as "Knowledge Retention, first split < 0.75"."""
     name = describe(measures, (level.measure, level.on))
+    sign = "<" if level.direction == "below" else ">"
+    if isinstance(level.level, TimesFirst):
+        return f"{name} {sign} {level.level.times_first:g} times generation 0's"
     if isinstance(level.level, str):
         return f"{name}: half of the gain lost"
-    return f"{name} {'<' if level.direction == 'below' else '>'} {level.level:g}"
+    return f"{name} {sign} {level.level:g}"
 
 
 # --- times ------------------------------------------------------------------------------------
@@ -93,7 +97,7 @@ def _chance(chain: Chain, level: FailureLevel) -> float | None:
     return score.chance if score else None
 
 
-def _times(arm: Arm, level: FailureLevel) -> list[TimeToFailure]:
+def times_of(arm: Arm, level: FailureLevel) -> list[TimeToFailure]:
     """Of the seeds that have the measure; empty where none has."""
     out = []
     for chain in arm.chains:
@@ -108,7 +112,7 @@ def _times(arm: Arm, level: FailureLevel) -> list[TimeToFailure]:
 
 
 def _time_cell(arm: Arm, level: FailureLevel) -> Cell:
-    times = _times(arm, level)
+    times = times_of(arm, level)
     if not times:
         return {"text": DASH, "note": "not measured"}
     open_ = sum(time.censored for time in times)

@@ -131,8 +131,9 @@ def _declared(
     except (ValidationError, TypeError, KeyError) as error:
         names = ", ".join(PhaseRule.model_fields)
         raise InputError(
-            f"{file}: time_to_failure must be a list of measure, on, level (a number or half_gain) "
-            f"and direction (below or above), and phases a mapping of {names} to shares"
+            f"{file}: time_to_failure must be a list of measure, on, level (a number, half_gain or "
+            f"times_first) and direction (below or above), and phases a mapping of {names} to "
+            "shares"
         ) from error
 
 

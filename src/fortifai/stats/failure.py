@@ -13,10 +13,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fortifai.stats.bootstrap import bootstrap_spread
-from fortifai.stats.variance import Floats, Over, Spread, ratio_interval
+from fortifai.stats.variance import Floats, Over, Spread, estimate, ratio_interval
 
 Direction = Literal["below", "above"]
-Level = float | Literal["half_gain"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TimesFirst:
+    """A level that is so many times generation 0's value, of each curve its own."""
+
+    times_first: float
+
+
+Level = float | Literal["half_gain"] | TimesFirst
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,6 +54,8 @@ class Ratio:
             true ratio is larger), ``upper`` (the baseline did), ``none``, or ``unknown`` (both).
         over: What the interval generalises over: ``seeds and questions``, ``questions``, ``seeds``
             or ``nothing``.
+        p: Two-sided p-value of "it is 1", by Student's t: under 0.05 exactly where the interval
+            leaves 1 out. None where there is no interval.
     """
 
     value: float | None
@@ -52,6 +63,7 @@ class Ratio:
     high: float | None
     bound: Literal["none", "lower", "upper", "unknown"]
     over: Over
+    p: float | None = None
 
 
 def time_to_failure(
@@ -71,7 +83,8 @@ def time_to_failure(
         values: The measure at the generations measured.
         level: What counts as failure when passed; ``half_gain``: chance + (first - chance) / 2, at
             which half of the first value's gain over chance is lost. With a perfect first value
-            and chance 1/2 it is ForTIFAI's 75 % (2509.08972, section 4.5).
+            and chance 1/2 it is ForTIFAI's 75 % (2509.08972, section 4.5). `TimesFirst`: a
+            multiple of the first value.
         direction: ``below`` for measures that fall when a model fails, ``above`` for those that
             rise.
         chance: Needed for ``half_gain``.
@@ -97,8 +110,10 @@ def _crossings(
         raise ValueError("a curve without values has no time to failure; give one a generation")
     if np.isnan(curves).any():
         raise ValueError("a curve holds NaN; a measure that failed must be left out, not compared")
-    if level != "half_gain":
-        height: float | Floats = level
+    if isinstance(level, TimesFirst):
+        height: float | Floats = level.times_first * curves[..., :1]
+    elif level != "half_gain":
+        height = level
     elif chance is None:
         raise ValueError("level half_gain needs a measure with a chance level")
     else:
@@ -182,7 +197,8 @@ def ratio_to_baseline(
     low, high = ratio_interval((mine, base), spread)
     if spread.over != "nothing":
         low = max(low, 0.0) if low is not None else 0.0  # times are not negative
-    return Ratio(mine / base, low, high, bound, spread.over)
+    p = estimate(mine - base, spread.along(np.array([1.0, -1.0]))).p
+    return Ratio(mine / base, low, high, bound, spread.over, p)
 
 
 def _of_seeds(times: Floats) -> Spread:
