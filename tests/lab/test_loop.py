@@ -2,11 +2,9 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import numpy as np
@@ -207,43 +205,58 @@ def test_two_runs_on_one_folder_are_refused(tmp_path):
         pass
 
 
-SLOW_CHAIN = textwrap.dedent("""
-    import sys, time
+KILLED = textwrap.dedent("""
+    import os, signal, sys, time
     from pathlib import Path
     from fortifai.lab.progress import Silent
     from fortifai.lab.loop import recurse
     from fortifai.lab.store import ChainStore
     from tests.lab import toy
 
-    def evaluate(stage, folder):
-        scores = toy.evaluate(stage, folder)
-        print(stage.number, flush=True)
-        time.sleep(0.03)
-        return scores
+    cut = Path(sys.argv[1])
 
-    recurse(toy.chain(12, evaluate=evaluate), ChainStore(Path(sys.argv[1])), Silent())
+    def chain(told):
+        def evaluate(stage, folder):
+            scores = toy.evaluate(stage, folder)
+            os.write(told, b".")
+            time.sleep(0.03)
+            return scores
+
+        recurse(toy.chain(12, evaluate=evaluate), ChainStore(cut), Silent())
+
+    kills = 0
+    for moment in range(100):
+        heard, told = os.pipe()
+        child = os.fork()  # what has been imported is there: a start would take a second
+        if child == 0:
+            chain(told)
+            os._exit(0)
+        os.close(told)
+        os.read(heard, 1)  # it has begun a generation
+        time.sleep(0.005 * (moment % 11))
+        os.kill(child, signal.SIGKILL)
+        kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        os.close(heard)
+        if (cut / "generation-11" / "manifest.json").exists():
+            break
+    print(kills)
 """)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no kill -9 on Windows")
 def test_kill_minus_nine_again_and_again(tmp_path):
     """Killed at arbitrary moments, the chain still ends with an uninterrupted one's bytes."""
     run(tmp_path / "whole", generations=12)
     cut = tmp_path / "cut"
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    kills = 0
-    for moment in range(100):
-        process = subprocess.Popen(
-            [sys.executable, "-c", SLOW_CHAIN, str(cut)], env=environment, stdout=subprocess.PIPE
-        )
-        process.stdout.readline()  # it has begun a generation
-        time.sleep(0.005 * (moment % 11))
-        process.send_signal(signal.SIGKILL)
-        kills += process.wait() == -signal.SIGKILL
-        process.stdout.close()
-        if (cut / "generation-11" / "manifest.json").exists():
-            break
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(cut)],
+        env=os.environ | {"PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
     run(cut, generations=12)
-    assert kills >= 3, "the chain was hardly ever interrupted: the test shows nothing"
+    assert int(done.stdout) >= 3, "the chain was hardly ever interrupted: the test shows nothing"
     assert digest(cut) == digest(tmp_path / "whole")
 
 

@@ -270,6 +270,61 @@ def _is_here(parameter: Tensor) -> bool:
     return not (parameter.is_meta or sharded)
 
 
+@dataclasses.dataclass
+class _Targets:
+    """What the hidden states of a batch are to predict.
+
+    Attributes:
+        labels: (batch, length) int64 where they stand beside the tokens; None where they are moved.
+        target: (batch, length) int64: of each position, what follows it.
+        weights: The data's, of the target's shape, or None.
+    """
+
+    labels: Tensor | None
+    target: Tensor
+    weights: Tensor | None
+
+    @classmethod
+    def of(cls, batch: dict[str, Any]) -> _Targets:
+        """Those of a batch, taken out of it.
+
+        Raises:
+            InputError: They are no tensors, or the batch asks for a loss that would be left out.
+        """
+        labels, moved = batch.pop("labels", None), batch.pop("shift_labels", None)
+        weights = batch.pop(COLUMN, None)
+        for key, value in (("labels", labels), ("shift_labels", moved)):
+            if value is not None and not isinstance(value, Tensor):
+                raise InputError(f"{key} is of type {type(value).__name__}; give a torch.Tensor")
+        if batch.get("output_router_logits"):
+            raise InputError(
+                "the batch asks for output_router_logits, whose loss would be left out; leave it "
+                "out of the batch"
+            )
+        # labels move instead of hidden states: a slice of those would copy them
+        target = moved if moved is not None else F.pad(labels, (0, 1), value=IGNORED)[..., 1:]
+        if weights is not None:
+            weights = weights if moved is not None else F.pad(weights, (0, 1))[..., 1:]
+            # what stands before the text, such as PEFT's virtual tokens, has labels and no weights
+            weights = F.pad(weights, (target.shape[-1] - weights.shape[-1], 0))
+        return cls(labels if moved is None else None, target, weights)
+
+    def check(self, hidden: Tensor, classes: int) -> None:
+        """Refuse hidden states (batch, length, width) that they do not stand beside.
+
+        Raises:
+            InputError: There are more or fewer, or a label is none of the classes.
+        """
+        if hidden.shape[:-1] != self.target.shape:
+            raise InputError(
+                f"hidden states are {tuple(hidden.shape)} and labels {tuple(self.target.shape)}; "
+                "there must be one label, not shifted, for each position"
+            )
+        if self.labels is not None and self.labels.device.type == "cpu":
+            # by their places in the batch; the loss itself looks on every device, and waits for it
+            check_labels(self.labels, classes, IGNORED)
+
+
 def _forward(
     model: nn.Module,
     original: Callable[..., Any],
@@ -278,26 +333,11 @@ def _forward(
     kwargs: dict[str, Any],
 ) -> WeightedOutput:
     kwargs.pop("fused_lm_head", None)  # TRL asks so for what it gets here
-    labels, shifted = kwargs.pop("labels", None), kwargs.pop("shift_labels", None)
-    data_weights = kwargs.pop(COLUMN, None)
-    for key, value in (("labels", labels), ("shift_labels", shifted)):
-        if value is not None and not isinstance(value, Tensor):
-            raise InputError(f"{key} is of type {type(value).__name__}; give a torch.Tensor")
-    if kwargs.get("output_router_logits"):
-        raise InputError(
-            "the batch asks for output_router_logits, whose loss would be left out; leave it "
-            "out of the batch"
-        )
+    asked = _Targets.of(kwargs)
     if not _settled(model):
         setattr(model, _SQUEEZE, measured(model, original))
     setattr(model, _SETTLED, True)
     squeeze: Squeeze = getattr(model, _SQUEEZE)
-    # labels move instead of hidden states: a slice of those would copy them
-    target = shifted if shifted is not None else F.pad(labels, (0, 1), value=IGNORED)[..., 1:]
-    if data_weights is not None:
-        moved = data_weights if shifted is not None else F.pad(data_weights, (0, 1))[..., 1:]
-        # what stands before the text, such as PEFT's virtual tokens, has labels and no weights
-        data_weights = F.pad(moved, (target.shape[-1] - moved.shape[-1], 0))
     compute = ask.compute
     options = LinearOptions(
         **compute.options.terms,
@@ -309,28 +349,21 @@ def _forward(
     results: list[tuple[Tensor, LossStats]] = []
 
     def instead(layer: OutputLayer, hidden: Tensor) -> Tensor:
-        if hidden.shape[:-1] != target.shape:
-            raise InputError(
-                f"hidden states are {tuple(hidden.shape)} and labels {tuple(target.shape)}; there "
-                "must be one label, not shifted, for each position"
-            )
+        asked.check(hidden, layer.classes)
         hidden = hidden.to(layer.device)
-        if shifted is None and labels.device.type == "cpu":
-            # by their places in the batch; the loss itself looks on every device, and waits for it
-            check_labels(labels, layer.classes, IGNORED)
         loss, stats = linear_loss(
             hidden,
             layer.weight(),
-            target.to(hidden.device),
+            asked.target.to(hidden.device),
             weight=compute.weight,
             options=options,
-            sample_weight=None if data_weights is None else data_weights.to(hidden.device),
+            sample_weight=None if asked.weights is None else asked.weights.to(hidden.device),
             linear_bias=layer.linear.bias,
             logit_scale=squeeze.scale,
             observe=ask.observe,
         )
         if ask.by_row:
-            by_row = (target != IGNORED).sum(-1)
+            by_row = (asked.target != IGNORED).sum(-1)
             results.append((loss.sum(-1), stats._replace(valid=by_row)))
             return loss.new_zeros(1, 1, 1)
         # The layer's output must be what the backward comes from: FSDP2 hangs its hooks on it.
@@ -346,13 +379,17 @@ def _forward(
             f"{type(model).__name__} called its output layer {len(results)} times in one forward; "
             "the loss needs exactly one call, with the hidden states of all positions"
         )
-    loss, stats = results[0]
+    return _output(ask, *results[0])
+
+
+def _output(ask: Ask, loss: Tensor, stats: LossStats) -> WeightedOutput:
+    """What a model gives for a loss, divided as it was asked for."""
     output = WeightedOutput(
         loss=loss, kept=stats.kept, valid=stats.valid, weight_sum=stats.weight_sum
     )
     if ask.by_row:
         return output
-    output.loss = compute.divided(loss.reshape(()), stats, ask.items)
+    output.loss = ask.compute.divided(loss.reshape(()), stats, ask.items)
     if stats.observed is not None:
         output.log_probs = -output.loss.reshape(1)
         output.label_mask, output.entropy, output.is_top1 = (t.reshape(1) for t in stats.observed)

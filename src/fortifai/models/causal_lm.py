@@ -175,14 +175,12 @@ class CausalLM:
         self.block = min(train.block, scoring.positions(self.model))
         return training.fit(
             self.model,
-            samples,
+            training.Blocks(samples, train.block, self.special.front),
             weight,
             train,
-            front=self.special.front,
             seed=seed,
             workdir=workdir,
-            select=None if select is None else lambda: select(self),
-            progress=progress,
+            hooks=training.Hooks(progress, None if select is None else lambda: select(self)),
             adapter=adapter,
         )
 

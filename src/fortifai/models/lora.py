@@ -190,8 +190,7 @@ class _LowRank(torch.autograd.Function):
 
 
 def _product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Rows times W^T, plus bias."""
-    # by oneDNN, which on AMD's processors takes a tenth less time than the MKL behind nn.Linear
+    """W x + bias of each row x, on a CPU by oneDNN where there is one: MKL is slower on AMD's."""
     if rows.device.type == "cpu" and rows.dtype == torch.float32 and _has_onednn():
         out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
         return out
@@ -200,8 +199,9 @@ def _product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 @functools.cache
 def _has_onednn() -> bool:
-    there: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call] # torch's
-    return there and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # what torch.compile calls
+    there: Any = torch.backends.mkldnn
+    # what torch.compile calls
+    return bool(there.is_available()) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def _chosen(model: PreTrainedModel, settings: LoraOptions) -> dict[str, Any]:

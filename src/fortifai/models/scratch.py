@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, NotRequired, TypedDict, Unpack
 
 import tokenizers
 import torch
@@ -63,33 +63,40 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
 
 
+class Sizes(TypedDict):
+    """The sizes of a model.
+
+    Attributes:
+        hidden_size: Width of the residual stream.
+        layers: Number of blocks.
+        heads: Attention heads; divides `hidden_size`.
+        kv_heads: Key and value heads; None, or left out, for as many as `heads`.
+        intermediate_size: Width inside the feed-forward layer; None, or left out, for LLaMA's own
+            rule, 8/3 of `hidden_size`, rounded up to a multiple of 32.
+        vocab_size: ``len(tokenizer)``.
+        max_positions: Longest sequence the model reads.
+        tie_embeddings: Share the input and output embeddings, which is the default.
+    """
+
+    hidden_size: int
+    layers: int
+    heads: int
+    kv_heads: NotRequired[int | None]
+    intermediate_size: NotRequired[int | None]
+    vocab_size: int
+    max_positions: int
+    tie_embeddings: NotRequired[bool]
+
+
 def build(
-    architecture: Literal["llama", "gemma"],
-    *,
-    hidden_size: int,
-    layers: int,
-    heads: int,
-    kv_heads: int | None = None,
-    intermediate_size: int | None = None,
-    vocab_size: int,
-    max_positions: int,
-    tie_embeddings: bool = True,
-    seed: int,
+    architecture: Literal["llama", "gemma"], *, seed: int, **sizes: Unpack[Sizes]
 ) -> PreTrainedModel:
     """A new model with random fp32 weights, the same for the same seed.
 
     Args:
         architecture: ``llama`` or ``gemma`` (Gemma 3, text only).
-        hidden_size: Width of the residual stream.
-        layers: Number of blocks.
-        heads: Attention heads; divides `hidden_size`.
-        kv_heads: Key and value heads; None for as many as `heads`.
-        intermediate_size: Width inside the feed-forward layer; None for LLaMA's own rule,
-            8/3 of `hidden_size`, rounded up to a multiple of 32.
-        vocab_size: ``len(tokenizer)``.
-        max_positions: Longest sequence the model reads.
-        tie_embeddings: Share the input and output embeddings.
         seed: Of the weights; the global random state is left as it was.
+        sizes: Its sizes.
 
     Raises:
         InputError: Unknown architecture.
@@ -99,16 +106,17 @@ def build(
             f"architecture is {architecture!r}{nearest(architecture, ARCHITECTURES)}; allowed "
             f"are {', '.join(ARCHITECTURES)}"
         )
-    sizes = {
-        "hidden_size": hidden_size,
-        "num_hidden_layers": layers,
+    width, heads, longest = sizes["hidden_size"], sizes["heads"], sizes["max_positions"]
+    settings = {
+        "hidden_size": width,
+        "num_hidden_layers": sizes["layers"],
         "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads or heads,
-        "head_dim": hidden_size // heads,
-        "intermediate_size": intermediate_size or -(-hidden_size * 8 // (3 * 32)) * 32,
-        "vocab_size": vocab_size,
-        "max_position_embeddings": max_positions,
-        "tie_word_embeddings": tie_embeddings,
+        "num_key_value_heads": sizes.get("kv_heads") or heads,
+        "head_dim": width // heads,
+        "intermediate_size": sizes.get("intermediate_size") or -(-width * 8 // (3 * 32)) * 32,
+        "vocab_size": sizes["vocab_size"],
+        "max_position_embeddings": longest,
+        "tie_word_embeddings": sizes.get("tie_embeddings", True),
         "bos_token_id": 0,
         "eos_token_id": 0,
         # A pad id would freeze that row of the embedding, and <eos> must be learnt.
@@ -116,10 +124,10 @@ def build(
     }
     config: PreTrainedConfig
     if architecture == "llama":
-        config = LlamaConfig(**sizes)
+        config = LlamaConfig(**settings)
     else:
         config = Gemma3TextConfig(
-            **sizes, sliding_window=max_positions, query_pre_attn_scalar=hidden_size // heads
+            **settings, sliding_window=longest, query_pre_attn_scalar=width // heads
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -207,6 +207,10 @@ def _pieces(limits: Tensor) -> list[_Piece]:
     return out
 
 
+_SCORED_BY = ("scaling", "softcap", "sliding_window", "s_aux")
+"""What the attention of a layer may bring that changes its scores, by transformers' names."""
+
+
 def attend(
     module: torch.nn.Module,
     query: Tensor,
@@ -215,10 +219,6 @@ def attend(
     attention_mask: Tensor | None,
     *,
     shared_prefix: Rows,
-    scaling: float | None = None,
-    softcap: float | None = None,
-    sliding_window: int | None = None,
-    s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one new token of each row, as transformers' attention interface asks for it.
@@ -233,11 +233,8 @@ def attend(
         value: Likewise.
         attention_mask: Not looked at: `shared_prefix` knows.
         shared_prefix: What was given to the model's forward under this name.
-        scaling: 1 / sqrt(width) if None.
-        softcap: See above.
-        sliding_window: Of this layer, if it has one.
-        s_aux: (heads,) or None.
-        kwargs: What other implementations take.
+        kwargs: Those of `scaling` (1 / sqrt(width) if None), `softcap`, `sliding_window` of this
+            layer and `s_aux` (heads,) that there are; and what other implementations take.
 
     Returns:
         (texts, rows a text, heads, width), and no weights.
@@ -246,13 +243,14 @@ def attend(
     texts, heads, rows, width = query.shape
     kv, group, wide = key.shape[1], heads // key.shape[1], value.shape[-1]
     now = shared_prefix.own.most + 1
+    scaling, softcap, window, s_aux = map(kwargs.get, _SCORED_BY)
     query = query.view(texts, kv, group, rows, width)
     own = query.permute(0, 3, 1, 2, 4).flatten(0, 1)
     near = (own @ key[:, :, :now].transpose(-1, -2)).view(texts, rows, kv, group, now)
     shares = torch.empty_like(near)
     out = query.new_empty(texts, rows, kv, group, wide)
     for piece in shared_prefix.pieces:
-        seen, each = piece.sees(sliding_window), query[:, :, :, piece.rows]
+        seen, each = piece.sees(window), query[:, :, :, piece.rows]
         count, length = each.shape[3], seen.stop - seen.start
         far = each.reshape(texts, kv, group * count, width)
         far = far @ layer.prefix_keys[:, :, seen].transpose(-1, -2)
@@ -261,7 +259,7 @@ def attend(
         scores = scores.float().mul_(width**-0.5 if scaling is None else scaling)
         if softcap is not None:
             scores = scores.div_(softcap).tanh_().mul_(softcap)
-        scores = scores.add_(shared_prefix.unseen(piece, sliding_window))
+        scores = scores.add_(shared_prefix.unseen(piece, window))
         if s_aux is not None:
             sink = s_aux.float().view(1, kv, group, 1, 1)
             scores = torch.cat([scores, sink.expand(texts, kv, group, count, 1)], dim=-1)

@@ -69,7 +69,10 @@ class Blocks(Dataset[Tensor]):
     Args:
         samples: (n,) token ids.
         block: Tokens of a row, those of `front` among them.
-        front: What stands before every row: bos, or nothing.
+        front: What stands before every row and is no target: bos, or nothing.
+
+    Raises:
+        InputError: There are fewer than 2 tokens.
     """
 
     def __init__(self, samples: np.ndarray, block: int, front: Sequence[int] = ()) -> None:
@@ -102,50 +105,55 @@ def _collate(rows: Tensor | list[Tensor]) -> dict[str, Tensor]:
     return {"input_ids": batch, "labels": batch}
 
 
+@dataclasses.dataclass(frozen=True)
+class Hooks:
+    """What is called during a fit.
+
+    Attributes:
+        progress: Told after each optimizer step.
+        select: Scores the model after each epoch, higher is better; the weights of the best
+            epoch (the earliest of equals) are put back at the end. Needed unless
+            `TrainOptions.checkpoint` is ``last``, and not called then.
+    """
+
+    progress: Progress
+    select: Callable[[], float] | None = None
+
+
 def fit(
     model: PreTrainedModel,
-    samples: np.ndarray,
+    blocks: Blocks,
     weight: AnyWeight,
     train: TrainOptions,
     *,
-    front: Sequence[int] = (),
     seed: int,
     workdir: Path,
-    select: Callable[[], float] | None,
-    progress: Progress,
+    hooks: Hooks,
     adapter: Adapter | None = None,
 ) -> FitReport:
-    """Train `model` in place on a token stream.
+    """Train `model` in place on rows of tokens, drawn in an order that `seed` decides.
 
-    The stream is cut into rows of `train.block` tokens, those of `front` among them (what is left
-    over at its end is not trained on), drawn in an order that `seed` decides. All randomness comes
-    from `seed`; the global random states are left as they were. Nothing is written outside
-    `workdir`, and there only by the services named in `train.report_to`.
+    All randomness comes from `seed`; the global random states are left as they were. Nothing is
+    written outside `workdir`, and there only by the services named in `train.report_to`.
 
     Args:
         model: The model, with the weights to start from; trained on the device where it is.
-        samples: (n,) token ids.
+        blocks: The rows, of `train.block` tokens.
         weight: The confidence weight of the loss.
         train: Epochs, batch, learning rate and the rest.
-        front: What stands before every row and is no target: bos, or nothing.
         seed: Of the data order and of dropout.
         workdir: Folder for what reporting services write.
-        select: Scores the model after each epoch, higher is better; the weights of the best
-            epoch (the earliest of equals) are put back at the end. Needed unless
-            `train.checkpoint` is ``last``, and not called then.
-        progress: Told after each optimizer step.
+        hooks: What is called after a step and after an epoch.
         adapter: Under `train.lora`, one of this model to train on, instead of a new one.
 
     Raises:
-        InputError: The stream has fewer than 2 tokens, `block` is longer than the model reads, the
-            weights are of half precision, the loss cannot be had from the model's hidden states
-            (see `HiddenStateLoss`), or the adapters of `train.lora` do not fit the model.
+        InputError: `train.block` is longer than the model reads, the weights are of half precision,
+            the loss cannot be had from the model's hidden states (see `HiddenStateLoss`), or the
+            adapters of `train.lora` do not fit the model.
         RunFailed: The loss is not finite; names the step.
     """
-    _check(model, train, select)
-    select = None if train.checkpoint == "last" else select
-    blocks = Blocks(samples, train.block, front)
-    watch = _Watch(blocks, train, progress, select, model)
+    _check(model, train, hooks.select)
+    watch = _Watch(blocks, train, hooks, model)
     began = time.perf_counter()
     with _prepared(model, train, adapter, seed) as adapters:
         trainer = _Recorded(
@@ -319,13 +327,12 @@ class _Watch(TrainerCallback):
         self,
         blocks: Blocks,
         train: TrainOptions,
-        progress: Progress,
-        select: Callable[[], float] | None,
+        hooks: Hooks,
         model: PreTrainedModel,
     ) -> None:
         self.trainer: _Recorded  # given when it is there: it takes this watch when it is made
-        self.train, self.progress = train, progress
-        self.select, self.model = select, model
+        self.train, self.progress, self.model = train, hooks.progress, model
+        self.select = None if train.checkpoint == "last" else hooks.select
         self.epochs: list[dict[str, Any]] = []
         self.epoch_tokens = blocks.tokens
         self.losses: list[Tensor] = []  # of this epoch's steps
