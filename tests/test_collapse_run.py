@@ -13,9 +13,10 @@ from fortifai.data import bios
 from fortifai.errors import InputError
 from fortifai.evals import fluency
 from fortifai.lab import experiment
-from fortifai.lab.store import read_jsonl
+from fortifai.lab.store import read_jsonl, sha256
 from fortifai.models.causal_lm import CausalLM
 from fortifai.report import write_report
+from fortifai.report.load import load
 
 RAW = {
     "name": "collapse",
@@ -135,6 +136,22 @@ def test_the_report_tells_phases_decay_and_breadth(run):
         assert f'id="figure-{name}"' in page
     assert 'id="phases"' in page
     assert "Multiple choice" in page
+
+
+def test_answers_of_an_older_version_are_read_as_todays(run, tmp_path):
+    """The confidence in an answer was called certainty."""
+    told = load([run])[0].arms[0].chains[0].generations[1].formats["short_answer"]
+    out = tmp_path / "old"
+    shutil.copytree(run, out)
+    folder = generation(out, "general", 1)
+    file = folder / "formats.parquet"
+    pq.write_table(pq.read_table(file).rename_columns({"confidence": "certainty"}), file)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    sums = {"bytes": file.stat().st_size, "sha256": sha256(file)}
+    manifest["files"][file.name] = sums
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    found = load([out])[0].arms[0].chains[0].generations[1].formats["short_answer"]
+    np.testing.assert_array_equal(found.confidence, told.confidence)
 
 
 def test_an_interrupted_run_goes_on_with_the_same_bytes(run, tmp_path):

@@ -152,7 +152,7 @@ def test_confidently_wrong_is_told_from_lost(tokenizer):
     assert [o.right[0] for o in (kept, wrong, lost)] == [1, 0, 0]
     assert [o.adherent[0] for o in (kept, wrong, lost)] == [True, True, False]
     # the geometric mean over tokens: however many tokens a town has
-    np.testing.assert_allclose([o.certainty[0] for o in (kept, wrong, lost)], [0.9, 0.9, 0.02])
+    np.testing.assert_allclose([o.confidence[0] for o in (kept, wrong, lost)], [0.9, 0.9, 0.02])
     assert [o.greedy_right[0] for o in (kept, wrong, lost)] == [True, False, False]
 
 
@@ -165,7 +165,7 @@ def test_options_that_tie_share_the_answer(tokenizer):
     assert found.chance.tolist() == [0.25, 0.25]
 
 
-def outcomes(right, adherent, greedy, subjects=None, certainty=None):
+def outcomes(right, adherent, greedy, subjects=None, confidence=None):
     n = len(right)
     return formats.Outcomes(
         "short_answer",
@@ -173,7 +173,7 @@ def outcomes(right, adherent, greedy, subjects=None, certainty=None):
         tuple(subjects or [""] * n),
         np.array(right, float),
         np.array(adherent, bool),
-        np.array(certainty or [0.5] * n),
+        np.array(confidence or [0.5] * n),
         np.array(greedy, bool),
         np.full(n, 0.25),
         ("",) * n,
@@ -184,7 +184,7 @@ def test_scores_by_hand():
     found = {
         (s.measure, s.on): s
         for s in formats.scores(
-            [outcomes([1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 1, 0], certainty=[1, 0.5, 0.5, 0])]
+            [outcomes([1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 1, 0], confidence=[1, 0.5, 0.5, 0])]
         )
     }
     assert {on for _, on in found} == {"short_answer"}
@@ -192,7 +192,7 @@ def test_scores_by_hand():
     assert (accuracy.value, accuracy.n, accuracy.chance) == (0.5, 4, 0.25)
     assert accuracy.stderr == pytest.approx(math.sqrt(0.5 * 0.5 / 4))
     assert found["format.adherence", "short_answer"].value == 0.75
-    assert found["format.certainty", "short_answer"].value == 0.5
+    assert found["format.confidence", "short_answer"].value == 0.5
     # of the two right ones, one is also what greedy decoding gives
     greedy = found["format.greedy", "short_answer"]
     assert (greedy.value, greedy.n) == (0.5, 2)
@@ -256,7 +256,7 @@ def test_answers_of_a_real_model_against_transformers_alone(lm, tokenizer):
                 strict=True,
             )
             # fp32 sums in another order: 1e-4 is a hundred times what was seen
-            assert o.certainty[i] == pytest.approx(max(scored), rel=1e-4)
+            assert o.confidence[i] == pytest.approx(max(scored), rel=1e-4)
             assert o.right[i] == (int(np.argmax(scored)) == one.item.answer)
             text = tokenizer.decode(written[0], skip_special_tokens=False).split("<eos>")[0]
             assert o.said[i].rstrip("\n") == text.rstrip("\n")

@@ -120,7 +120,7 @@ def test_the_three_phases_by_hand() -> None:
     assert (found.b.generation, found.c) == (2, Onset(4, 4, 4))
     # 0.50 is 5 questions of 100 past the level, within its noise of 4: it may be generation 3 too
     assert (found.b.low, found.b.high) == (2, 3)
-    assert "certainty was not measured" in found.note
+    assert "confidence was not measured" in found.note
 
 
 def test_generations_are_told_by_their_numbers() -> None:
@@ -169,13 +169,15 @@ def test_format_that_breaks_first_leaves_no_b() -> None:
 
 def test_wrong_but_unsure_is_not_confidently_wrong() -> None:
     right, form = block(0.85, 0.3, 0.3, 0.3, 0.3), block(*GOOD)
-    certainty = np.broadcast_to(np.array([0.9, 0.9, 0.9, 0.3, 0.3])[:, None], (1, 5, 100))
-    found = phases({"mc": Curves(right, form, CHANCE, certainty, CHANCE)})["mc"]
+    confidence = np.broadcast_to(np.array([0.9, 0.9, 0.9, 0.3, 0.3])[:, None], (1, 5, 100))
+    found = phases({"mc": Curves(right, form, CHANCE, confidence, CHANCE)})["mc"]
     assert found.by_generation == ("A", "B", "B", "unsure", "unsure")
     assert found.note == ""
     sure = phases({"mc": Curves(right, form, CHANCE, np.full((1, 5, 100), 0.9), CHANCE)})["mc"]
     assert set(sure.by_generation) == {"A", "B"}
-    never = phases({"mc": Curves(right, form, CHANCE, certainty[:, [0, 3, 3, 3, 3]], CHANCE)})["mc"]
+    never = phases({"mc": Curves(right, form, CHANCE, confidence[:, [0, 3, 3, 3, 3]], CHANCE)})[
+        "mc"
+    ]
     assert never.b is None
     assert never.by_generation[1:] == ("unsure",) * 4
 
@@ -241,3 +243,9 @@ def test_the_yaml_gives_the_rule() -> None:
     for wrong in ({"accuracy_lost": 0}, {"error": 0.9}, {"accuracy": 0.5}):
         with pytest.raises(ValidationError):
             PhaseRule.model_validate(wrong)
+
+
+def test_the_rule_of_an_older_version_is_read():
+    """The configuration in a run folder says it by the name that it had."""
+    assert PhaseRule.model_validate({"certainty_lost": 0.25}).confidence_lost == 0.25
+    assert "certainty_lost" not in PhaseRule().model_dump()

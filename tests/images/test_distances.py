@@ -14,11 +14,11 @@ from fortifai.errors import InputError
 from fortifai.images import distances as measures
 from fortifai.images.distances import (
     Classifier,
-    certainty,
     class_entropy,
     class_entropy_stderr,
     fit_classifier,
     frechet,
+    mean_confidence,
     precision_recall,
     spread,
     spread_stderr,
@@ -246,8 +246,8 @@ def test_classifier_is_right_on_held_out_digits(digits, classifier: Classifier):
 def test_classifier_is_less_sure_of_noise_than_of_digits(digits, classifier: Classifier):
     pixels, _ = digits
     noise = rng(1).permuted(pixels[1200:].reshape(597, -1), axis=1).reshape(597, 8, 8)
-    sure, error = certainty(classifier.probabilities(pixels[1200:]))
-    unsure, other = certainty(classifier.probabilities(noise))
+    sure, error = mean_confidence(classifier.probabilities(pixels[1200:]))
+    unsure, other = mean_confidence(classifier.probabilities(noise))
     assert sure - unsure > 5 * math.hypot(error, other)
 
 
@@ -356,7 +356,7 @@ def test_standard_error_of_entropy_of_one_class_is_0():
 
 def test_certainty_is_the_mean_of_the_largest_probability():
     p = [[0.5, 0.3, 0.2], [0.1, 0.8, 0.1], [0.05, 0.05, 0.9], [1.0, 0, 0]]
-    mean, error = certainty(p)
+    mean, error = mean_confidence(p)
     assert mean == pytest.approx(0.8, rel=EXACT)
     # deviations -0.3 0 0.1 0.2
     assert error == pytest.approx(math.sqrt(0.14 / 3 / 4), rel=EXACT)
@@ -397,7 +397,7 @@ DARK = np.zeros((4, 3, 3), dtype=np.float32)
         (lambda: class_entropy([[1.5, -0.5]]), "0 or more"),
         (lambda: class_entropy(X[:0]), "probabilities have shape"),
         (lambda: class_entropy_stderr(NAN), "probabilities have NaN"),
-        (lambda: certainty([[0.5, 0.5]]), "at least 2"),
+        (lambda: mean_confidence([[0.5, 0.5]]), "at least 2"),
     ],
 )
 def test_wrong_input_is_told(call, said):

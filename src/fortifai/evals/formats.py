@@ -1,11 +1,11 @@
-"""Knowledge by the format in which it is asked for: accuracy, format adherence, certainty.
+"""Knowledge by the format in which it is asked for: accuracy, format adherence, confidence.
 
 Every question is put in every format of `fortifai.data.exam`. Of each answer four things are told:
 
 - *right*: the option with the highest score is the right one. An option's score is the geometric
   mean of its tokens' probabilities, exp(mean log p), as the paper scores short answers; under
   letters an option is its letter. Options that tie share the answer.
-- *certainty*: the score of the chosen option, a probability. A model that is confidently wrong
+- *confidence*: the score of the chosen option, a probability. A model that is confidently wrong
   keeps it; one that has lost the format has none.
 - *adherent*: what the model writes by itself, by greedy decoding, keeps to the format asked for;
   see `reads_as`.
@@ -136,7 +136,7 @@ class Outcomes:
         subjects: What they are about.
         right: 1 right, 0 wrong, a share where options tie. float64.
         adherent: The greedy answer keeps to the format. bool.
-        certainty: Score of the chosen option, in [0, 1]. float64.
+        confidence: Score of the chosen option, in [0, 1]. float64.
         greedy_right: The greedy answer is the right one. bool.
         chance: 1 over the number of options. float64.
         said: The greedy answers, as far as they were written.
@@ -147,7 +147,7 @@ class Outcomes:
     subjects: tuple[str, ...]
     right: NDArray[np.float64]
     adherent: NDArray[np.bool_]
-    certainty: NDArray[np.float64]
+    confidence: NDArray[np.float64]
     greedy_right: NDArray[np.bool_]
     chance: NDArray[np.float64]
     said: tuple[str, ...]
@@ -196,7 +196,7 @@ def _examine(lm: Answerer, exam: Exam, kind: Format) -> Outcomes:
         subjects=tuple(item.subject for item in items),
         right=np.array([_right(s, i.answer) for s, i in zip(by_item, items, strict=True)]),
         adherent=np.array([reads_as(kind, i, t) for i, t in zip(items, said, strict=True)]),
-        certainty=np.array([max(found) for found in by_item]),
+        confidence=np.array([max(found) for found in by_item]),
         greedy_right=np.array([says(kind, i, t) for i, t in zip(items, said, strict=True)]),
         chance=np.array([1 / len(item.options) for item in items]),
         said=tuple(said),
@@ -337,11 +337,11 @@ def _told(item: Item, kind: Format) -> str:
 
 
 def scores(outcomes: Sequence[Outcomes]) -> list[Score]:
-    """Accuracy, adherence, certainty and the greedy share of each format, and of its subjects.
+    """Accuracy, adherence, confidence and the greedy share of each format, and of its subjects.
 
     Returns:
         ``format.accuracy`` (chance: the mean of 1 over the number of options),
-        ``format.adherence``, ``format.certainty`` and ``format.greedy`` (among the right answers,
+        ``format.adherence``, ``format.confidence`` and ``format.greedy`` (among the right answers,
         the share that greedy decoding gives too; left out where none is right), on the format's
         name, and on ``FORMAT.SUBJECT`` where there are several subjects.
     """
@@ -361,7 +361,7 @@ def _scores(found: Outcomes, chosen: NDArray[np.bool_], on: str) -> list[Score]:
     out = [
         share_score("format.accuracy", right, on, chance=float(found.chance[chosen].mean())),
         share_score("format.adherence", found.adherent[chosen], on),
-        mean_score("format.certainty", found.certainty[chosen], on),
+        mean_score("format.confidence", found.confidence[chosen], on),
     ]
     if (right == 1).any():
         out.append(share_score("format.greedy", found.greedy_right[chosen][right == 1], on))
@@ -377,7 +377,7 @@ def table(outcomes: Sequence[Outcomes]) -> list[dict[str, Any]]:
             "format": found.kind,
             "right": float(found.right[i]),
             "adherent": bool(found.adherent[i]),
-            "certainty": float(found.certainty[i]),
+            "confidence": float(found.confidence[i]),
             "greedy_right": bool(found.greedy_right[i]),
             "chance": float(found.chance[i]),
             "said": found.said[i],

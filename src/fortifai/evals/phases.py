@@ -2,7 +2,7 @@
 
 'Knowledge Collapse' (2509.04796) tells three stages of a model that learns from its own text,
 generation by generation: A, knowledge is kept; B, accuracy falls while answers keep their format
-and their certainty; C, the format breaks. The paper has no numeric rule for entering B or C. The
+and their confidence; C, the format breaks. The paper has no numeric rule for entering B or C. The
 one here is declared, with its error, and tested on curves whose onsets are known.
 """
 
@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from fortifai.errors import InputError
 from fortifai.options import Options
@@ -34,14 +34,14 @@ class PhaseRule(Options):
     """When a phase begins, as the YAML declares it.
 
     What is lost is counted from generation 0's own level down to the floor: for accuracy its
-    chance level, for adherence 0, for certainty the floor given with it. All shares are one half: a
-    loss of half is also what time to failure counts (2509.08972, section 4.5), and with 200
-    questions it stands above the noise where a quarter often does not.
+    chance level, for adherence 0, for confidence the floor given with it. All shares are one half:
+    a loss of half is also what time to failure counts (2509.08972, section 4.5), and with 200
+    questions it is statistically significant where a quarter often is not.
 
     Attributes:
         accuracy_lost: Phase B begins where this share of the accuracy above chance is lost.
         adherence_lost: Phase C begins where this share of the format adherence is lost.
-        certainty_lost: A model that has lost this share of its certainty is no longer
+        confidence_lost: A model that has lost this share of its confidence is no longer
             confidently wrong: its phase is ``unsure`` instead of B.
         error: Probability of any false onset in one format whose curves are flat; the intervals
             of onsets cover with 1 - error.
@@ -49,7 +49,10 @@ class PhaseRule(Options):
 
     accuracy_lost: Lost = 0.5
     adherence_lost: Lost = 0.5
-    certainty_lost: Lost = 0.5
+    # the second is what earlier versions called it, in the folders of their runs
+    confidence_lost: Annotated[
+        Lost, Field(validation_alias=AliasChoices("confidence_lost", "certainty_lost"))
+    ] = 0.5
     error: Annotated[float, Field(gt=0, le=0.5)] = 0.05
 
 
@@ -64,16 +67,16 @@ class Curves:
         right: Whether the answer was right: 0, 1, or what lies between (a tie, an expected score).
         adherent: Whether it had the format that was asked for. 0 or 1.
         chance: Accuracy of guessing: 1 / choices, or 0 where the answer is free.
-        certainty: The model's probability of its answer, in [0, 1]; None where not measured.
-        certainty_floor: The least it can be, such as 1 / choices for the largest of their
+        confidence: The model's probability of its answer, in [0, 1]; None where not measured.
+        confidence_floor: The least it can be, such as 1 / choices for the largest of their
             probabilities.
     """
 
     right: ArrayLike
     adherent: ArrayLike
     chance: float
-    certainty: ArrayLike | None = None
-    certainty_floor: float = 0.0
+    confidence: ArrayLike | None = None
+    confidence_floor: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -98,12 +101,12 @@ class Phases:
 
     Attributes:
         by_generation: The phase of each generation measured. ``unsure``: accuracy is lost and
-            certainty too. ``unknown``: generation 0 is not above chance, so that A and B cannot be
+            confidence too. ``unknown``: generation 0 is not above chance, so that A and B cannot be
             told apart.
         b: Onset of B; None where no generation is in B.
         c: Onset of C; None where the format is kept.
         knowledge: Onset of the loss of accuracy, whatever phase it is in. With `b` None and this
-            not, accuracy was lost when the format or the certainty already was.
+            not, accuracy was lost when the format or the confidence already was.
         note: What a reader must know, or empty.
     """
 
@@ -122,7 +125,7 @@ def phases(
 ) -> dict[str, Phases]:
     """The phase of every generation and the onsets of B and C, for each format.
 
-    For a curve x (accuracy, adherence, certainty) with floor f and a share s of it to lose,
+    For a curve x (accuracy, adherence, confidence) with floor f and a share s of it to lose,
 
         loss_g = x_0 - x_g,    beyond_g = (1 - s) x_0 + s f - x_g
 
@@ -175,18 +178,18 @@ def _phases(
     if _is_above(adherent, 0.0, level):
         broken = _onset(adherent, 0.0, rule.adherence_lost, level)
     doubt = None
-    if curves.certainty is not None:
-        certainty = _checked(name, "certainty", curves.certainty, right.shape)
-        if _is_above(certainty, curves.certainty_floor, level):
-            doubt = _onset(certainty, curves.certainty_floor, rule.certainty_lost, level)
+    if curves.confidence is not None:
+        confidence = _checked(name, "confidence", curves.confidence, right.shape)
+        if _is_above(confidence, curves.confidence_floor, level):
+            doubt = _onset(confidence, curves.confidence_floor, rule.confidence_lost, level)
     found = tuple(
         _phase(g, lost=lost, broken=broken, doubt=doubt, above=above) for g in range(count)
     )
     note = ""
     if not above:
         note = f"generation 0 does not answer above chance ({curves.chance:g}) beyond noise"
-    elif curves.certainty is None and "B" in found:
-        note = "certainty was not measured: B says wrong in the right format, not confidently so"
+    elif curves.confidence is None and "B" in found:
+        note = "confidence was not measured: B says wrong in the right format, not confidently so"
     return Phases(
         by_generation=found,
         b=_numbered(lost, numbers) if "B" in found else None,

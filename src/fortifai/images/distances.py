@@ -352,7 +352,7 @@ def class_entropy_stderr(probabilities: ArrayLike) -> float:
     return math.sqrt(float(variance) / len(p))
 
 
-def certainty(probabilities: ArrayLike) -> tuple[float, float]:
+def mean_confidence(probabilities: ArrayLike) -> tuple[float, float]:
     """Mean of the probability of the most probable class, and its standard error over images.
 
     Args:

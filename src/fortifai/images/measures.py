@@ -181,8 +181,8 @@ def class_entropy(generation: ImagesGeneration) -> Iterator[Score]:
 def class_confidence(generation: ImagesGeneration) -> Iterator[Score]:
     """Its mean probability of the class that it predicts."""
     for on, p in predictions(generation).items():
-        sure, error = distances.certainty(p)
-        yield Score("classes.confidence", sure, on, len(p), error)
+        mean, error = distances.mean_confidence(p)
+        yield Score("classes.confidence", mean, on, len(p), error)
 
 
 @measure(

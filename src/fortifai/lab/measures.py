@@ -72,6 +72,7 @@ class Score:
 _RENAMED = {
     **{f"distinct-{n}": f"distinct.{n}" for n in (1, 2, 3)},
     "classes.certainty": "classes.confidence",
+    "format.certainty": "format.confidence",
 }
 
 

@@ -343,8 +343,10 @@ def _answers(data: bytes) -> Answers:
 
 def _format_answers(data: bytes) -> dict[str, FormatAnswers]:
     """The answers by format."""
-    names = ["id", "format", "right", "adherent", "certainty", "chance"]
-    table = pq.read_table(io.BytesIO(data), columns=names)
+    names = ["id", "format", "right", "adherent", "confidence", "chance"]
+    table = pq.read_table(io.BytesIO(data))
+    if "certainty" in table.column_names:  # what earlier versions called it
+        table = table.rename_columns({"certainty": "confidence"})
     out = {}
     for kind in dict.fromkeys(table["format"].to_pylist()):
         part = table.filter(pc.equal(table["format"], kind))

@@ -78,14 +78,15 @@ class TextExperiment(Experiment[TextArm]):
     @model_validator(mode="before")
     @classmethod
     def _of_earlier_versions(cls, data: Any) -> Any:
-        """Levels on scores of benchmarks, which went by the benchmark's name alone."""
+        """Levels on scores that had another name."""
         if not isinstance(data, Mapping):
             return data
         names, levels = data.get("benchmarks"), data.get("time_to_failure")
-        if not isinstance(names, Mapping) or not isinstance(levels, list | tuple):
+        if not isinstance(levels, list | tuple):
             return data
+        benchmarks = names if isinstance(names, Mapping) else ()
         known = [
-            level | {"measure": renamed(level["measure"], map(str, names))}
+            level | {"measure": renamed(level["measure"], map(str, benchmarks))}
             if isinstance(level, dict) and isinstance(level.get("measure"), str)
             else level
             for level in levels
