@@ -30,10 +30,10 @@ def ours(args: argparse.Namespace, generations: int) -> float:
         {
             "name": "benchmark",
             "generations": generations,
-            "every": args.every or generations,
+            "eval_every": args.every or generations,
             "seeds": {"count": args.seeds},
             "threads": args.threads,
-            "keep_samples": "needed",
+            "save_samples": "needed",
             "baseline": "keep",
             "corpus": {
                 "kind": "points",

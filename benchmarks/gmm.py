@@ -33,8 +33,8 @@ def settings(args: argparse.Namespace) -> AnyExperiment:
         {
             "name": "benchmark",
             "generations": args.generations,
-            "every": args.every,
-            "keep_samples": "needed",
+            "eval_every": args.every,
+            "save_samples": "needed",
             "baseline": "em",
             "corpus": {
                 "kind": "points",

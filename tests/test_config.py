@@ -13,7 +13,7 @@ name: wikitext2-small
 generations: 5
 seeds: [0, 1]
 baseline: ce
-start: previous                 # previous | base | scratch
+init_from: previous             # previous | base | scratch
 regime: {kind: fortifai}
 corpus: {kind: text, files: [wiki.test.raw], held_out: [wiki.valid.tokens]}
 questions: {files: [wikitext2-test.jsonl]}
@@ -99,7 +99,7 @@ def test_the_papers_settings():
         arm = resolved.arms["tce-0.9"]
         assert arm.weight == Truncate(0.9)
         assert arm.regime == Fortifai()
-        assert arm.start == "previous"
+        assert arm.init_from == "previous"
         train = arm.train
         assert (train.learning_rate, train.schedule, train.batch_size) == (2e-5, "constant", 64)
         assert (train.epochs, train.block, train.checkpoint) == (10, 128, "best_held_out")

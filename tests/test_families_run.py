@@ -25,9 +25,9 @@ from tests.test_run import fortifai, outcome
 GAUSSIAN = {
     "name": "tiny-gaussian",
     "generations": 12,
-    "every": 3,
+    "eval_every": 3,
     "seeds": {"count": 4},
-    "keep_samples": "needed",
+    "save_samples": "needed",
     "baseline": "none",
     "corpus": {"kind": "points", "source": {"kind": "gaussian"}, "samples": 400, "held_out": 500},
     "family": {"kind": "gaussian", "bias": 0.9},
@@ -143,7 +143,7 @@ def test_a_mixture_of_points_from_files_and_the_dry_run(tmp_path):
 def test_killed_again_and_again_a_run_ends_with_the_same_bytes(tmp_path):
     raw = GAUSSIAN | {
         "generations": 400,
-        "every": 20,
+        "eval_every": 20,
         "regime": {"kind": "mix", "alpha": 0.9},
         "arms": {"none": {}},
     }
@@ -177,7 +177,7 @@ def test_killed_again_and_again_a_run_ends_with_the_same_bytes(tmp_path):
 
 
 def test_a_variance_that_diverges_ends_the_chain_and_not_the_run(tmp_path):
-    raw = copy.deepcopy(GAUSSIAN) | {"generations": 600, "every": 100, "seeds": [0]}
+    raw = copy.deepcopy(GAUSSIAN) | {"generations": 600, "eval_every": 100, "seeds": [0]}
     raw["arms"]["tails"]["weight"]["a"] = 1.5
     done = fortifai("run", written(tmp_path, raw), "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
@@ -203,7 +203,7 @@ def test_a_mixture_that_becomes_singular_ends_its_chain_and_not_the_run(tmp_path
         arms={"em": {}, "floor": {"family": {"reg_covar": 1e-2}}},
         seeds=[0],
     )
-    raw["every"] = 10
+    raw["eval_every"] = 10
     experiment.run(configuration.resolve(raw), tmp_path, tmp_path / "out")
     arms = tmp_path / "out" / "arms"
     end = json.loads((arms / "em" / "seed-0" / "ended.json").read_text())
@@ -219,7 +219,7 @@ def test_accumulating_bounds_the_variance_that_replacing_loses(tmp_path):
     """2404.01413, 2410.16713: with replacement variance goes to 0, accumulated it stays."""
     raw = copy.deepcopy(GAUSSIAN) | {
         "generations": 120,
-        "every": 119,
+        "eval_every": 119,
         "seeds": {"count": 40},
         "baseline": "replace",
         "family": {"kind": "gaussian"},

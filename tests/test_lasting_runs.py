@@ -97,8 +97,8 @@ GROWING = {
     # commits 0, 2, 4, 5; asked for 10 they are 0, 2, ..., 8, 9
     "gaussian": (GAUSSIAN, {}, 10),
     "replace": (MOONS, {}, 6),
-    "accumulate": (MOONS, {"regime": {"kind": "accumulate"}, "every": 2}, 6),
-    "needed": (MOONS, {"regime": {"kind": "accumulate"}, "keep_samples": "needed"}, 5),
+    "accumulate": (MOONS, {"regime": {"kind": "accumulate"}, "eval_every": 2}, 6),
+    "needed": (MOONS, {"regime": {"kind": "accumulate"}, "save_samples": "needed"}, 5),
     "points of more splits": (MOONS, {"regime": {"kind": "fortifai"}}, 5),
     "images": (DIGITS, {}, 3),
     "text": (REPLACED, {}, 4),
@@ -183,7 +183,12 @@ def test_killed_while_it_grows_it_ends_with_the_same_bytes(tmp_path, monkeypatch
 
 REFUSED = {
     "fewer": (MOONS, {}, {"generations": 2}, "started with 3 generations and 2 are asked for"),
-    "more and another key": (MOONS, {}, {"generations": 4, "every": 2}, "keys differ: every;"),
+    "more and another key": (
+        MOONS,
+        {},
+        {"generations": 4, "eval_every": 2},
+        "keys differ: eval_every;",
+    ),
     "splits of the whole corpus": (
         LANGUAGE,
         {"splits": {"held_out_tokens": 128}},
@@ -463,8 +468,8 @@ def test_a_changed_configuration_is_told_to_be_damaged(sound, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(out, run)
     text = (run / "config.yaml").read_text()
-    (run / "config.yaml").write_text(text.replace("every: ", "every: 1"))
-    with pytest.raises(InputError, match=r"keys differ: every;.*config\.yaml has"):
+    (run / "config.yaml").write_text(text.replace("eval_every: ", "eval_every: 1"))
+    with pytest.raises(InputError, match=r"keys differ: eval_every;.*config\.yaml has"):
         go(raw, run)
 
 

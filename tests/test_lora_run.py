@@ -38,7 +38,7 @@ def root(tmp_path_factory):
     told["arms"] = {
         "merged": {},
         "carried": {"train": {"lora": {"carry": True}}},
-        "anew": {"start": "base"},
+        "anew": {"init_from": "base"},
     }
     told["baseline"] = "merged"
     (folder / "tiny.yaml").write_text(yaml.safe_dump(told))

@@ -393,8 +393,8 @@ def test_regimes_run_on_the_language_model(tiny, tmp_path):
             "generations=2",
             "splits.count=2",
             "regenerate={mode: documents, keep: 8, decoding: {kind: sample, top_p: 0.9}}",
-            "arms={mix: {regime: {kind: mix, alpha: 0.5}, start: base}, "
-            "sub: {regime: {kind: accumulate-subsample}, start: scratch}, "
+            "arms={mix: {regime: {kind: mix, alpha: 0.5}, init_from: base}, "
+            "sub: {regime: {kind: accumulate-subsample}, init_from: scratch}, "
             "ce: {train: {checkpoint: best_held_out, epochs: 2}}}",
         ],
     )

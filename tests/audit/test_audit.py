@@ -530,7 +530,7 @@ def test_a_base_model_of_another_tokenizer_is_refused(model, text):
 def test_the_generations_of_wikitext2_small(real_data, tmp_path):
     """Generation 0 is sound, generation 4 under cross entropy shows collapse."""
     raw, root = configuration.read_raw("wikitext2-small")
-    raw |= {"seeds": [0], "keep": "all", "arms": {"ce": {}}}
+    raw |= {"seeds": [0], "save_weights": "all", "arms": {"ce": {}}}
     raw["corpus"]["files"] = [str(real_data / "wikitext2" / "wiki.test.raw")]
     raw["corpus"]["held_out"] = [str(real_data / "wikitext2" / "wiki.valid.tokens")]
     raw["questions"]["files"] = [str(real_data / "kr_test" / "wikitext2-test.jsonl")]

@@ -243,9 +243,3 @@ def test_the_yaml_gives_the_rule() -> None:
     for wrong in ({"accuracy_lost": 0}, {"error": 0.9}, {"accuracy": 0.5}):
         with pytest.raises(ValidationError):
             PhaseRule.model_validate(wrong)
-
-
-def test_the_rule_of_an_older_version_is_read():
-    """The configuration in a run folder says it by the name that it had."""
-    assert PhaseRule.model_validate({"certainty_lost": 0.25}).confidence_lost == 0.25
-    assert "certainty_lost" not in PhaseRule().model_dump()

@@ -21,7 +21,7 @@ GAUSSIAN = """
 name: old-gaussian
 description: two arms, commits every second generation
 generations: 6
-every: 2
+eval_every: 2
 seeds: [0, 1]
 baseline: mle
 corpus: {kind: points, source: {kind: gaussian}, samples: 40, held_out: 50}

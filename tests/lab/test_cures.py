@@ -175,10 +175,9 @@ class Asks(Select):
         return np.arange(len(units))
 
 
-def chain(cures, *, start="previous", generations=3, regime=None, **changes):
-    return toy.chain(
-        generations, start=start, regime=regime or Replace(), cures=cures, splits=1, **changes
-    )
+def chain(cures, *, init_from="previous", generations=3, regime=None, **changes):
+    changes |= {"regime": regime or Replace(), "cures": cures, "splits": 1}
+    return toy.chain(generations, init_from=init_from, **changes)
 
 
 def ledgers(folder):
@@ -197,13 +196,13 @@ def test_the_model_that_wrote_is_asked(tmp_path, start, every):
         means.append(stage.model.mean)
         return toy.evaluate(stage, folder)
 
-    cured = chain((Asks(),), start=start, every=every, generations=4, evaluate=evaluate)
+    cured = chain((Asks(),), init_from=start, eval_every=every, generations=4, evaluate=evaluate)
     recurse(cured, ChainStore(tmp_path / "a"), Silent())
     assert len(Asks.seen) == 3  # not before the first generation
     if every == 1:
         np.testing.assert_allclose(Asks.seen, means[:3], atol=1e-6)  # log p is float32
         again = means.copy()
-        cut = chain((Asks(),), start=start, generations=2, evaluate=evaluate)
+        cut = chain((Asks(),), init_from=start, generations=2, evaluate=evaluate)
         recurse(cut, ChainStore(tmp_path / "b"), Silent())
         recurse(cured, ChainStore(tmp_path / "b"), Silent())
         assert digest(tmp_path / "a") == digest(tmp_path / "b")

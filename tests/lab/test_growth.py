@@ -48,8 +48,8 @@ def dying_at(generation: int):
 def test_a_chain_that_grew_has_the_bytes_of_one_that_was_asked_for_all(
     tmp_path, regime, every, keep_samples, start
 ):
-    ask = {"regime": REGIMES[regime], "every": every, "keep_samples": keep_samples}
-    ask |= {"start": start, **SPLITS[regime]}
+    ask = {"regime": REGIMES[regime], "eval_every": every, "save_samples": keep_samples}
+    ask |= {"init_from": start, **SPLITS[regime]}
     # with commits every 3, the short chains end on a commit of the long one (4) and inside (3, 6)
     whole = run(tmp_path / "whole", generations=9, **ask)
     for short in (1, 3, 4, 6):
@@ -61,7 +61,7 @@ def test_a_chain_that_grew_has_the_bytes_of_one_that_was_asked_for_all(
 @pytest.mark.parametrize("start", ["previous", "base"])
 @pytest.mark.parametrize("regime", ["replace", "accumulate", "fortifai"])
 def test_what_was_finished_is_not_done_again(tmp_path, regime, start):
-    ask = {"regime": REGIMES[regime], "start": start, **SPLITS[regime]}
+    ask = {"regime": REGIMES[regime], "init_from": start, **SPLITS[regime]}
     run(tmp_path, generations=4, **ask)
     trained: list[int] = []
     told: list[str] = []
@@ -72,7 +72,7 @@ def test_what_was_finished_is_not_done_again(tmp_path, regime, start):
 
 def test_a_chain_goes_on_inside_an_interval_of_commits(tmp_path):
     """Commits at 0, 4, 5; asked for 12 they are 0, 4, 8, 11: 5 has the weights, 4 has not."""
-    ask = {"regime": regimes.Replace(), "every": 4, "splits": 2}
+    ask = {"regime": regimes.Replace(), "eval_every": 4, "splits": 2}
     run(tmp_path / "grown", generations=6, **ask)
     fits: list[int] = []
 
@@ -91,7 +91,7 @@ def test_a_chain_goes_on_inside_an_interval_of_commits(tmp_path):
 
 def test_what_was_dropped_is_made_again_and_told_before_work(tmp_path):
     """`accumulate` reads all that was written, and `needed` has dropped it at the end."""
-    ask = {"regime": regimes.Accumulate(), "keep_samples": "needed", "splits": 2}
+    ask = {"regime": regimes.Accumulate(), "save_samples": "needed", "splits": 2}
     run(tmp_path / "grown", generations=4, **ask)
     told: list[str] = []
     trained: list[int] = []
@@ -105,7 +105,7 @@ def test_what_was_dropped_is_made_again_and_told_before_work(tmp_path):
     assert trained == [0, 1, 2, 4, 5]
     (sentence,) = told
     assert "generations up to 2 are done again" in sentence
-    assert "keep_samples" in sentence
+    assert "save_samples" in sentence
     run(tmp_path / "whole", generations=6, **ask)
     assert digest(tmp_path / "grown") == digest(tmp_path / "whole")
 
@@ -113,7 +113,7 @@ def test_what_was_dropped_is_made_again_and_told_before_work(tmp_path):
 @pytest.mark.parametrize("regime", ["replace", "accumulate"])
 @pytest.mark.parametrize("at", [8, 9])
 def test_killed_while_it_grows_it_ends_with_the_same_bytes(tmp_path, regime, at):
-    ask = {"regime": REGIMES[regime], "every": 4, "splits": 2}
+    ask = {"regime": REGIMES[regime], "eval_every": 4, "splits": 2}
     run(tmp_path / "grown", generations=6, **ask)
     with pytest.raises(KilledError):
         run(tmp_path / "grown", generations=10, evaluate=dying_at(at), **ask)
@@ -125,7 +125,7 @@ def test_killed_while_it_grows_it_ends_with_the_same_bytes(tmp_path, regime, at)
 @pytest.mark.parametrize("at", [2, 5, 7])
 def test_a_chain_that_ends_where_it_grows(tmp_path, at):
     """At 2 it had ended before; at 5 and 7 it ends in a generation that came with the growth."""
-    ask = {"regime": regimes.Replace(), "every": 4, "splits": 2}
+    ask = {"regime": regimes.Replace(), "eval_every": 4, "splits": 2}
     run(tmp_path / "whole", generations=12, family=EndingFamily(at), **ask)
     run(tmp_path / "grown", generations=5, family=EndingFamily(at), **ask)
     run(tmp_path / "grown", generations=12, family=EndingFamily(at), **ask)
@@ -133,7 +133,7 @@ def test_a_chain_that_ends_where_it_grows(tmp_path, at):
 
 
 def test_a_mark_of_an_end_that_has_changed_is_told_and_taken_back(tmp_path):
-    ask = {"generations": 12, "regime": regimes.Replace(), "every": 4, "splits": 2}
+    ask = {"generations": 12, "regime": regimes.Replace(), "eval_every": 4, "splits": 2}
     ask |= {"family": EndingFamily(6)}
     run(tmp_path / "whole", **ask)
     for text in ("{", '{"generation": 2, "reason": "x"}', '{"generation": "?", "reason": "x"}'):

@@ -38,8 +38,9 @@ def committed(store: ChainStore) -> list[int]:
 @pytest.mark.parametrize("start", ["previous", "base"])
 @pytest.mark.parametrize("regime", REGIMES.values(), ids=REGIMES)
 def test_fewer_commits_are_the_same_chain(tmp_path, regime, start):
-    each = run(tmp_path / "each", generations=GENERATIONS, regime=regime, start=start)
-    some = run(tmp_path / "some", generations=GENERATIONS, regime=regime, start=start, every=3)
+    ask = {"generations": GENERATIONS, "regime": regime, "init_from": start}
+    each = run(tmp_path / "each", **ask)
+    some = run(tmp_path / "some", **ask, eval_every=3)
     assert committed(some) == [0, 3, 6, 7]
     for g in committed(some):
         told = [read_jsonl(store.path(g) / "scores.jsonl") for store in (each, some)]
@@ -70,8 +71,8 @@ def test_an_interrupted_chain_ends_with_the_same_bytes(tmp_path, regime, keep_sa
     ask = {
         "generations": GENERATIONS,
         "regime": regime,
-        "every": 3,
-        "keep_samples": keep_samples,
+        "eval_every": 3,
+        "save_samples": keep_samples,
     }
     whole = run(tmp_path / "whole", **ask)
     with pytest.raises(KilledError):
@@ -89,7 +90,7 @@ def test_an_interrupted_chain_ends_with_the_same_bytes(tmp_path, regime, keep_sa
     ],
 )
 def test_samples_that_nobody_needs_are_dropped(tmp_path, regime, there):
-    ask = {"generations": GENERATIONS, "regime": REGIMES[regime], "keep_samples": "needed"}
+    ask = {"generations": GENERATIONS, "regime": REGIMES[regime], "save_samples": "needed"}
     seen = []
 
     def evaluate(stage, folder):
@@ -115,8 +116,8 @@ def test_damage_is_mended_where_samples_and_weights_are_gone(tmp_path, regime, g
     ask = {
         "generations": GENERATIONS,
         "regime": REGIMES[regime],
-        "every": 3,
-        "keep_samples": "needed",
+        "eval_every": 3,
+        "save_samples": "needed",
     }
     store = run(tmp_path, **ask)
     before = digest(tmp_path)
@@ -157,7 +158,7 @@ class EndingModel(toy.MeanModel):
 
 @pytest.mark.parametrize("at", [1, 2, 3, 4, 7])
 def test_a_chain_that_ends_keeps_what_it_reached(tmp_path, at):
-    ask = {"generations": GENERATIONS, "regime": regimes.Replace(), "every": 3}
+    ask = {"generations": GENERATIONS, "regime": regimes.Replace(), "eval_every": 3}
     whole = run(tmp_path / "whole", generations=GENERATIONS, regime=regimes.Replace())
     told: list[str] = []
     store = run(tmp_path / "ended", told, **ask, family=EndingFamily(at))
@@ -181,7 +182,7 @@ def test_a_chain_that_ends_keeps_what_it_reached(tmp_path, at):
 
 
 def test_a_chain_killed_after_its_end_was_marked_goes_on_to_it(tmp_path):
-    ask = {"generations": GENERATIONS, "regime": regimes.Replace(), "every": 5}
+    ask = {"generations": GENERATIONS, "regime": regimes.Replace(), "eval_every": 5}
     whole = run(tmp_path / "whole", **ask, family=EndingFamily(4))
 
     def dies_late(stage, folder):
@@ -213,13 +214,13 @@ def test_memory_does_not_grow_with_the_generations(tmp_path):
         chain = Chain(
             family=toy.MeanFamily(),
             regime=regimes.Replace(),
-            start="previous",
+            init_from="previous",
             generations=generations,
             seed=0,
             real=real,
             evaluate=lambda stage, folder: [Score("mean", stage.model.mean, "train", 1)],
-            every=every,
-            keep_samples="needed",
+            eval_every=every,
+            save_samples="needed",
         )
         tracemalloc.start()
         recurse(chain, ChainStore(tmp_path / f"{generations}-{every}"), Silent())
@@ -244,12 +245,12 @@ def test_a_seed_among_others_is_the_seed_alone(tmp_path, regime):
         built = Chain(
             family=GaussianFamily(GaussianOptions(kind="gaussian", bias=0.9), Truncate(0.99)),
             regime=regime,
-            start="previous",
+            init_from="previous",
             generations=6,
             seed=seeds,
             real=[part[:, list(seeds)] for part in real[:splits]],
             evaluate=lambda stage, folder: [],
-            every=2,
+            eval_every=2,
         )
         recurse(built, ChainStore(folder), Silent())
         return load_file(folder / "generation-05" / "samples.safetensors")["split-0"]

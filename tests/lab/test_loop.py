@@ -36,7 +36,7 @@ def digest(folder: Path) -> dict[str, str]:
 
 
 def test_the_loop_is_algorithm_1(tmp_path):
-    store = run(tmp_path, generations=3, keep="all")
+    store = run(tmp_path, generations=3, save_weights="all")
     chain = toy.chain(generations=3)
     # written out by hand for three generations, without the loop's code
     weights, parts = 0.0, {}
@@ -56,7 +56,7 @@ def test_the_loop_is_algorithm_1(tmp_path):
 
 @pytest.mark.parametrize(("start", "fits"), [("previous", 3), ("base", 1), ("scratch", 1)])
 def test_where_a_generation_starts(tmp_path, start, fits):
-    store = run(tmp_path, generations=3, start=start)
+    store = run(tmp_path, generations=3, init_from=start)
     scores = {s["measure"]: s["value"] for s in read_jsonl(store.path(2) / "scores.jsonl")}
     assert scores["fits"] == fits
 
@@ -98,7 +98,7 @@ def test_the_first_weights_stay_where_measures_need_them(tmp_path):
 
 @pytest.mark.parametrize("keep", ["last", "all"])
 def test_old_weights_are_dropped(tmp_path, keep):
-    store = run(tmp_path, keep=keep)
+    store = run(tmp_path, save_weights=keep)
     has = [(store.path(g) / "model").exists() for g in range(4)]
     assert has == ([True] * 4 if keep == "all" else [False, False, False, True])
     assert all(inspect(store.path(g)).whole for g in range(4))
@@ -128,10 +128,10 @@ def _dies_at(generation):
 @pytest.mark.parametrize("start", ["previous", "base"])
 @pytest.mark.parametrize("generation", [0, 2, 3])
 def test_an_interrupted_chain_ends_with_the_same_bytes(tmp_path, generation, start):
-    whole = run(tmp_path / "whole", start=start)
+    whole = run(tmp_path / "whole", init_from=start)
     with pytest.raises(KilledError):
-        run(tmp_path / "cut", start=start, evaluate=_dies_at(generation))
-    store = run(tmp_path / "cut", start=start)
+        run(tmp_path / "cut", init_from=start, evaluate=_dies_at(generation))
+    store = run(tmp_path / "cut", init_from=start)
     assert digest(store.folder) == digest(whole.folder)
 
 

@@ -62,20 +62,20 @@ def evaluate(stage, folder):
 FORTIFAI = regimes.Fortifai()
 
 
-def chain(generations=4, *, start="previous", regime=FORTIFAI, keep="last", **changes):
+def chain(generations=4, *, init_from="previous", regime=FORTIFAI, save_weights="last", **changes):
     rng = np.random.default_rng(0)
     real = [rng.normal(size=64) for _ in range(changes.get("splits", generations))]
     return Chain(
         family=changes.get("family", MeanFamily()),
         regime=regime,
         cures=changes.get("cures", ()),
-        start=start,
+        init_from=init_from,
         generations=generations,
         seed=changes.get("seed", 0),
         real=real,
         evaluate=changes.get("evaluate", evaluate),
-        every=changes.get("every", 1),
-        keep=keep,
-        keep_samples=changes.get("keep_samples", "all"),
+        eval_every=changes.get("eval_every", 1),
+        save_weights=save_weights,
+        save_samples=changes.get("save_samples", "all"),
         keep_first=changes.get("keep_first", False),
     )

@@ -237,7 +237,7 @@ def test_an_adapter_is_carried_from_the_last_generation_alone():
     TextArm.model_validate({"family": family, "train": train})
     for start in ("base", "scratch"):
         with pytest.raises(ValidationError, match="carry trains on the adapter of"):
-            TextArm.model_validate({"family": family, "train": train, "start": start})
+            TextArm.model_validate({"family": family, "train": train, "init_from": start})
 
 
 # --- in the loop ------------------------------------------------------------------------------
@@ -309,7 +309,7 @@ def test_a_carried_adapter_goes_on_and_a_new_one_begins(family, stream, tmp_path
     assert near > 0.8
     again = [base.create("base", seed=0) for _ in range(2)]
     losses = [m.fit(stream, seed=0, progress=Silent())["loss"] for m in again]
-    assert losses[0] == losses[1] == first  # start: base knows nothing of generations before
+    assert losses[0] == losses[1] == first  # init_from: base knows nothing of generations before
 
 
 def test_an_adapter_needs_its_base_and_finds_it(family, stream, tmp_path):

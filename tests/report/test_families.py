@@ -43,9 +43,9 @@ LEVELS: list[dict[str, Any]] = [
 GAUSSIAN: dict[str, Any] = {
     "name": "tiny-gaussian",
     "generations": 23,  # the last one, 22, is no multiple of 4
-    "every": 4,
+    "eval_every": 4,
     "seeds": {"count": 3},
-    "keep_samples": "needed",
+    "save_samples": "needed",
     "baseline": "none",
     "time_to_failure": LEVELS,
     "corpus": {
@@ -87,7 +87,7 @@ VAE: dict[str, Any] = {
 FAR: dict[str, Any] = GAUSSIAN | {
     "name": "far",
     "generations": 700,
-    "every": 50,
+    "eval_every": 50,
     "seeds": {"count": 2},
     "time_to_failure": LEVELS[1:2],
     "corpus": GAUSSIAN["corpus"] | {"samples": 10000},

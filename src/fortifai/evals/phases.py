@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import AliasChoices, Field
+from pydantic import Field
 
 from fortifai.errors import InputError
 from fortifai.options import Options
@@ -49,10 +49,7 @@ class PhaseRule(Options):
 
     accuracy_lost: Lost = 0.5
     adherence_lost: Lost = 0.5
-    # the second is what earlier versions called it, in the folders of their runs
-    confidence_lost: Annotated[
-        Lost, Field(validation_alias=AliasChoices("confidence_lost", "certainty_lost"))
-    ] = 0.5
+    confidence_lost: Lost = 0.5
     error: Annotated[float, Field(gt=0, le=0.5)] = 0.05
 
 

@@ -37,7 +37,7 @@ class ImagesArm(Arm):
 
     weight: weight_type("images") = Keep()  # type: ignore[valid-type] # made from the list
     regime: one_of(*REGIMES) = Replace()  # type: ignore[valid-type] # made from the list
-    start: Literal["previous", "scratch"] = "scratch"
+    init_from: Literal["previous", "scratch"] = "scratch"
     family: VAEOptions
     data: ClassVar[str] = "images"
 

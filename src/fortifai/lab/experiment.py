@@ -220,15 +220,15 @@ def build_chain(
         family=family,
         regime=settings.regime,
         cures=settings.cures,
-        start=settings.start,
+        init_from=settings.init_from,
         generations=experiment.generations,
         seed=seed,
         real=real,
         domain=data,
         evaluate=data.evaluate,
-        every=experiment.every,
-        keep=experiment.keep,
-        keep_samples=experiment.keep_samples,
+        eval_every=experiment.eval_every,
+        save_weights=experiment.save_weights,
+        save_samples=experiment.save_samples,
         keep_first=experiment.keep_first,
     )
 
@@ -256,7 +256,7 @@ def _check_disk(experiment: AnyExperiment, data: Domain, out: Path) -> None:
     if need > free:
         raise InputError(
             f"the run needs about {need / 1e9:.1f} GB and the disk of {out} has "
-            f"{free / 1e9:.1f} GB free; make room, choose another --out, or set keep: last"
+            f"{free / 1e9:.1f} GB free; make room, choose another --out, or set save_weights: last"
         )
 
 

@@ -50,30 +50,30 @@ class Chain(Generic[M]):
         family: Makes the models.
         regime: Picks training sets.
         cures: What a training set passes through.
-        start: What each generation after the first starts from.
+        init_from: What each generation after the first starts from.
         generations: How many.
         seed: The root of all random numbers.
         real: D_k^(0), the splits.
         domain: What measures may want to know of the data.
         evaluate: Measures a finished generation; may write files into the folder given.
-        every: Generations between two that are measured and committed.
-        keep: Keep the weights of the ``last`` committed generation or of ``all``.
-        keep_samples: Keep ``all`` that was written, or what is ``needed`` to go on.
+        eval_every: Generations between two that are measured and committed.
+        save_weights: Keep the weights of the ``last`` committed generation or of ``all``.
+        save_samples: Keep ``all`` that was written, or what is ``needed`` to go on.
         keep_first: Keep generation 0's weights too: later ones are measured with them.
     """
 
     family: Family[M]
     regime: Regime
-    start: Start
+    init_from: Start
     generations: int
     seed: Seed
     real: Sequence[Samples]
     evaluate: Evaluate
     domain: Any = None
     cures: Sequence[Cure] = ()
-    every: int = 1
-    keep: Literal["last", "all"] = "last"
-    keep_samples: Literal["all", "needed"] = "all"
+    eval_every: int = 1
+    save_weights: Literal["last", "all"] = "last"
+    save_samples: Literal["all", "needed"] = "all"
     keep_first: bool = False
 
     def derive(self, *path: int | str) -> Seed:
@@ -88,7 +88,7 @@ class Chain(Generic[M]):
     @property
     def needs_last(self) -> bool:
         """Whether a generation needs the model of the one before."""
-        return self.start == "previous" or any(cure.needs_model for cure in self.cures)
+        return self.init_from == "previous" or any(cure.needs_model for cure in self.cures)
 
 
 def recurse(
@@ -154,7 +154,7 @@ class _Recursion(Generic[M]):
         """The generations between commits, each with the committed one as its last."""
         ended = self.store.ended()
         last = self.chain.generations - 1 if ended is None else ended.generation - 1
-        ends = commits(last, self.chain.every)
+        ends = commits(last, self.chain.eval_every)
         return [range(a + 1, b + 1) for a, b in zip([-1, *ends], ends, strict=False)]
 
     def run(self) -> None:
@@ -220,7 +220,7 @@ class _Recursion(Generic[M]):
         if again and not any(found.faults for found in health.values()):
             self.tell(
                 f"generations up to {again[-1]} are done again: their weights or samples, which "
-                "later ones need, were not kept (keep, keep_samples)"
+                "later ones need, were not kept (save_weights, save_samples)"
             )
         return [intervals[commit] for commit in sorted(todo)]
 
@@ -256,9 +256,9 @@ class _Recursion(Generic[M]):
         """Remove what of a committed generation nobody needs any more."""
         if commit < 0:
             return
-        if self.chain.keep == "last" and not (self.chain.keep_first and commit == 0):
+        if self.chain.save_weights == "last" and not (self.chain.keep_first and commit == 0):
             self.store.drop(commit, MODEL)
-        if self.chain.keep_samples == "needed" and self.history.is_done_with(commit):
+        if self.chain.save_samples == "needed" and self.history.is_done_with(commit):
             self.store.drop(commit, SAMPLES)
 
     def _end(self, interval: range, reason: Diverged) -> None:
@@ -291,9 +291,9 @@ class _Recursion(Generic[M]):
 
     def _start(self, generation: int, model: M | None) -> M:
         chain = self.chain
-        if chain.start == "previous" and model is not None:
+        if chain.init_from == "previous" and model is not None:
             return model
-        start: Literal["base", "scratch"] = "scratch" if chain.start == "scratch" else "base"
+        start: Literal["base", "scratch"] = "scratch" if chain.init_from == "scratch" else "base"
         return chain.family.create(start, seed=chain.derive(generation, "weights"))
 
     def _training_set(self, generation: int, last: M | None) -> tuple[Samples, dict[str, Any]]:
@@ -357,7 +357,7 @@ class _Recursion(Generic[M]):
         rewritten: Mapping[int, Samples],
     ) -> None:
         generation, chain = interval[-1], self.chain
-        droppable = (MODEL, SAMPLES) if chain.keep_samples == "needed" else (MODEL,)
+        droppable = (MODEL, SAMPLES) if chain.save_samples == "needed" else (MODEL,)
         with committing(self.store.path(generation), droppable) as folder:
             seen = Generation(
                 number=generation,

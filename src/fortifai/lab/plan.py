@@ -62,12 +62,12 @@ class RunPlan:
 def plan(experiment: AnyExperiment, data: Domain) -> RunPlan:
     """Samples, steps and disk of a run; takes no longer for more generations."""
     arms = tuple(_plan_arm(experiment, name, data) for name in experiment.arms)
-    commits = -(-experiment.generations // experiment.every) + 1
-    kept = commits if experiment.keep == "all" else 2  # the last and the next
-    kept += experiment.keep_first and experiment.keep != "all"
+    commits = -(-experiment.generations // experiment.eval_every) + 1
+    kept = commits if experiment.save_weights == "all" else 2  # the last and the next
+    kept += experiment.keep_first and experiment.save_weights != "all"
     count = len(experiment.arms) * len(experiment.chains())
     written = sum(a.rewritten for a in arms) * data.sample_bytes
-    if experiment.keep_samples == "needed":
+    if experiment.save_samples == "needed":
         chain_seeds = len(experiment.arms) * len(experiment.seeds)
         written = min(written, 2 * len(data.real[0]) * data.sample_bytes * chain_seeds)
     return RunPlan(

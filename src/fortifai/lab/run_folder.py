@@ -25,7 +25,7 @@ from fortifai import __version__, files
 from fortifai.errors import InputError
 from fortifai.lab.domain import Domain
 from fortifai.lab.plan import plan
-from fortifai.lab.spec import AnyExperiment
+from fortifai.lab.spec import AnyExperiment, as_today
 from fortifai.lab.store import LOCK, MANIFEST, inspect
 from fortifai.machine import machine
 
@@ -53,7 +53,7 @@ def read_config(folder: Path, kind: type[AnyExperiment]) -> AnyExperiment:
     if not isinstance(raw, dict):
         raise InputError(f"{path} holds no configuration; choose another --out")
     try:
-        return kind.model_validate(raw)
+        return kind.model_validate(as_today(raw))
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in error.errors()]
         raise InputError(

@@ -109,7 +109,7 @@ class FailureLevel(Options):
     `level`: a number, ``half_gain``, or ``{times_first: 3}`` for three times generation 0's value.
     """
 
-    measure: Annotated[str, AfterValidator(renamed)]
+    measure: str
     on: str = "split-0"
     level: float | Literal["half_gain"] | TimesFirst
     direction: Literal["below", "above"] = "below"
@@ -128,7 +128,7 @@ class Arm(Options):
 
     if TYPE_CHECKING:  # each kind of data says which
         weight: Any
-        start: Literal["previous", "base", "scratch"]
+        init_from: Literal["previous", "base", "scratch"]
         family: Any
 
 
@@ -138,9 +138,9 @@ A = TypeVar("A", bound=Arm)
 class Experiment(Options, Generic[A]):
     """What every experiment says, resolved: each arm stands by itself.
 
-    `every`: generations are measured and committed every so often, and the first and the last
-    always; those between them are trained and forgotten. `keep`: the weights of the last
-    committed generation or of all. `keep_samples`: what the models wrote, all of it, or only as
+    `eval_every`: generations are measured and committed every so often, and the first and the last
+    always; those between them are trained and forgotten. `save_weights`: those of the last
+    committed generation or of all. `save_samples`: what the models wrote, all of it, or only as
     far as a later generation trains on it. `time_to_failure`: levels that count as failure.
     `measures`: measures of plugins that are taken besides those that always are.
     """
@@ -150,9 +150,9 @@ class Experiment(Options, Generic[A]):
     generations: Annotated[int, Field(ge=1, le=MAX_COUNT)] = 6
     seeds: Seeds = (0,)
     threads: PositiveInt = 1
-    every: PositiveInt = 1
-    keep: Literal["last", "all"] = "last"
-    keep_samples: Literal["all", "needed"] = "all"
+    eval_every: PositiveInt = 1
+    save_weights: Literal["last", "all"] = "last"
+    save_samples: Literal["all", "needed"] = "all"
     baseline: str
     splits: SplitsOptions = SplitsOptions()
     time_to_failure: tuple[FailureLevel, ...] = ()
@@ -285,6 +285,37 @@ class Experiment(Options, Generic[A]):
 
 
 AnyExperiment = Experiment[Any]
+
+_KEYS = {
+    "every": "eval_every",
+    "keep": "save_weights",
+    "keep_samples": "save_samples",
+    "start": "init_from",
+    "certainty_lost": "confidence_lost",
+}
+
+
+def as_today(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a run folder, whose keys and measures an earlier version named."""
+
+    def named(part: Any) -> Any:
+        return {_KEYS.get(k, k): v for k, v in part.items()} if isinstance(part, Mapping) else part
+
+    out: dict[str, Any] = named(config)
+    if "phases" in out:
+        out["phases"] = named(out["phases"])
+    if isinstance(arms := out.get("arms"), Mapping):
+        out["arms"] = {name: named(arm) for name, arm in arms.items()}
+    if isinstance(levels := out.get("time_to_failure"), list):
+        told = out.get("benchmarks")
+        names = [*map(str, told)] if isinstance(told, Mapping) else []
+        out["time_to_failure"] = [
+            level | {"measure": renamed(level["measure"], names)}
+            if isinstance(level, dict) and isinstance(level.get("measure"), str)
+            else level
+            for level in levels
+        ]
+    return out
 
 
 def with_plugins(experiment: type[AnyExperiment], plugins: Plugins) -> type[AnyExperiment]:

@@ -253,7 +253,7 @@ def predictions(data: PointsDomain) -> dict[str, Any]:
         if not isinstance(arm.regime, Replace) or not isinstance(arm.family, GaussianOptions):
             continue
         recursion = _recursion(arm, data)
-        shown = commits(config.generations - 1, config.every)
+        shown = commits(config.generations - 1, config.eval_every)
         row = {
             "generation": shown,
             "mean": theory.expected_variance(recursion, config.generations)[shown].tolist(),

@@ -46,7 +46,7 @@ class PointsArm(Arm):
     weight: weight_type("points") = Keep()  # type: ignore[valid-type] # made from the list
     regime: one_of(*REGIMES) = Replace()  # type: ignore[valid-type] # made from the list
     family: Annotated[GaussianOptions | GMMOptions, Field(discriminator="kind")]
-    start: ClassVar[Literal["previous"]] = "previous"  # type: ignore[misc] # no key of the YAML
+    init_from: ClassVar[Literal["previous"]] = "previous"  # type: ignore[misc] # no key of the YAML
     data: ClassVar[str] = "points"
 
 

@@ -23,7 +23,7 @@ from fortifai.errors import InputError
 from fortifai.evals.phases import PhaseRule
 from fortifai.lab.history import commits
 from fortifai.lab.measures import About, Score, renamed
-from fortifai.lab.spec import FailureLevel
+from fortifai.lab.spec import FailureLevel, as_today
 from fortifai.lab.store import ChainStore, End, inspect, read_manifest
 from fortifai.report.records import (
     Answers,
@@ -101,7 +101,7 @@ def _read_config(path: Path) -> Mapping[str, Any]:
     for name in map(str, config["arms"]):
         if name in ("", ".", "..") or Path(name).name != name:
             raise InputError(f"arm {name!r} of {path} is not a plain name; it must be one")
-    return config
+    return as_today(config)
 
 
 def _measures(told: Sequence[Any], arms: Mapping[str, Any]) -> tuple[About, ...]:
@@ -118,15 +118,10 @@ def _measures(told: Sequence[Any], arms: Mapping[str, Any]) -> tuple[About, ...]
     return found
 
 
-def _declared(
-    config: Mapping[str, Any], file: Path, benchmarks: Sequence[str]
-) -> tuple[PhaseRule, tuple[FailureLevel, ...]]:
+def _declared(config: Mapping[str, Any], file: Path) -> tuple[PhaseRule, tuple[FailureLevel, ...]]:
     """The rule of phases, and the levels of failure."""
     try:
-        levels = [
-            FailureLevel.model_validate(row | {"measure": renamed(row["measure"], benchmarks)})
-            for row in config.get("time_to_failure") or ()
-        ]
+        levels = [FailureLevel.model_validate(row) for row in config.get("time_to_failure") or ()]
         return PhaseRule.model_validate(config.get("phases") or {}), tuple(levels)
     except (ValidationError, TypeError, KeyError) as error:
         names = ", ".join(PhaseRule.model_fields)
@@ -180,7 +175,7 @@ class _Reading:
                 f"{self.path} has no {whole or 'finished generation yet'}; wait for the first one, "
                 "or start its run again"
             )
-        rule, levels = _declared(self.config, file, self.benchmarks)
+        rule, levels = _declared(self.config, file)
         known = [chain for arm in arms for chain in arm.chains]
         unknown = len(declared) * len(self.seeds) - len(known)
         return Run(
@@ -213,7 +208,7 @@ class _Reading:
     def _due(self, ended: End | None) -> tuple[int, ...]:
         """The generations that a complete chain has measured."""
         count = int(self.config.get("generations", 1)) if ended is None else ended.generation
-        every = int(self.config.get("every", 1))
+        every = int(self.config.get("eval_every", 1))
         return tuple(commits(count - 1, every))
 
     def _chains(self, folder: Path) -> Iterable[Chain]:

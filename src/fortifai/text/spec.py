@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from fortifai.evals.phases import PhaseRule
-from fortifai.lab.measures import Measure, renamed
+from fortifai.lab.measures import Measure
 from fortifai.lab.regimes import REGIMES, Fortifai
 from fortifai.lab.spec import Arm, Experiment, FailureLevel, Name, check_apart
 from fortifai.models.options import CausalLMOptions, RegenerateOptions, TrainOptions
@@ -33,7 +32,7 @@ class TextArm(Arm):
 
     weight: weight_type("text") = Keep()  # type: ignore[valid-type] # made from the list
     regime: one_of(*REGIMES) = Fortifai()  # type: ignore[valid-type] # made from the list
-    start: Literal["previous", "base", "scratch"] = "previous"
+    init_from: Literal["previous", "base", "scratch"] = "previous"
     family: CausalLMOptions
     train: TrainOptions = TrainOptions()
     regenerate: RegenerateOptions = RegenerateOptions()
@@ -41,10 +40,10 @@ class TextArm(Arm):
 
     @model_validator(mode="after")
     def _carries_from_the_last(self) -> TextArm:
-        if self.train.lora is not None and self.train.lora.carry and self.start != "previous":
+        if self.train.lora is not None and self.train.lora.carry and self.init_from != "previous":
             raise ValueError(
                 f"train.lora.carry trains on the adapter of the generation before, but start is "
-                f"{self.start!r}; set start to previous, or carry to false"
+                f"{self.init_from!r}; set init_from to previous, or carry to false"
             )
         return self
 
@@ -74,24 +73,6 @@ class TextExperiment(Experiment[TextArm]):
     def _apart(cls, value: dict[str, BenchmarkOptions]) -> dict[str, BenchmarkOptions]:
         check_apart(value, "benchmarks")
         return value
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_earlier_versions(cls, data: Any) -> Any:
-        """Levels on scores that had another name."""
-        if not isinstance(data, Mapping):
-            return data
-        names, levels = data.get("benchmarks"), data.get("time_to_failure")
-        if not isinstance(levels, list | tuple):
-            return data
-        benchmarks = names if isinstance(names, Mapping) else ()
-        known = [
-            level | {"measure": renamed(level["measure"], map(str, benchmarks))}
-            if isinstance(level, dict) and isinstance(level.get("measure"), str)
-            else level
-            for level in levels
-        ]
-        return {**data, "time_to_failure": known}
 
     def check_arm(self, arm: TextArm) -> None:
         """See `Experiment`."""
