@@ -769,7 +769,7 @@ def test_fields_of_several_kinds_are_told(tmp_path):
         said = fault(Benchmark("hellaswag", "h.jsonl"), root=tmp_path)
         assert "the field 'odd' is not of one kind in all items" in said
     (tmp_path / "t.csv").write_text("goal,sol1,sol1,label\na,b,c,0\n")
-    assert "two columns 'sol1'" in fault(Benchmark("piqa", "t.csv"), root=tmp_path)
+    assert "two columns 'sol1'" in fault(Benchmark("hellaswag", "t.csv"), root=tmp_path)
 
 
 def test_files_of_items_in_a_folder_whatever_their_suffix(tmp_path, blimp):

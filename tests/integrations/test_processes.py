@@ -28,11 +28,14 @@ from .worker import (
     with_trainer,
 )
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The .*dataloader.* does not have many workers",
-    # Lightning 2.6 uses what torch 2.13 renamed
-    "ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings(
+        "ignore:The .*dataloader.* does not have many workers",
+        # Lightning 2.6 uses what torch 2.13 renamed
+        "ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning",
+    ),
+]
 
 WORKER = Path(__file__).with_name("worker.py")
 ROUNDING = 1e-6  # fp32 gradients, summed in another order, over 4 steps

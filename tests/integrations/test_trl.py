@@ -186,23 +186,42 @@ def some(kind: str, keep: np.ndarray, tokenizer: PreTrainedTokenizerFast) -> Any
     return whole.add_column("loss_weights", weights), whole.select(np.flatnonzero(keep))
 
 
-@pytest.mark.parametrize("kind", ["text", "prompt", "tokens"])
+BATCHES = {
+    "padded": {"per_device_train_batch_size": 12},
+    "packed": {"packing": True, "per_device_train_batch_size": 8},
+    "padding-free": {"padding_free": True, "max_length": None, "per_device_train_batch_size": 12},
+    "cut": {"max_length": 6, "per_device_train_batch_size": 12},
+    "cut at the start": {
+        "max_length": 6,
+        "truncation_mode": "keep_end",
+        "per_device_train_batch_size": 12,
+    },
+    "accumulated": {"shuffle_dataset": True, "gradient_accumulation_steps": 3},
+}
+QUICK = {
+    "padded": "prompt",
+    "packed": "tokens",
+    "padding-free": "prompt",
+    "cut": "text",
+    "cut at the start": "tokens",
+    "accumulated": "text",
+}
+"""Of each batch the kind of data it is tried on; the others are slow."""
+
+
 @pytest.mark.parametrize(
-    "changes",
+    ("kind", "batches"),
     [
-        {"per_device_train_batch_size": 12},
-        {"packing": True, "per_device_train_batch_size": 8},
-        {"padding_free": True, "max_length": None, "per_device_train_batch_size": 12},
-        {"max_length": 6, "per_device_train_batch_size": 12},
-        {"max_length": 6, "truncation_mode": "keep_end", "per_device_train_batch_size": 12},
-        {"shuffle_dataset": True, "gradient_accumulation_steps": 3},
+        pytest.param(kind, name, marks=() if kind == QUICK[name] else pytest.mark.slow)
+        for kind in ("text", "prompt", "tokens")
+        for name in BATCHES
     ],
-    ids=["padded", "packed", "padding-free", "cut", "cut at the start", "accumulated"],
 )
 def test_samples_of_weight_zero_are_not_there(
-    sft: Any, tokenizer: PreTrainedTokenizerFast, kind: str, changes: Any
+    sft: Any, tokenizer: PreTrainedTokenizerFast, kind: str, batches: str
 ) -> None:
     """Over the sum of weights, in one step: others' weights of 2 are weights of 1."""
+    changes: dict[str, Any] = BATCHES[batches]
     keep = np.arange(12) % 3 != 1
     more = {"threshold": 1e-3, "normalize": "weight_sum"}
     weighed, fewer = some(kind, keep, tokenizer)
