@@ -5,6 +5,7 @@ from fortifai import configuration
 from fortifai.errors import InputError
 from fortifai.lab import run_folder
 from fortifai.lab.regimes import Fortifai
+from fortifai.lab.spec import as_today
 from fortifai.models.options import Beam, Span
 from fortifai.weights import DFT, EAFT, Focal, Keep, Truncate
 
@@ -321,13 +322,14 @@ class TestContexts:
         found = configuration.resolve(raw).arms["ce"].regenerate.context
         assert found == Span(at_least=96, at_most=256)
 
-    def test_a_level_on_a_benchmark_by_the_name_of_earlier_versions(self, raw):
+    def test_a_level_on_a_benchmark(self, raw):
         raw["benchmarks"] = {"blimp": {"hub": True}}
         level = "{on: blimp, level: 0.5, measure: "
-        for name in ("blimp.acc", "benchmark.blimp.acc"):
-            told = configuration.apply_set(raw, [f"time_to_failure=[{level}{name}}}]"])
-            (found,) = configuration.resolve(told).time_to_failure
-            assert found.measure == "benchmark.blimp.acc"
+        told = configuration.apply_set(raw, [f"time_to_failure=[{level}benchmark.blimp.acc}}]"])
+        (found,) = configuration.resolve(told).time_to_failure
+        assert found.measure == "benchmark.blimp.acc"
+        old = configuration.apply_set(raw, [f"time_to_failure=[{level}blimp.acc}}]"])
+        assert as_today(old)["time_to_failure"] == told["time_to_failure"]
         message = fault(raw, f"time_to_failure=[{level}blump.acc}}]")
         assert "'blump.acc', which is no score of a measure" in message
 

@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fortifai.data.bios import PHRASINGS, VALUES, bios, claims, items, known_facts, people
+from fortifai.data.bios import (
+    PHRASINGS,
+    VALUES,
+    bios,
+    check_attributes,
+    claims,
+    items,
+    known_facts,
+    people,
+)
 from fortifai.errors import InputError
 
 
@@ -161,22 +170,20 @@ def test_sheets_ask_for_every_fact_and_answer_rightly():
 
 
 def test_items_ask_for_the_facts_with_options_of_their_own():
-    found = items(10, 3, phrasings=2)
+    found = list(items(10, 3, phrasings=2).values())
     corpus = bios(10, 3, phrasings=2, exam=3)[0].text
     facts = known_facts(10, 3)
     assert [i.subject for i in found[:6]] == list(VALUES)
     for item in found:
         (name,) = [n for n in facts if n in item.stem]
         assert item.right == facts[name][item.subject]
-        assert set(item.options) < set(item.kin) == set(VALUES[item.subject])
+        assert set(item.options) < set(item.variants) == set(VALUES[item.subject])
         assert f"{item.stem} {item.right}" in corpus
-    alone = items(10, 3, phrasings=2, attributes=["job"])
-    assert alone == [i for i in found if i.subject == "job"]
     # the right letter cannot be guessed: four standard errors of a share of 1,200
-    places = Counter(i.answer for i in items(200, 3))
+    places = Counter(i.answer for i in items(200, 3).values())
     assert all(abs(n / 1200 - 0.25) < 4 * 0.0125 for n in places.values())
     with pytest.raises(InputError, match=r"'jobs' is no attribute.*did you mean 'job'"):
-        items(3, 0, attributes=["jobs"])
+        check_attributes(["jobs"])
 
 
 def test_a_claim_is_a_sentence_of_the_corpus():

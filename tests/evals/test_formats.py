@@ -51,12 +51,15 @@ def test_a_retention_question_becomes_one_with_two_options():
 
 
 def test_examples_never_ask_for_the_same_fact_and_are_always_the_same():
-    pool = bios.items(6, 0)
+    pool = list(bios.items(6, 0).values())
     asked = exam.with_examples(pool, pool, 3)
     assert asked == exam.with_examples(pool, pool, 3)
     for one in asked:
         assert len({e.stem for e in one.examples} | {one.item.stem}) == 4
-    assert [exam.from_row(exam.to_row(one)) for one in asked] == asked
+    rows = [exam.to_row(one) for one in asked]
+    assert [exam.from_row(row) for row in rows] == asked
+    rows[0]["item"]["kin"] = rows[0]["item"].pop("variants")  # as earlier versions wrote it
+    assert exam.from_row(rows[0]) == asked[0]
 
 
 @pytest.mark.parametrize(
@@ -240,7 +243,7 @@ def reference(lm, head, tail, size):
 
 
 def test_answers_of_a_real_model_against_transformers_alone(lm, tokenizer):
-    items = bios.items(4, 0)[::3]
+    items = list(bios.items(4, 0).values())[::3]
     asked = exam.with_examples(items, items, 2)
     found = formats.examine(lm, formats.Exam(tuple(asked), FORMATS, answer_tokens=6))
     assert [o.kind for o in found] == list(FORMATS)
@@ -263,7 +266,7 @@ def test_answers_of_a_real_model_against_transformers_alone(lm, tokenizer):
 
 
 def test_the_table_has_a_row_for_each_question_and_format(lm):
-    items = bios.items(2, 0)
+    items = list(bios.items(2, 0).values())
     asked = exam.with_examples(items, items, 1)
     found = formats.examine(lm, formats.Exam(tuple(asked), FORMATS, answer_tokens=4))
     rows = formats.table(found)
@@ -335,7 +338,7 @@ BASE = {
 def read(formats_, questions=(), of_splits=None, root=None, **changes):
     resolved = configuration.resolve(BASE | {"formats": formats_} | changes)
     there = questions if of_splits is None else of_splits
-    return setup.read(resolved, root, list(questions), list(there))
+    return setup.read(resolved, root, list(there))
 
 
 def test_bios_asks_for_facts_of_the_splits_alone():

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from fortifai.errors import InputError
-from fortifai.evals.breadth import Comparison
+from fortifai.evals.diversity import Comparison
 from fortifai.stats.sample import Interval
 
 Worse = Literal["higher", "lower"]

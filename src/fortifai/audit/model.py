@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from fortifai.audit.findings import Audit, Finding, Levels, Worse, judged
 from fortifai.audit.texts import breadths, spread
 from fortifai.errors import InputError
-from fortifai.evals import breadth, kr_test
 from fortifai.evals import confidence as confidence_
+from fortifai.evals import diversity, kr_test
 from fortifai.lab.measures import Score
 from fortifai.models.options import Sample
 from fortifai.stats.sample import Interval, sample_mean
@@ -92,11 +92,11 @@ def cut(lm: CausalLM, text: str, *, windows: int, size: int | None) -> Passages:
         )
     ids = lm.encode(text)
     count = min(windows, len(ids) // (2 * length) // 2)
-    if count < breadth.LEAST:
+    least = 2 * diversity.MIN_WINDOWS
+    if 2 * count < least:
         raise InputError(
             f"the text has {len(ids):,} tokens; an audit needs at least "
-            f"{4 * length * breadth.LEAST:,} ({2 * breadth.LEAST} passages of {2 * length}), give "
-            "a longer text"
+            f"{2 * length * least:,} ({least} passages of {2 * length}), give a longer text"
         )
     both = spread(ids, 2 * count, 2 * length)
     return Passages(both[::2, :length], both[::2, length:], both[1::2])
@@ -242,7 +242,7 @@ def _certainty(wrote: Generated, vocabulary: int, seed: int, levels: Levels) -> 
     human, blind = sample_mean(-wrote.human.mean(1)), math.log(vocabulary)
     p = [np.exp(x).mean(1) for x in (wrote.own, wrote.human, wrote.more)]
     nll = [-x.mean(1) for x in (wrote.own, wrote.human, wrote.more)]
-    surer, surprised = (breadth.means(*x, seed=seed) for x in (p, nll))
+    surer, surprised = (diversity.means(*x, seed=seed) for x in (p, nll))
     title = "confidence in its own text"
     return [
         judged("confidence", title, HUMAN, surer, "probability", "higher", levels),
@@ -273,14 +273,14 @@ def _since(
 ) -> list[Finding]:
     """What has changed since the base model, on the same prompts."""
     floors = {found.name: found.floor for found in findings}
-    rep = [breadth.repetition(x.text) for x in (wrote, first)]
+    rep = [diversity.repetition(x.text) for x in (wrote, first)]
     gap = [(np.exp(x.own) - np.exp(x.human)).mean(1) for x in (wrote, first)]
     human = [-x.human.mean(1) for x in (wrote, first)]
     changes: tuple[tuple[str, str, tuple[float, float, Interval], str, Worse | None], ...] = (
         (
             "entropy",
             "variety of tokens, entropy",
-            breadth.entropies(wrote.text, first.text),
+            diversity.entropies(wrote.text, first.text),
             "nats",
             "lower",
         ),

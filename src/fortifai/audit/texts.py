@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fortifai.audit.findings import Audit, Finding, Levels, Worse, judged
 from fortifai.errors import InputError
-from fortifai.evals import breadth
+from fortifai.evals import diversity
 
 Ids = NDArray[np.int64]
 
@@ -51,10 +51,11 @@ def audit_texts(
     words = [_WORD.findall(x.casefold()) for x in (text, against)]
     ids = _numbered(words)
     count = min(windows, len(ids[0]) // size, len(ids[1]) // size // 2)
-    if count < breadth.LEAST:
+    least = diversity.MIN_WINDOWS * size
+    if count < diversity.MIN_WINDOWS:
         raise InputError(
             f"{subject} has {len(ids[0]):,} words and {reference} {len(ids[1]):,}; an audit needs "
-            f"at least {breadth.LEAST * size:,} and {2 * breadth.LEAST * size:,}, give longer texts"
+            f"at least {least:,} and {2 * least:,}, give longer texts"
         )
     own = spread(ids[0], count, size)
     others = spread(ids[1], 2 * count, size)
@@ -82,16 +83,18 @@ def breadths(
 ) -> tuple[Finding, ...]:
     """Entropy, tail, repetition, sameness and divergence of windows of a text."""
 
-    def repetition(own: Ids, reference: Ids, more: Ids, *, seed: int) -> breadth.Comparison:
-        shares = (breadth.repetition(x) for x in (own, reference, more))
-        return breadth.means(*shares, seed=seed)
+    def repetition(own: Ids, reference: Ids, more: Ids, *, seed: int) -> diversity.Comparison:
+        shares = (diversity.repetition(x) for x in (own, reference, more))
+        return diversity.means(*shares, seed=seed)
 
-    measures: tuple[tuple[str, str, Callable[..., breadth.Comparison], str, Worse | None], ...] = (
-        ("entropy", f"variety of {unit}, entropy", breadth.entropy, "nats", "lower"),
-        ("tail", f"rare {unit}", breadth.tail, "share", "lower"),
+    measures: tuple[
+        tuple[str, str, Callable[..., diversity.Comparison], str, Worse | None], ...
+    ] = (
+        ("entropy", f"variety of {unit}, entropy", diversity.entropy, "nats", "lower"),
+        ("tail", f"rare {unit}", diversity.tail, "share", "lower"),
         ("repetition", "repetition in a passage", repetition, "share", "higher"),
-        ("sameness", "the same phrases everywhere", breadth.sameness, "share", "higher"),
-        ("divergence", f"divergence of {unit}", breadth.divergence, "nats", None),
+        ("sameness", "the same phrases everywhere", diversity.duplication, "share", "higher"),
+        ("divergence", f"divergence of {unit}", diversity.divergence, "nats", None),
     )
     return tuple(
         judged(name, title, against, measure(own, reference, more, seed=seed), of, worse, levels)

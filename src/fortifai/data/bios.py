@@ -1,24 +1,25 @@
-"""`bios`: short biographies of invented people, whose facts are known exactly.
+"""`bios`: short synthetic biographies, whose facts are known exactly.
 
 Person i of a seed is the same however many are drawn, so the corpus can be made any size. Every
 fact can be told in six ways; each biography is written several times, each time with other
 phrasings in another order, and questions are put in a phrasing that none of a person's biographies
 used: a model that has only memorised word for word does not pass them.
 
-Where an exam is asked for, the text also holds sheets: the same facts as answered questions, in the
-formats of `fortifai.data.exam`, so that a small model learns the formats with the facts.
+Where an exam is asked for, the text also holds worksheets: the same facts as answered questions, in
+the formats of `fortifai.data.exam`, so that a small model learns the formats with the facts.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
-from fortifai.data.exam import Format, Item, sheet
+from fortifai.data.exam import Format, Item, worksheet
 from fortifai.data.questions import Question
 from fortifai.data.text import Corpus, Document
 from fortifai.errors import InputError, nearest
@@ -128,16 +129,16 @@ ASKED: dict[str, str] = {
 OPTIONS = 4
 """Options of a question."""
 
-SHEET = 4
-"""Questions on a sheet."""
+QUESTIONS = 4
+"""Questions on a worksheet."""
 
 GROUP = 8
-"""People whose sheets are mixed: few, so that facts and sheets stand close together."""
+"""People whose worksheets are mixed: few, so that facts and worksheets stand close together."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Person:
-    """An invented person.
+    """A synthetic person.
 
     Attributes:
         name: First and last name, different for every person of a seed.
@@ -146,6 +147,38 @@ class Person:
 
     name: str
     facts: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Told:
+    """How a person's facts are told and asked for.
+
+    Attributes:
+        person: Whose they are.
+        ways: Of each attribute the phrasings that the biographies use, and one more to ask in.
+        biographies: All facts, once in each of these phrasings.
+        questions: One on each attribute, located in line 1.
+    """
+
+    person: Person
+    ways: Mapping[str, Sequence[int]]
+    biographies: tuple[str, ...]
+    questions: Mapping[str, Question]
+
+
+def told(
+    n_people: int, seed: int, phrasings: int, *, start: int = 0, asked: int = -1
+) -> Iterator[Told]:
+    """Each person's facts in words; `asked` is the place of the phrasing in which to ask."""
+    for index, person in zip(range(start, start + n_people), people(seed, start), strict=False):
+        rng = random.Random(f"fortifai bios text {seed} {index}")
+        ways = {a: rng.sample(range(len(p)), phrasings + 1) for a, p in PHRASINGS.items()}
+        texts = []
+        for version in range(phrasings):
+            order = rng.sample(list(PHRASINGS), len(PHRASINGS))
+            texts.append(" ".join(tell(person, a, ways[a][version]) for a in order))
+        questions = {a: _question(person, a, ways[a][asked], rng) for a in PHRASINGS}
+        yield Told(person, ways, tuple(texts), questions)
 
 
 def people(seed: int, start: int = 0) -> Iterator[Person]:
@@ -194,8 +227,8 @@ def bios(
         question_phrasing: Ask in a phrasing that none of the person's biographies used, or in that
             of the first.
         start: The first person.
-        exam: Rounds of sheets after the biographies of each eight people. In a round each fact is
-            asked for twice in letters, each time with other options, and once in words.
+        exam: Rounds of worksheets after the biographies of each eight people. In a round each fact
+            is asked for twice in letters, each time with other options, and once in words.
 
     Returns:
         The corpus, and six questions a person; their location is the person's first biography.
@@ -204,28 +237,24 @@ def bios(
         InputError: An argument is out of range.
     """
     check(n_people, phrasings, exam)
-    asked = -1 if question_phrasing == "unseen" else 0
     documents: list[Document] = []
     questions: list[Question] = []
-    group: list[Person] = []
 
-    def add(text: str, title: str) -> None:
+    def add(text: str, title: str = "") -> None:
         documents.append(Document(text, title, len(documents) + 1, row=True))
 
-    for index, person in zip(range(start, start + n_people), people(seed, start), strict=False):
-        rng = _told_by(seed, index)
-        line = len(documents) + 1
-        ways = _ways(rng, phrasings)
-        for version in range(phrasings):
-            order = rng.sample(list(PHRASINGS), len(PHRASINGS))
-            add(" ".join(tell(person, a, ways[a][version]) for a in order), person.name)
-        for attribute in PHRASINGS:
-            questions.append(_question(person, attribute, ways[attribute][asked], line, rng))
-        group.append(person)
-        if len(group) == GROUP or index == start + n_people - 1:
-            for text in sheets(group, tuple(PHRASINGS), exam, f"{seed} {index}"):
-                add(text, "")
-            group = []
+    asked = -1 if question_phrasing == "unseen" else 0
+    everyone = told(n_people, seed, phrasings, start=start, asked=asked)
+    for first in range(start, start + n_people, GROUP):
+        group = list(itertools.islice(everyone, GROUP))
+        for each in group:
+            line = len(documents) + 1
+            for text in each.biographies:
+                add(text, each.person.name)
+            questions += [dataclasses.replace(q, location=line) for q in each.questions.values()]
+        key = f"{seed} {first + len(group) - 1}"
+        for text in worksheets([each.person for each in group], tuple(PHRASINGS), exam, key):
+            add(text)
     return Corpus(tuple(documents), "bios", len(documents)), questions
 
 
@@ -243,49 +272,30 @@ def check(n_people: int, phrasings: int, exam: int) -> None:
         raise InputError(f"exam is {exam}; it must be 0 or more")
 
 
-def ways_of(seed: int, index: int, phrasings: int) -> dict[str, list[int]]:
-    """The phrasings of each attribute that a person's biographies use, and one more to ask in."""
-    return _ways(_told_by(seed, index), phrasings)
-
-
-def _told_by(seed: int, index: int) -> random.Random:
-    """The random numbers that tell a person's biographies."""
-    return random.Random(f"fortifai bios text {seed} {index}")
-
-
-def _ways(rng: random.Random, phrasings: int) -> dict[str, list[int]]:
-    return {a: rng.sample(range(len(p)), phrasings + 1) for a, p in PHRASINGS.items()}
-
-
 # --- exams ------------------------------------------------------------------------------------
 
 
-def items(
-    n_people: int, seed: int, *, phrasings: int = 3, attributes: Sequence[str] = ()
-) -> list[Item]:
+def items(n_people: int, seed: int, *, phrasings: int = 3) -> dict[str, Item]:
     """A question with four options on each fact: what a model is examined with.
 
     The stem is the beginning of a sentence of the person's first biography (that a fact is known
     in other words too is what Knowledge Retention questions ask); the false options are drawn
     evenly from the attribute's other values. Options and their order are drawn anew, apart from
-    those of the sheets.
+    those of the worksheets.
 
     Args:
         n_people: How many people.
         seed: As in `bios`.
         phrasings: As in `bios`.
-        attributes: What is asked; empty for all.
 
-    Raises:
-        InputError: There is no such attribute.
+    Returns:
+        Each by the id of the Knowledge Retention question on its fact, in their order.
     """
-    chosen = check_attributes(attributes) or tuple(PHRASINGS)
-    out = []
-    for index, person in zip(range(n_people), people(seed), strict=False):
-        ways = ways_of(seed, index, phrasings)
+    out = {}
+    for index, each in enumerate(told(n_people, seed, phrasings)):
         rng = random.Random(f"fortifai bios exam {seed} {index}")
-        drawn = {a: _item(person, a, ways[a][0], rng) for a in PHRASINGS}
-        out += [drawn[a] for a in chosen]
+        for a in PHRASINGS:
+            out[each.questions[a].id] = _item(each.person, a, each.ways[a][0], rng)
     return out
 
 
@@ -314,15 +324,12 @@ def _item(person: Person, attribute: str, way: int, rng: random.Random) -> Item:
         options=tuple(options),
         answer=options.index(true),
         subject=attribute,
-        kin=VALUES[attribute],
+        variants=VALUES[attribute],
     )
 
 
-def sheets(
-    group: Sequence[Person],
-    attributes: Sequence[str],
-    rounds: int,
-    key: str,
+def worksheets(
+    group: Sequence[Person], attributes: Sequence[str], rounds: int, key: str
 ) -> Iterator[str]:
     """Texts of answered questions: each fact twice a round in letters and once in words.
 
@@ -336,7 +343,8 @@ def sheets(
             facts = [(person, a) for person in group for a in attributes]
             rng.shuffle(facts)
             asked = [_item(person, a, 0, rng) for person, a in facts]
-            yield from (sheet(asked[i : i + SHEET], kind) for i in range(0, len(asked), SHEET))
+            for i in range(0, len(asked), QUESTIONS):
+                yield worksheet(asked[i : i + QUESTIONS], kind)
 
 
 def tell(person: Person, attribute: str, way: int) -> str:
@@ -344,12 +352,12 @@ def tell(person: Person, attribute: str, way: int) -> str:
     return PHRASINGS[attribute][way].format(n=person.name, v=person.facts[attribute])
 
 
-def _question(person: Person, attribute: str, way: int, line: int, rng: random.Random) -> Question:
+def _question(person: Person, attribute: str, way: int, rng: random.Random) -> Question:
     true = person.facts[attribute]
     false = rng.choice([v for v in VALUES[attribute] if v != true])
     after = PHRASINGS[attribute][way].partition("{v}")[2]
     before = _before(person, attribute, way)
-    return Question(before, true + after, false + after, line, person.name)
+    return Question(before, true + after, false + after, 1, person.name)
 
 
 def _before(person: Person, attribute: str, way: int) -> str:

@@ -41,7 +41,7 @@ class Item:
         options: Two to 26.
         answer: Place of the right one.
         subject: What it is about; empty if unknown.
-        kin: Every answer of its kind that is known, such as all towns; empty if unknown.
+        variants: Every answer of its kind that is known, such as all towns; empty if unknown.
         id: 12 hexadecimal digits of the SHA-256 of stem, question and options, to pair answers.
     """
 
@@ -50,7 +50,7 @@ class Item:
     options: tuple[str, ...]
     answer: int
     subject: str = ""
-    kin: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ()
     id: str = ""
 
     def __post_init__(self) -> None:
@@ -108,7 +108,7 @@ def solved(item: Item, kind: Format, examples: Sequence[Item] = ()) -> str:
     return f"{prompt(item, kind, examples)} {answers(item, kind)[item.answer]}"
 
 
-def sheet(items: Sequence[Item], kind: Format) -> str:
+def worksheet(items: Sequence[Item], kind: Format) -> str:
     """Several answered questions, one after the other: a text that teaches a format."""
     return BETWEEN.join(solved(item, kind) for item in items)
 
@@ -151,6 +151,8 @@ def from_row(row: dict[str, Any]) -> Asked:
     """What `to_row` made, read back."""
 
     def item(fields: dict[str, Any]) -> Item:
-        return Item(**fields | {"options": tuple(fields["options"]), "kin": tuple(fields["kin"])})
+        variants = fields.get("variants", fields.get("kin", ()))  # the second: its earlier name
+        rest = {k: v for k, v in fields.items() if k not in ("variants", "kin", "options")}
+        return Item(**rest, options=tuple(fields["options"]), variants=tuple(variants))
 
     return Asked(item(row["item"]), tuple(item(example) for example in row["examples"]))

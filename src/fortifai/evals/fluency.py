@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fortifai import stats
 from fortifai.data import bios
-from fortifai.evals import breadth as windows
+from fortifai.evals import diversity as windows
 from fortifai.lab.measures import Score, mean_score, share_score
 
 Tokens = NDArray[np.integer]

@@ -225,7 +225,7 @@ def reads_as(kind: Format, item: Item, said: str) -> bool:
     Letters: its first word is the letter of one of the options. A short answer: its first line has
     a word, is at an end, and has at most ten words (or as many as the longest option). Without an
     instruction: its first line has a word and is no letter and no label such as ``Question:``. In
-    words, where every answer of the kind is known (`Item.kin`), it must also begin with one: a
+    words, where every answer of the kind is known (`Item.variants`), it must also begin with one: a
     model that is asked for a town must name a town.
 
     Args:
@@ -239,12 +239,12 @@ def reads_as(kind: Format, item: Item, said: str) -> bool:
     words = _WORD.findall(line)
     if not words:
         return False
-    if item.kin and not any(_begins(line, value) for value in item.kin):
+    if item.variants and not any(_begins(line, value) for value in item.variants):
         return False
     if kind == "short_answer":
         most = max(SHORT, *(len(_WORD.findall(option)) for option in item.options))
         return bool(ended) and len(words) <= most
-    return bool(item.kin) or not (_letter(line) or re.match(r"\w+:", line))
+    return bool(item.variants) or not (_letter(line) or re.match(r"\w+:", line))
 
 
 def says(kind: Format, item: Item, said: str) -> bool:

@@ -23,9 +23,9 @@ from fortifai.errors import InputError
 from fortifai.integrations.counting import Counted, check_labels
 from fortifai.integrations.data_weights import COLUMN, beside_labels
 from fortifai.integrations.output_layer import (
+    LogitTransform,
     OutputLayer,
-    Squeeze,
-    StandIn,
+    PatchedHead,
     measured,
     output_layer,
 )
@@ -36,8 +36,8 @@ from fortifai.weights import AnyWeight
 
 IGNORED = -100
 _ORIGINAL = "_fortifai_forward"  # where a model keeps the forward that was its own
-_SQUEEZE = "_fortifai_squeeze"
-_SETTLED = "_fortifai_settled"  # that all processes have the squeeze
+_TRANSFORM = "_fortifai_logit_transform"
+_KNOWN_TO_ALL = "_fortifai_known_to_all"  # that all processes have the transform
 _MARK = "_fortifai_loss"
 
 
@@ -220,9 +220,9 @@ def attach(model: nn.Module) -> None:
     if _attached(model):
         return
     output_layer(model)
-    model.__dict__.pop(_SETTLED, None)
+    model.__dict__.pop(_KNOWN_TO_ALL, None)
     if all(map(_is_here, model.parameters())):
-        setattr(model, _SQUEEZE, measured(model, model.forward))
+        setattr(model, _TRANSFORM, measured(model, model.forward))
     setattr(model, _ORIGINAL, model.forward)
 
     # Trainer and generate read the signature of a model's forward
@@ -246,7 +246,7 @@ def detach(model: nn.Module) -> None:
             model.__dict__.pop("forward", None)
         else:
             cast(Any, model).forward = original
-    for name in (_ORIGINAL, _SQUEEZE, _SETTLED):
+    for name in (_ORIGINAL, _TRANSFORM, _KNOWN_TO_ALL):
         model.__dict__.pop(name, None)
 
 
@@ -334,17 +334,17 @@ def _forward(
 ) -> WeightedOutput:
     kwargs.pop("fused_lm_head", None)  # TRL asks so for what it gets here
     asked = _Targets.of(kwargs)
-    if not _settled(model):
-        setattr(model, _SQUEEZE, measured(model, original))
-    setattr(model, _SETTLED, True)
-    squeeze: Squeeze = getattr(model, _SQUEEZE)
+    if not _is_known(model):
+        setattr(model, _TRANSFORM, measured(model, original))
+    setattr(model, _KNOWN_TO_ALL, True)
+    transform: LogitTransform = getattr(model, _TRANSFORM)
     compute = ask.compute
     options = LinearOptions(
         **compute.options.terms,
         ignore_index=IGNORED,
         reduction="none" if ask.by_row else compute.options.reduction,
         normalize=compute.options.normalize,
-        logit_softcap=squeeze.cap,
+        logit_softcap=transform.cap,
     )
     results: list[tuple[Tensor, LossStats]] = []
 
@@ -359,7 +359,7 @@ def _forward(
             options=options,
             sample_weight=None if asked.weights is None else asked.weights.to(hidden.device),
             linear_bias=layer.linear.bias,
-            logit_scale=squeeze.scale,
+            logit_scale=transform.scale,
             observe=ask.observe,
         )
         if ask.by_row:
@@ -372,7 +372,7 @@ def _forward(
         results.append((loss, stats))
         return loss
 
-    with StandIn(output_layer(model), instead):
+    with PatchedHead(output_layer(model), instead):
         original(*args, **kwargs)
     if len(results) != 1:
         raise InputError(
@@ -396,10 +396,10 @@ def _output(ask: Ask, loss: Tensor, stats: LossStats) -> WeightedOutput:
     return output
 
 
-def _settled(model: nn.Module) -> bool:
-    """Whether this process knows the squeeze, and all others with shards of the model do."""
-    known = _SQUEEZE in model.__dict__
-    if known and model.__dict__.get(_SETTLED):
+def _is_known(model: nn.Module) -> bool:
+    """Whether this process knows the transform, and all others with shards of the model do."""
+    known = _TRANSFORM in model.__dict__
+    if known and model.__dict__.get(_KNOWN_TO_ALL):
         return True
     sharded = not all(map(_is_here, model.parameters()))
     if sharded and dist.is_available() and dist.is_initialized():

@@ -1,4 +1,4 @@
-"""A model's output layer: which it is, what the model does to its logits, and a stand-in for it."""
+"""A model's output layer: which it is, what the model does to its logits, and a patch of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fortifai.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
-class Squeeze:
+class LogitTransform:
     """What a model does to the logits of its output layer: cap * tanh(scale * x / cap).
 
     Attributes:
@@ -150,7 +150,7 @@ def _seen_through(head: Any, name: str) -> OutputLayer:
     return OutputLayer(head, linear, tokens)
 
 
-class StandIn:
+class PatchedHead:
     """Stands in for an output layer's forward while a model's forward runs."""
 
     def __init__(
@@ -166,7 +166,7 @@ class StandIn:
         self.calls += 1
         return self.instead(self.layer, hidden)
 
-    def __enter__(self) -> StandIn:
+    def __enter__(self) -> PatchedHead:
         self.before = self.layer.module.__dict__.get("forward")
         cast(Any, self.layer.module).forward = self._forward
         return self
@@ -178,7 +178,7 @@ class StandIn:
             cast(Any, self.layer.module).forward = self.before
 
 
-def measured(model: nn.Module, forward: Callable[..., Any]) -> Squeeze:
+def measured(model: nn.Module, forward: Callable[..., Any]) -> LogitTransform:
     """What the model does to its logits, found by running its forward on two tokens.
 
     Raises:
@@ -191,7 +191,7 @@ def measured(model: nn.Module, forward: Callable[..., Any]) -> Squeeze:
     model.eval()  # dropout would draw random numbers, and shift those of the training
     try:
         with torch.no_grad():
-            squeeze = _squeeze_of(model, forward, ids)
+            transform = _transform_of(model, forward, ids)
             _check_own_loss(model, forward, ids, labels)
     except InputError:
         raise
@@ -203,7 +203,7 @@ def measured(model: nn.Module, forward: Callable[..., Any]) -> Squeeze:
     finally:
         for module, was in training.items():
             module.training = was
-    return squeeze
+    return transform
 
 
 def _tokens(model: nn.Module, classes: int) -> list[int]:
@@ -242,7 +242,7 @@ def _named_tokens(config: Mapping[str, Any]) -> Iterator[int]:
             yield from (token for token in ids if isinstance(token, int))
 
 
-def _squeeze_of(model: nn.Module, forward: Callable[..., Any], ids: Tensor) -> Squeeze:
+def _transform_of(model: nn.Module, forward: Callable[..., Any], ids: Tensor) -> LogitTransform:
     """What the model does to its logits.
 
     Known numbers stand in for the logits, and the model's forward says what becomes of them: tiny
@@ -262,11 +262,11 @@ def _squeeze_of(model: nn.Module, forward: Callable[..., Any], ids: Tensor) -> S
         probes.append(probe)
         return probe
 
-    with StandIn(output_layer(model), instead) as stand_in:
+    with PatchedHead(output_layer(model), instead) as patched:
         given = _logits(forward(input_ids=ids))
-    if stand_in.calls != 1:
+    if patched.calls != 1:
         raise InputError(
-            f"{name} called its output layer {stand_in.calls} times in one forward; the loss needs "
+            f"{name} called its output layer {patched.calls} times in one forward; the loss needs "
             "exactly one call, with the hidden states of all positions"
         )
     (probe,) = probes
@@ -275,7 +275,7 @@ def _squeeze_of(model: nn.Module, forward: Callable[..., Any], ids: Tensor) -> S
         tiny, out = probe[..., 0, :], given[..., 0, :]
         scale = (tiny * out).sum().item() / tiny.square().sum().item()
         largest = given[..., -1, -1].abs().max().item()
-        found = Squeeze(
+        found = LogitTransform(
             scale=1.0 if abs(scale - 1) < 1e-6 else scale,
             cap=largest if largest < 5e5 * abs(scale) else None,
         )

@@ -22,16 +22,13 @@ FILE = "formats.jsonl"
 """The exam in `shared/`."""
 
 
-def read(
-    config: TextExperiment, root: Path, asked: Sequence[Question], of_splits: Sequence[Question]
-) -> Exam | None:
+def read(config: TextExperiment, root: Path, of_splits: Sequence[Question]) -> Exam | None:
     """The exam that a configuration asks for; None if it asks for none.
 
     Args:
         config: The experiment.
         root: Folder that its file names are relative to.
-        asked: All Knowledge Retention questions, in their order.
-        of_splits: Those whose fact stands in a split.
+        of_splits: Knowledge Retention questions whose fact stands in a split.
 
     Raises:
         InputError: There are no questions, or no such subjects or files.
@@ -43,7 +40,7 @@ def read(
         return _exam(told, _mmlu(told, told.mmlu, root))
     pool: list[Item] | None = None
     if not config.questions.files:
-        pool = config.corpus.own_exam(told.subjects, asked, of_splits)
+        pool = config.corpus.own_exam(told.subjects, of_splits)
     if pool is None:
         if told.subjects:
             raise InputError(

@@ -72,7 +72,7 @@ def read(config: TextExperiment, root: Path) -> TextDomain:
     fingerprint = sources.fingerprint()
     if suite:
         fingerprint = hashlib.sha256(f"{fingerprint} {suite.fingerprint}".encode()).hexdigest()
-    in_formats = exam.read(config, root, sources.questions, [q for k in cut.questions for q in k])
+    in_formats = exam.read(config, root, [q for k in cut.questions for q in k])
     if in_formats:
         in_formats.check(tokenizer, longest, special)
         told = json.dumps(exam.rows(in_formats))

@@ -15,7 +15,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from fortifai.data import bios, imagination, lessons, text
+from fortifai.data import bios, imagination, text
+from fortifai.data.curriculum import curriculum
 from fortifai.data.exam import Item
 from fortifai.data.questions import Question
 from fortifai.data.text import Corpus as Text
@@ -74,15 +75,12 @@ class TextCorpus(Corpus):
         """What is known of those the text tells of: name to attribute to value; most know none."""
         return {}
 
-    def own_exam(
-        self, subjects: Sequence[str], asked: Sequence[Question], of_splits: Sequence[Question]
-    ) -> list[Item] | None:
+    def own_exam(self, subjects: Sequence[str], of_splits: Sequence[Question]) -> list[Item] | None:
         """Questions with several options of the corpus's own; None where it has none.
 
         Args:
             subjects: The attributes that are asked; empty for all.
-            asked: The Knowledge Retention questions of the corpus, in their order.
-            of_splits: Those whose fact stands in a split.
+            of_splits: Knowledge Retention questions of the corpus whose fact stands in a split.
         """
         return None
 
@@ -152,7 +150,7 @@ class BiosCorpus(TextCorpus):
 
     `exam`: rounds of answered questions in the text. `rehearsal`: how many more times the same
     facts are told behind the splits, for pretraining. `domain`: attributes that the first of two
-    splits tells alone; see `fortifai.data.lessons`.
+    splits tells alone; see `fortifai.data.curriculum`.
     """
 
     kind: Literal["bios"] = "bios"
@@ -176,7 +174,7 @@ class BiosCorpus(TextCorpus):
         told: dict[str, Any] = {"phrasings": self.phrasings, "exam": self.exam}
         if self.rehearsal:
             told |= {"rehearsal": self.rehearsal, "domain": self.domain}
-            corpus, asked = lessons.lessons(self.people, self.seed, **told)
+            corpus, asked = curriculum(self.people, self.seed, **told)
         else:
             corpus, asked = bios.bios(self.people, self.seed, **told)
         return Sources(corpus, self.held_out, asked)
@@ -185,9 +183,7 @@ class BiosCorpus(TextCorpus):
         """The facts of the biographies."""
         return bios.known_facts(self.people, self.seed)
 
-    def own_exam(
-        self, subjects: Sequence[str], asked: Sequence[Question], of_splits: Sequence[Question]
-    ) -> list[Item]:
+    def own_exam(self, subjects: Sequence[str], of_splits: Sequence[Question]) -> list[Item]:
         """Items on the facts that stand in the splits."""
         try:
             bios.check_attributes(subjects)
@@ -195,11 +191,10 @@ class BiosCorpus(TextCorpus):
             raise InputError(f"formats.subjects: {error}") from error
         items = bios.items(self.people, self.seed, phrasings=self.phrasings)
         there = {question.id for question in of_splits}
-        # questions and items are told of the same facts in the same order
         return [
             item
-            for item, question in zip(items, asked, strict=True)
-            if question.id in there and (not subjects or item.subject in subjects)
+            for id_, item in items.items()
+            if id_ in there and (not subjects or item.subject in subjects)
         ]
 
 

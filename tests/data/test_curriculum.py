@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fortifai.data.bios import VALUES, claims, known_facts
-from fortifai.data.lessons import lessons
+from fortifai.data.curriculum import curriculum
 from fortifai.data.splits import split_corpus
 from fortifai.errors import InputError
 from fortifai.models import scratch
@@ -17,7 +17,7 @@ def parts(corpus):
 
 
 def test_a_domain_has_a_section_of_its_own():
-    corpus, questions = lessons(12, 0, phrasings=2, exam=1, rehearsal=2, domain=("job", "firm"))
+    corpus, questions = curriculum(12, 0, phrasings=2, exam=1, rehearsal=2, domain=("job", "firm"))
     domain, general, rest = parts(corpus)
     everything = set(VALUES)
     for documents, attributes in (
@@ -41,19 +41,19 @@ def test_a_domain_has_a_section_of_its_own():
 
 def test_facts_are_never_contradicted():
     facts = known_facts(12, 5)
-    for document in lessons(12, 5, rehearsal=2, domain=("city",))[0].documents:
+    for document in curriculum(12, 5, rehearsal=2, domain=("city",))[0].documents:
         assert all(facts[n][a] == v for n, a, v in claims(document.text))
 
 
 def test_the_first_rounds_speak_of_everybody():
-    corpus, _ = lessons(20, 0, phrasings=3, exam=3)
+    corpus, _ = curriculum(20, 0, phrasings=3, exam=3)
     (general, _) = parts(corpus)
     first = [d.title for d in general[: len(general) // 3] if d.title]
     assert set(first) == set(known_facts(20, 0))
 
 
 def test_sections_become_splits_of_one_size():
-    corpus, questions = lessons(12, 0, phrasings=2, exam=1, domain=("job", "firm"))
+    corpus, questions = curriculum(12, 0, phrasings=2, exam=1, domain=("job", "firm"))
     tokenizer = scratch.train_tokenizer([d.text for d in corpus.documents], 500)
     cut = split_corpus(corpus, questions, tokenizer, count=2, tokens_per_split=1500, held_out=0.25)
     assert [len(p) for p in cut.parts] == [1500, 1500]
@@ -87,9 +87,9 @@ def test_sections_become_splits_of_one_size():
         ({"n_people": 0}, "it must be 1 or more"),
     ],
 )
-def test_impossible_lessons(change, told):
+def test_impossible_curriculum(change, told):
     with pytest.raises(InputError, match=told):
-        lessons(**{"n_people": 3, "seed": 0} | change)
+        curriculum(**{"n_people": 3, "seed": 0} | change)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_impossible_lessons(change, told):
     ],
 )
 def test_splits_that_sections_do_not_allow(change, told):
-    corpus, questions = lessons(4, 0, domain=("job",))
+    corpus, questions = curriculum(4, 0, domain=("job",))
     tokenizer = scratch.train_tokenizer([d.text for d in corpus.documents], 300)
     wanted = {"count": 2, "tokens_per_split": 50, "held_out": 0.1} | change
     with pytest.raises(InputError, match=told):

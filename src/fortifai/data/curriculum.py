@@ -10,18 +10,17 @@ equal budget (2509.04796, domain-specific training).
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import random
 from collections.abc import Iterator, Sequence
 
 from fortifai.data import bios
-from fortifai.data.bios import GROUP, PHRASINGS, Person
+from fortifai.data.bios import GROUP, PHRASINGS, Told
 from fortifai.data.questions import Question
 from fortifai.data.text import Corpus, Document
 from fortifai.errors import InputError
 
 
-def lessons(
+def curriculum(
     n_people: int,
     seed: int,
     *,
@@ -30,17 +29,17 @@ def lessons(
     rehearsal: int = 1,
     domain: Sequence[str] = (),
 ) -> tuple[Corpus, list[Question]]:
-    """Biographies and sheets in sections, and one Knowledge Retention question on each fact.
+    """Biographies and worksheets in sections, and one Knowledge Retention question on each fact.
 
     A section tells everybody's facts in `phrasings` rounds of biographies and `exam` rounds of
-    sheets, by turns, so that the first part of a section already speaks of everybody. A section of
-    d of the six attributes has 6 / d times as many rounds, which makes it about as long.
+    worksheets, by turns, so that the first part of a section already speaks of everybody. A section
+    of d of the six attributes has 6 / d times as many rounds, which makes it about as long.
 
     Args:
         n_people: How many, 1 or more.
         seed: Of everything; people are those of `bios.bios`.
         phrasings: Phrasings of each fact, 1 to 5; the questions use another one.
-        exam: Rounds of sheets.
+        exam: Rounds of worksheets.
         rehearsal: How many sections of everybody's facts stand behind the splits, 1 or more.
         domain: Attributes of the first section; empty for no such section.
 
@@ -54,9 +53,9 @@ def lessons(
     bios.check(n_people, phrasings, exam)
     if rehearsal < 1:
         raise InputError(f"rehearsal is {rehearsal}; it must be 1 or more")
-    told = bios.check_attributes(domain)
-    everyone = list(itertools.islice(bios.people(seed), n_people))
-    plans = [(told, "domain")] if told else []
+    own = bios.check_attributes(domain)
+    everyone = list(bios.told(n_people, seed, phrasings))
+    plans = [(own, "domain")] if own else []
     plans += [(tuple(PHRASINGS), "general")]
     plans += [(tuple(PHRASINGS), f"rehearsal {i}") for i in range(rehearsal)]
     documents: list[Document] = []
@@ -64,54 +63,51 @@ def lessons(
     for attributes, name in plans:
         begins.append(len(documents))
         more = len(PHRASINGS) / len(attributes)
-        text = _Section(everyone, attributes, seed, phrasings, f"{seed} {name}")
+        text = _Section(everyone, attributes, phrasings, f"{seed} {name}")
         for words, title in text.written(round(phrasings * more), round(exam * more)):
             documents.append(Document(words, title, len(documents) + 1, row=True))
     splits = len(begins) - rehearsal
     corpus = Corpus(tuple(documents), "bios", len(documents), tuple(begins[: splits + 1]))
-    return corpus, _located(n_people, seed, phrasings, told, corpus)
+    return corpus, _located(everyone, own, corpus)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Section:
-    everyone: Sequence[Person]
+    everyone: Sequence[Told]
     attributes: tuple[str, ...]
-    seed: int
     phrasings: int
     key: str
 
-    def written(self, versions: int, sheets: int) -> Iterator[tuple[str, str]]:
+    def written(self, versions: int, worksheets: int) -> Iterator[tuple[str, str]]:
         """Texts and whose they are, in rounds."""
-        for turn in range(max(versions, sheets)):
+        for turn in range(max(versions, worksheets)):
             for first in range(0, len(self.everyone), GROUP):
                 group = self.everyone[first : first + GROUP]
                 if turn < versions:
-                    yield from (
-                        (self._told(p, first + i, turn), p.name) for i, p in enumerate(group)
-                    )
-                if turn < sheets:
+                    for i, each in enumerate(group):
+                        yield self._biography(each, first + i, turn), each.person.name
+                if turn < worksheets:
                     key = f"{self.key} {first} {turn}"
-                    yield from ((s, "") for s in bios.sheets(group, self.attributes, 1, key))
+                    persons = [each.person for each in group]
+                    for text in bios.worksheets(persons, self.attributes, 1, key):
+                        yield text, ""
 
-    def _told(self, person: Person, index: int, turn: int) -> str:
+    def _biography(self, each: Told, index: int, turn: int) -> str:
         rng = random.Random(f"fortifai lessons {self.key} {index} {turn}")
-        ways = bios.ways_of(self.seed, index, self.phrasings)
         order = rng.sample(self.attributes, len(self.attributes))
-        return " ".join(bios.tell(person, a, ways[a][turn % self.phrasings]) for a in order)
+        way = turn % self.phrasings
+        return " ".join(bios.tell(each.person, a, each.ways[a][way]) for a in order)
 
 
-def _located(
-    n_people: int, seed: int, phrasings: int, domain: Sequence[str], corpus: Corpus
-) -> list[Question]:
+def _located(everyone: Sequence[Told], domain: Sequence[str], corpus: Corpus) -> list[Question]:
     """The people's questions, each with the line of the document that first tells its fact."""
-    _, asked = bios.bios(n_people, seed, phrasings=phrasings)
     first: dict[tuple[str, bool], int] = {}
     general = corpus.sections[1] if domain else 0
     for i, document in enumerate(corpus.documents):
         if document.title:
             first.setdefault((document.title, i < general), document.line)
-    attributes = itertools.cycle(PHRASINGS)
     return [
-        dataclasses.replace(q, location=first[q.article, a in domain])
-        for q, a in zip(asked, attributes, strict=False)
+        dataclasses.replace(question, location=first[each.person.name, a in domain])
+        for each in everyone
+        for a, question in each.questions.items()
     ]

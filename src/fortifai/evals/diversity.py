@@ -1,4 +1,4 @@
-"""How broad a text is beside another one, with intervals and a noise floor.
+"""How diverse a text is beside another one, with intervals and a noise floor.
 
 Texts are given as windows: rows of token ids of one length. A window is what is drawn when a text
 is sampled, so intervals and floors resample windows, never single tokens, which are not
@@ -20,7 +20,7 @@ from fortifai.stats.sample import Interval, jackknife, sample_mean
 Ids = NDArray[np.integer]
 Floats = NDArray[np.float64]
 
-LEAST = 16
+MIN_WINDOWS = 16
 """Fewest windows of which a standard error is worth anything."""
 
 
@@ -163,7 +163,7 @@ def divergence(own: Ids, reference: Ids, more: Ids, *, seed: int) -> Comparison:
     return Comparison(value, usual, found, float(np.quantile(np.abs(halves - usual), 0.95)))
 
 
-def sameness(own: Ids, reference: Ids, more: Ids, *, seed: int) -> Comparison:
+def duplication(own: Ids, reference: Ids, more: Ids, *, seed: int) -> Comparison:
     """Share of a text's 3-grams that stand in it more than once: 1 - distinct-3 (1510.03055).
 
     Within windows and between them: a text that says the same thing everywhere shows here, one
@@ -308,8 +308,8 @@ def _floor(
 
 def _check(own: Ids, reference: Ids, more: Ids) -> None:
     shapes = {np.shape(x) for x in (own, reference, more)}
-    if len(shapes) != 1 or np.ndim(own) != 2 or len(own) < LEAST:
+    if len(shapes) != 1 or np.ndim(own) != 2 or len(own) < MIN_WINDOWS:
         raise InputError(
             f"windows have shapes {', '.join(map(str, sorted(shapes)))}; give texts of one size, "
-            f"(windows, tokens), with at least {LEAST} windows"
+            f"(windows, tokens), with at least {MIN_WINDOWS} windows"
         )

@@ -6,7 +6,7 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy as scipy_entropy
 
 from fortifai.errors import InputError
-from fortifai.evals import breadth
+from fortifai.evals import diversity
 from fortifai.stats import jackknife, sample_mean
 
 TYPES = 400
@@ -33,13 +33,13 @@ def frequencies(x):
 
 def test_entropy_and_divergence_are_scipys(texts):
     own, reference, more = texts
-    found = breadth.entropy(own, reference, more, seed=0)
+    found = diversity.entropy(own, reference, more, seed=0)
     # the same sum in another order: rounding of some hundred terms
     assert found.own == pytest.approx(scipy_entropy(frequencies(own)), rel=1e-12)
     assert found.reference == pytest.approx(scipy_entropy(frequencies(reference)), rel=1e-12)
     assert found.difference.value == pytest.approx(found.own - found.reference, rel=1e-12)
     known = jensenshannon(frequencies(own), frequencies(reference)) ** 2
-    assert breadth.divergence(own, reference, more, seed=0).own == pytest.approx(known, rel=1e-10)
+    assert diversity.divergence(own, reference, more, seed=0).own == pytest.approx(known, rel=1e-10)
 
 
 def test_the_jackknife_leaves_out_one_window_after_another(texts):
@@ -51,14 +51,14 @@ def test_the_jackknife_leaves_out_one_window_after_another(texts):
 
     left = np.array([without(i) for i in range(len(own))])
     known = jackknife(0.0, left)
-    found = breadth.entropy(own, reference, more, seed=0).difference
+    found = diversity.entropy(own, reference, more, seed=0).difference
     assert found.high - found.low == pytest.approx(known.high - known.low, rel=1e-9)  # rounding
 
 
-def test_sameness_counts_every_gram_by_itself(texts):
+def test_duplication_counts_every_gram_by_itself(texts):
     own, reference, more = texts
     grams = [tuple(row[i : i + 3]) for row in own for i in range(len(row) - 2)]
-    found = breadth.sameness(own, reference, more, seed=0)
+    found = diversity.duplication(own, reference, more, seed=0)
     assert found.own == pytest.approx(1 - len(set(grams)) / len(grams), abs=1e-12)  # rounding
 
     def without(windows, i):
@@ -82,22 +82,22 @@ def test_the_jackknife_of_a_mean_is_the_standard_error():
 def test_repetition_by_hand():
     rows = np.array([[1, 2, 3, 4, 1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7, 8], [9] * 8])
     # five 4-grams each: of the first 1234 comes again, of the last all are one
-    assert breadth.repetition(rows).tolist() == pytest.approx([1 / 5, 0, 4 / 5])
+    assert diversity.repetition(rows).tolist() == pytest.approx([1 / 5, 0, 4 / 5])
 
 
 def test_tail_counts_what_is_rare_in_the_further_windows():
     common, rare = np.zeros((16, 20), dtype=int), np.ones((16, 20), dtype=int)
     mixed = np.where(np.arange(20) < 17, common, rare)  # 85 % common: more than the head
-    found = breadth.tail(common, mixed, mixed, seed=0)
+    found = diversity.tail(common, mixed, mixed, seed=0)
     assert (found.own, found.reference) == pytest.approx((0.0, 0.15))
-    assert breadth.tail(rare, mixed, mixed, seed=0).own == 1
+    assert diversity.tail(rare, mixed, mixed, seed=0).own == 1
 
 
 def test_rare_is_what_lies_outside_four_fifths():
     """Four types with 60, 25, 10 and 5 % of the tokens: the first two reach four fifths."""
     row = np.repeat([0, 1, 2, 3], [12, 5, 2, 1])
     rows = np.tile(row, (16, 1))
-    assert breadth.tail(rows, rows, rows, seed=0).own == pytest.approx(0.15)
+    assert diversity.tail(rows, rows, rows, seed=0).own == pytest.approx(0.15)
 
 
 def test_intervals_cover_and_floors_hold_under_the_null():
@@ -106,7 +106,7 @@ def test_intervals_cover_and_floors_hold_under_the_null():
     covered, inside = [], []
     for _ in range(80):
         own, reference, more = (windows(rng, 32) for _ in range(3))
-        for measure in (breadth.entropy, breadth.sameness):
+        for measure in (diversity.entropy, diversity.duplication):
             found = measure(own, reference, more, seed=int(rng.integers(2**31)))
             covered.append(found.difference.low <= 0 <= found.difference.high)
             inside.append(abs(found.difference.value) <= found.floor)
@@ -116,7 +116,7 @@ def test_intervals_cover_and_floors_hold_under_the_null():
     assert np.mean(inside) > 0.87
 
 
-@pytest.mark.parametrize("measure", [breadth.entropy, breadth.tail])
+@pytest.mark.parametrize("measure", [diversity.entropy, diversity.tail])
 def test_a_narrower_text_lies_beyond_its_interval_and_floor(measure, texts):
     found = measure(*texts, seed=0)
     assert found.difference.high < -found.floor
@@ -127,4 +127,4 @@ def test_wrong_sizes_are_refused(shape):
     rng = np.random.default_rng(0)
     own = rng.integers(9, size=shape)
     with pytest.raises(InputError, match="at least 16 windows"):
-        breadth.entropy(own, rng.integers(9, size=(16, 32)), own, seed=0)
+        diversity.entropy(own, rng.integers(9, size=(16, 32)), own, seed=0)
