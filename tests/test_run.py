@@ -152,6 +152,33 @@ def test_arms_start_alike(tiny):
     assert a["loss"] >= b["loss"] > 0
 
 
+@pytest.mark.slow
+def test_seeds_with_base_models_of_their_own(tmp_path):
+    """Each seed's chain is the one that a run of that seed alone gives, base model included."""
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    raw, root = configuration.read_raw(str(tmp_path / "tiny.yaml"))
+    alone = ["generations=1", "arms={ce: {}}"]
+    each = ["family.scratch.base_each_seed=true"]
+    runs = {
+        "both": [*alone, *each, "seeds=[0, 1]"],
+        "second": [*alone, "seeds=[1]"],
+        "shared": [*alone, "seeds=[0, 1]"],
+    }
+    for name, changes in runs.items():
+        resolved = configuration.resolve(configuration.apply_set(raw, changes))
+        experiment.run(resolved, root, tmp_path / name, workers=1)
+
+    def weights(run, *path):
+        return (tmp_path / run / Path(*path) / "model.safetensors").read_bytes()
+
+    assert weights("both", "shared", "base-1") == weights("second", "shared", "base")
+    assert weights("both", "shared", "base") == weights("shared", "shared", "base")
+    assert not (tmp_path / "shared" / "shared" / "base-1").exists()
+    chain = ("arms", "ce", "seed-1", "generation-00", "model")
+    assert weights("both", *chain) == weights("second", *chain)
+    assert weights("both", *chain) != weights("shared", *chain)
+
+
 def test_the_followed_passages(tiny):
     root, _ = tiny
     rows = [

@@ -72,7 +72,8 @@ def test_an_entry_is_judged_by_its_numbers(entered):
     assert set(rows) == {"ce", "varied"}
     mine, base = rows["varied"], rows["ce"]
     assert mine["cure"] == {"cures": [{"kind": "keep_varied", "unit": None}]}
-    assert base["cure"] == {} and mine["group"] == base["group"] == CLOSED
+    assert base["cure"] == {}
+    assert mine["group"] == base["group"] == CLOSED
     assert mine["budget"]["trained"] == base["budget"]["trained"] > 0
     assert mine["budget"]["generated"] == base["budget"]["generated"] > 0
     assert mine["budget"]["scored"] == 0
@@ -86,9 +87,7 @@ def test_an_entry_is_judged_by_its_numbers(entered):
                 lines = (generation / "scores.jsonl").read_text().splitlines()
                 scores = [json.loads(line) for line in lines]
                 curve += [
-                    s["value"]
-                    for s in scores
-                    if (s["measure"], s["on"]) == ("kr.mean", "split-0")
+                    s["value"] for s in scores if (s["measure"], s["on"]) == ("kr.mean", "split-0")
                 ]
             assert len(curve) == 4
             level = 0.5 + (curve[0] - 0.5) / 2
@@ -103,7 +102,8 @@ def test_an_entry_is_judged_by_its_numbers(entered):
     if mine["longer"]["value"] is not None:
         assert math.isclose(mine["longer"]["value"], means["varied"] / means["ce"], rel_tol=1e-9)
     page = (entered / "league" / "index.html").read_text()
-    assert "Which cure slows model collapse" in page and "<svg" in page
+    assert "Which cure slows model collapse" in page
+    assert "<svg" in page
     assert (entered / "league" / "league.md").read_text().count("| varied |") == 1
 
 
@@ -156,7 +156,8 @@ def test_damage_and_what_is_not_finished_are_refused(smoke, tmp_path):
     with pytest.raises(InputError, match="has 14 of 16 generations; start its run again"):
         enter([smoke])
     done = fortifai(f"league {smoke}", tmp_path)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
 
 
 def test_an_arm_of_other_updates_is_refused(smoke):
@@ -176,7 +177,8 @@ def test_more_generated_text_and_real_data_stand_apart(smoke):
         rewrite(ledger, told)
     league = enter([smoke])
     row = next(row for row in league.rows if row.arm == "varied")
-    assert row.over_generated and row.group == REAL
+    assert row.over_generated
+    assert row.group == REAL
     assert "league-smoke: with real data, from more generated tokens" in markdown(league)
 
 

@@ -31,7 +31,11 @@ class PretrainOptions(Options):
 
 
 class ScratchOptions(Options):
-    """A model made from sizes, with a BPE tokenizer trained on the clean corpus."""
+    """A model made from sizes, with a BPE tokenizer trained on the clean corpus.
+
+    `base_each_seed`: every seed begins with a base model of its own, drawn and pretrained from that
+    seed; otherwise all share the first one's, and seeds differ in what follows alone.
+    """
 
     architecture: Literal["llama", "gemma"] = "llama"
     hidden_size: PositiveInt = 256
@@ -43,6 +47,7 @@ class ScratchOptions(Options):
     max_positions: PositiveInt | None = None
     tie_embeddings: bool = True
     pretrain: PretrainOptions | None = None
+    base_each_seed: bool = False
 
     @model_validator(mode="after")
     def _divisible(self) -> ScratchOptions:

@@ -40,7 +40,7 @@ CLASSES = (CLOSED, REAL, HELPED)
 SLACK = 0.01
 """Budgets this close are equal: the last block of a generation may be shorter."""
 
-_FREE = ("weight", "cures", "regime", "start", "after_fit", "regenerate.decoding")
+_FREE = ("weight", "cures", "regime", "init_from", "after_fit", "regenerate.decoding")
 _FREE_OF_TRAIN = ("label_smoothing", "entropy_bonus", "gem_beta", "z_loss", "normalize")
 _PLACES = ("corpus.files", "corpus.held_out", "questions.files", "family.base")
 """Where files lie, which differs from machine to machine; their contents are compared instead."""
@@ -363,11 +363,12 @@ def _decay(arm: Arm) -> tuple[float, float | None, float | None] | None:
 
 
 def _diversity(arm: Arm) -> float | None:
-    name = "diversity.distinct-3"
-    last = last_of(arm, (name, "rewritten"))
+    """Distinct-3 of the first split as it was written last, over that of the original."""
+    name = "distinct.3"
+    last = last_of(arm, (name, "rewritten-0"))
     if last is None:
         return None
-    mine, real = mean_at(arm, (name, "rewritten"), last), mean_at(arm, (name, "real"), last)
+    mine, real = (mean_at(arm, (name, on), last) for on in ("rewritten-0", FIRST))
     return None if mine is None or not real else mine / real
 
 

@@ -45,7 +45,7 @@ class TextDomain:
         questions: KR questions of each split.
         tokenizer: The base model's, or one trained on the corpus.
         special: The model's special tokens.
-        base_model: Makes the base model, given a folder to work in and progress.
+        base_model: Makes the base model of a seed, given a folder to work in and progress.
         parameters: Number of the model's parameters; 0 where it was loaded.
         fingerprint: SHA-256 of the corpus, the held-out text, the questions, the benchmarks and
             the exam; empty where they were loaded.
@@ -62,7 +62,7 @@ class TextDomain:
     questions: tuple[tuple[Question, ...], ...]
     tokenizer: Any
     special: SpecialTokens
-    base_model: Callable[[Path, Progress], CausalLM]
+    base_model: Callable[[int, Path, Progress], CausalLM]
     parameters: int = 0
     fingerprint: str = ""
     notes: tuple[str, ...] = ()
@@ -87,13 +87,14 @@ class TextDomain:
         epochs = family.scratch.pretrain.epochs if family.scratch and family.scratch.pretrain else 0
         asked = [len(part) for part in self.questions]
         suite, in_formats = self.benchmarks, self.exam
+        often = "once for all" if len(self._bases) == 1 else "once a seed"
         return (
             ("model", f"{self.parameters:,} parameters"),
             ("beginning of text", self._beginning()),
             ("splits", f"{len(self.real)} of {len(self.real[0]):,} tokens"),
             ("questions", f"{sum(asked):,} (by split: {', '.join(f'{n:,}' for n in asked)})"),
             ("held out", f"{len(self.held_out):,} tokens"),
-            ("pretraining", f"{len(self.rest) * epochs:,} tokens, once for all"),
+            ("pretraining", f"{len(self.rest) * epochs:,} tokens, {often}"),
             *((("benchmarks", suite.facts),) if suite else ()),
             *((("formats", exam.facts(in_formats)),) if in_formats else ()),
         )
@@ -134,17 +135,26 @@ class TextDomain:
             self.benchmarks.save(folder / BENCHMARKS)
         if self.exam:
             exam.save(self.exam, folder)
-        if before is not None:
-            shutil.copytree(before / "base", folder / "base")
-        else:
-            self.base_model(folder, progress).save(folder / "base")
+        for seed, name in self._bases.items():
+            if before is not None:
+                shutil.copytree(before / name, folder / name)
+            else:
+                self.base_model(seed, folder, progress).save(folder / name)
+
+    @property
+    def _bases(self) -> dict[int, str]:
+        """The folders of the base models, by the first seed that begins with each."""
+        seeds, sizes = self.config.seeds, self.config.family.scratch
+        if sizes is None or not sizes.base_each_seed:
+            seeds = seeds[:1]
+        return {seed: f"base-{seed}" if i else "base" for i, seed in enumerate(seeds)}
 
     # --- one chain ----------------------------------------------------------------------------
 
     def chain(self, arm: str, seed: Any, folder: Path) -> tuple[Family[Any], Sequence[Tokens]]:
         """The language model of one arm, and the splits."""
         assert self.folder is not None
-        settings, base = self.config.arms[arm], self.folder / "base"
+        settings, base = self.config.arms[arm], self.folder / self._bases.get(seed, "base")
         family = CausalLMFamily(
             base=base,
             scratch=lambda seed: random_weights(CausalLM.load(base), seed),

@@ -191,16 +191,17 @@ def _base_model(
     root: Path,
     tokenizer: Any,
     rest: Tokens,
+    seed: int,
     folder: Path,
     progress: Progress,
 ) -> CausalLM:
-    """The base model, pretrained on `rest` if the YAML asks for it."""
+    """The base model of a seed, pretrained on `rest` if the YAML asks for it."""
     arm = next(iter(config.arms.values()))
     if arm.family.base is not None:
         return CausalLM.from_base(
             _local(arm.family.base, root), dtype=arm.family.dtype, bos=arm.family.bos
         )
-    model = _build(config, len(tokenizer), seed=derive(config.seeds[0], "base"))
+    model = _build(config, len(tokenizer), seed=derive(seed, "base"))
     lm = CausalLM(model, tokenizer, bos=arm.family.bos)
     assert arm.family.scratch is not None
     if arm.family.scratch.pretrain:
@@ -208,7 +209,7 @@ def _base_model(
             rest,
             Keep(),
             _pretraining(arm, arm.family.scratch.pretrain),
-            seed=derive(config.seeds[0], "pretrain"),
+            seed=derive(seed, "pretrain"),
             workdir=folder / "pretrain.tmp",
             select=None,
             progress=Under(progress, "pretrain"),
