@@ -32,7 +32,7 @@ corpus: {kind: images, source: {kind: digits}, samples: 64}
 family: {kind: vae, latent: 2, channels: [4, 4], epochs: 1, batch_size: 32}
 arms:
   plain: {}
-  unlikely: {cures: [{kind: deduplicate}, {kind: keep_unlikeliest, share: 0.25}]}
+  unlikely: {cures: [{kind: deduplicate}, {kind: surplexity, share: 0.25}]}
 """
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import types
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -10,29 +12,32 @@ import pytest
 
 from fortifai.errors import Diverged, RunFailed
 from fortifai.lab.cures import (
-    REAL,
     Context,
     Deduplicate,
     Edit,
+    EntropyRate,
+    GoldenRatio,
     KeepLikeliest,
-    KeepUnlikeliest,
+    Oracle,
     Select,
-    Units,
+    Surplexity,
 )
 from fortifai.lab.loop import recurse
 from fortifai.lab.progress import Silent
 from fortifai.lab.regimes import Accumulate, Replace
 from fortifai.lab.store import ChainStore
+from fortifai.lab.units import REAL, Units
 from tests.lab import toy
 from tests.lab.test_loop import KilledError, digest
 
 
-def units(*rows, origins=None):
+def units(*rows, origins=None, splits=None):
     lengths = [len(row) for row in rows]
     return Units(
         np.concatenate([np.asarray(row) for row in rows]),
         np.concatenate([[0], np.cumsum(lengths)]),
         np.asarray(origins if origins is not None else [REAL] * len(rows)),
+        np.asarray(splits if splits is not None else [0] * len(rows)),
     )
 
 
@@ -41,7 +46,7 @@ def rows(found: Units) -> list[list[int]]:
 
 
 def context(log_prob=lambda x: x.astype(float)) -> Context:
-    return Context(1, 0, log_prob)
+    return Context(1, 0, family=None, model=types.SimpleNamespace(log_prob=log_prob))
 
 
 def test_units_are_taken_with_repeats_and_lengths_of_their_own():
@@ -63,6 +68,15 @@ def test_units_are_cut_anew_within_an_origin():
     assert rows(pairs) == [[1, 2], [3], [4, 5], [6, 7]]
 
 
+def test_units_are_cut_anew_within_a_split():
+    some = units([1, 2], [3], [4], [5, 6], splits=[0, 1, 1, 0])
+    found = some.recut(lambda x: np.array([0, len(x)]))
+    assert rows(found) == [[1, 2], [3, 4], [5, 6]]
+    assert found.splits.tolist() == [0, 1, 0]
+    assert found.take(np.array([1])).splits.tolist() == [1]
+    assert Units.join([found, some]).splits.tolist() == [0, 1, 0, 0, 1, 1, 0]
+
+
 def test_deduplicate_keeps_the_first_of_equal_units():
     some = units([1, 2], [3], [1, 2], [2, 1], [3], origins=[REAL, REAL, 0, 0, 0])
     found, row = Deduplicate().apply(some, context())
@@ -76,7 +90,7 @@ def test_deduplicate_keeps_the_first_of_equal_units():
 
 
 @pytest.mark.parametrize(
-    ("cure", "expected"), [(KeepLikeliest, [[5, 7], [9]]), (KeepUnlikeliest, [[1], [5, 7]])]
+    ("cure", "expected"), [(KeepLikeliest, [[5, 7], [9]]), (Surplexity, [[1], [5, 7]])]
 )
 def test_a_share_is_kept_by_the_mean_log_probability(cure, expected):
     """The mean, not the sum: [5, 7] is between 1 and 9; -inf elsewhere spoils nothing."""
@@ -109,7 +123,7 @@ class Shifted(Edit):
 
     def edit(self, units, context):
         changed = np.where(units.samples > 2, units.samples + 1, units.samples)
-        return Units(changed, units.edges, units.origins)
+        return dataclasses.replace(units, samples=changed)
 
 
 def test_what_is_drawn_again_and_what_is_changed_is_told():
@@ -210,11 +224,11 @@ def test_the_model_that_wrote_is_asked(tmp_path, start, every):
 
 
 def test_a_cured_chain_trains_on_less_and_writes_as_much(tmp_path):
-    cured = chain((KeepUnlikeliest(share=0.5), Twice()), regime=Accumulate())
+    cured = chain((Surplexity(share=0.5), Twice()), regime=Accumulate())
     recurse(cured, ChainStore(tmp_path), Silent())
     first, second, third = ledgers(tmp_path)
     assert "cures" not in first
-    assert [row["kind"] for row in second["cures"]] == ["keep_unlikeliest", "twice"]
+    assert [row["kind"] for row in second["cures"]] == ["surplexity", "twice"]
     keep, twice = third["cures"]
     assert keep["read"] == {"real": 16, "generation-0": 16, "generation-1": 16}
     assert sum(keep["kept"].values()) == 24
@@ -246,3 +260,100 @@ def test_killed_and_taken_up_again_it_is_the_same(tmp_path):
         recurse(cut, ChainStore(tmp_path / "cut"), Silent())
     recurse(chain(cures, generations=4), ChainStore(tmp_path / "cut"), Silent())
     assert digest(tmp_path / "whole") == digest(tmp_path / "cut")
+
+
+class Words:
+    """A family whose tokens are words: w3 w4..."""
+
+    def text(self, samples):
+        return " ".join(f"w{token}" for token in samples)
+
+
+def reading(model=None) -> Context:
+    return Context(1, 0, family=Words(), model=model)
+
+
+@pytest.mark.parametrize(("cure", "kept"), [(Surplexity, 1), (KeepLikeliest, 0)])
+def test_documents_are_scored_each_by_itself_and_cut(cure, kept):
+    """-log p is a token's number here; the first document's last ones, 9, are not read any more."""
+    asked = []
+
+    class Model:
+        def document_log_prob(self, documents):
+            asked.extend(len(document) for document in documents)
+            return np.array([-float(document.mean()) for document in documents])
+
+    some = units([1] * 512 + [9] * 88, [2, 2], [1, 2])
+    found, _ = cure(share=1 / 3, unit="document").apply(some, reading(Model()))
+    assert asked == [512, 2, 2]
+    assert rows(found) == [rows(some)[kept]]
+
+
+def test_documents_of_the_highest_entropy_rate_are_kept_within_each_split():
+    new, half, old = range(60), [*range(30), *range(30)], [1, 2] * 30
+    some = units(new, old, half, half, old, splits=[0, 0, 0, 1, 1])
+    found, row = EntropyRate(share=0.5).apply(some, reading())
+    # 2 of the 3 of split 0, and 1 of the 2 of split 1, though split 1 has none as new
+    assert rows(found) == [list(new), half, half]
+    assert row["kept"] == {"real": 3}
+
+
+def test_short_documents_rank_last_and_nothing_but_short_ones_is_refused():
+    some = units(range(49), [1, 2] * 25, range(49))
+    found, _ = EntropyRate(share=1 / 3).apply(some, reading())
+    assert rows(found) == [[1, 2] * 25]
+    found, _ = EntropyRate(share=1 / 3, least_words=49).apply(some, reading())
+    assert rows(found) == [list(range(49))]
+    with pytest.raises(RunFailed, match="documents of 50 words or more, and the longest has 49"):
+        EntropyRate(share=0.5).apply(units(range(49)), reading())
+
+
+def test_only_the_first_words_of_a_document_count():
+    """Behind 1,500 words of its own one document repeats itself, the other does so before."""
+    long = units([*range(1500), *[1] * 900], [*range(1400), *[1] * 100, *range(2000, 2900)])
+    found, _ = EntropyRate(share=0.5).apply(long, reading())
+    assert rows(found) == [rows(long)[0]]
+
+
+def test_the_oracle_keeps_what_is_real():
+    some = units([1], [2], [3], origins=[0, REAL, 1])
+    found, row = Oracle().apply(some, reading())
+    assert rows(found) == [[2]]
+    assert row["kept"] == {"real": 1}
+
+
+@pytest.mark.parametrize("real", [0.618, 0.2])
+def test_the_golden_ratio_is_of_samples_and_draws_evenly(real):
+    """30 real and 90 generated samples, in units of 1 to 3."""
+    lengths = [1, 2, 3] * 20
+    origins = ([REAL] * 15) + [0] * 45
+    some = units(*([i] * n for i, n in enumerate(lengths)), origins=origins)
+    found, row = GoldenRatio(real=real).apply(some, reading())
+    taken, total = found.values()
+    assert taken / 120 == pytest.approx(real, abs=3 / 120)  # less than a unit short
+    assert total == pytest.approx(120, abs=6)
+    times = np.bincount([found[i][0] for i in range(len(found))], minlength=60)
+    for of in (times[:15], times[15:]):
+        assert of.max() - of.min() <= 1
+    again, _ = GoldenRatio(real=real).apply(some, reading())
+    assert rows(again) == rows(found)
+    other, _ = GoldenRatio(real=real).apply(some, dataclasses.replace(reading(), seed=1))
+    assert rows(other) != rows(found)
+    assert set(row["drawn_again"]) == {"real" if real > 0.25 else "generation-0"}
+
+
+@pytest.mark.parametrize(("origin", "lacking"), [(REAL, "generated"), (0, "real")])
+def test_the_golden_ratio_of_one_thing_is_refused(origin, lacking):
+    with pytest.raises(RunFailed, match=f"has no {lacking} ones"):
+        GoldenRatio().apply(units([1], [2], origins=[origin] * 2), reading())
+
+
+def test_what_a_generation_costs_is_counted(tmp_path):
+    """Of 64 samples a split: each generation writes 64; the cure reads the pool, half is learnt."""
+    cures = (Surplexity(share=0.5), Deduplicate())
+    recurse(chain(cures, regime=Accumulate()), ChainStore(tmp_path), Silent())
+    assert [told["spent"] for told in ledgers(tmp_path)] == [
+        {"trained": 64, "generated": 64, "scored": 0},
+        {"trained": 64, "generated": 64, "scored": 128},
+        {"trained": 96, "generated": 64, "scored": 192},
+    ]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fortifai.lab import regimes
+from fortifai.lab.budget import Spent
 from fortifai.lab.domain import draw_share, even_edges
 from fortifai.lab.loop import Chain
 from fortifai.lab.measures import Score
@@ -18,18 +19,22 @@ from fortifai.lab.measures import Score
 class MeanModel:
     mean: float
     fits: int = 0
+    spent: Spent = dataclasses.field(default_factory=Spent)
 
     def fit(self, samples, *, seed, progress):
+        self.spent.trained += len(samples)
         self.mean = float(samples.mean()) + self.mean / 1000  # depends on where it started
         self.fits += 1
         progress.step("train", 1, 1)
         return {"loss": 0.0, "seeds": [seed]}
 
     def regenerate(self, samples, *, seed, progress):
+        self.spent.generated += len(samples)
         noise = np.random.default_rng(seed).normal(size=samples.shape)
         return (self.mean + noise).astype(samples.dtype)
 
     def log_prob(self, samples):
+        self.spent.scored += len(samples)
         return -((samples - self.mean) ** 2).astype(np.float32)
 
     def save(self, folder: Path):
@@ -69,6 +74,7 @@ def chain(generations=4, *, init_from="previous", regime=FORTIFAI, save_weights=
         family=changes.get("family", MeanFamily()),
         regime=regime,
         cures=changes.get("cures", ()),
+        after_fit=changes.get("after_fit", ()),
         init_from=init_from,
         generations=generations,
         seed=changes.get("seed", 0),

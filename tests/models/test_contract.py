@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fortifai.images.vae import VAEFamily, VAEOptions
+from fortifai.lab.budget import Spent
 from fortifai.lab.loop import Family, Model
 from fortifai.lab.progress import Silent
 from fortifai.models.causal_lm import CausalLM
@@ -173,3 +175,43 @@ def test_a_language_model_settles_a_dynamic_threshold_on_its_own_confidences(
     same = fixed.create("base", seed=0)
     same.fit(stream, seed=1, progress=Silent())
     np.testing.assert_array_equal(model.log_prob(stream), same.log_prob(stream))
+
+
+def test_what_a_model_is_put_to_is_counted_in_samples(case):
+    """A fit reads whole blocks; of text the first 8 tokens are kept, the others written."""
+    model = fitted(case)
+    model.regenerate(case.samples, seed=case.draw(7), progress=Silent())
+    model.log_prob(case.samples)
+    n = len(case.samples)
+    trained, generated = n, n
+    if isinstance(case.family, VAEFamily):
+        trained = 2 * n  # epochs
+    elif isinstance(case.family, CausalLMFamily):
+        block = 16 - len(case.family.special.front)
+        trained, generated = n // block * block, n - 8
+    assert model.spent == Spent(trained, generated, scored=n)
+    handed = model.spent = Spent()
+    model.log_prob(case.samples)
+    assert handed == Spent(scored=n)
+
+
+def test_weights_are_changed_in_place_and_saved(case, tmp_path):
+    if not isinstance(case.family, VAEFamily | CausalLMFamily):
+        pytest.skip("it has no weights")
+    model: Any = fitted(case)
+    before = model.log_prob(case.samples)
+    saved = {name: theta.clone() for name, theta in model.weights().items()}
+    model.fit_plainly(case.samples, 2, seed=5, progress=Silent())
+    # one epoch of text or two of images in its fit, and two more
+    once = 1 if isinstance(case.family, CausalLMFamily) else 2
+    assert model.spent.trained * once == fitted(case).spent.trained * (once + 2)
+    if isinstance(case.family, VAEFamily):
+        assert model.family is case.family
+    assert (model.log_prob(case.samples) != before).any()
+    with torch.no_grad():
+        for name, theta in model.weights().items():
+            theta.copy_(saved[name])
+    np.testing.assert_array_equal(model.log_prob(case.samples), before)
+    model.save(tmp_path / "again")
+    loaded = case.family.load(tmp_path / "again")
+    np.testing.assert_array_equal(loaded.log_prob(case.samples), before)

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from transformers import GenerationConfig
+from transformers import (
+    GenerationConfig,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from fortifai.errors import InputError
 from fortifai.lab.progress import Silent
@@ -246,6 +252,55 @@ class TestSample:
         # of tokens 0 and 5, renormalised, the first holds .525
         counts = self.draw(Sample(kind="sample", top_k=2, top_p=0.52))
         assert counts[0] == 20_000
+
+    def test_min_p(self):
+        # a tenth of .36: all but 3, which has .02
+        p = np.exp(self.LOGITS.double().numpy())
+        p[3] = 0
+        self.agrees(self.draw(Sample(kind="sample", min_p=0.1)), p / p.sum())
+        # at temperature 0.5 the likeliest has 1, 5 has .82 and 2 has .14 of it, 1 has .05
+        p = np.exp(self.LOGITS.double().numpy() / 0.5)
+        p[[1, 3, 4]] = 0
+        self.agrees(self.draw(Sample(kind="sample", min_p=0.1, temperature=0.5)), p / p.sum())
+
+    def test_top_n_sigma(self):
+        # the logits' standard deviation is 1.165, so the cut is at 0.835 at any temperature
+        kept = self.LOGITS.double().numpy() >= 2 - np.std(self.LOGITS.double().numpy(), ddof=1)
+        assert kept.tolist() == [True, False, True, False, False, True]
+        for temperature in (1.0, 3.0):
+            p = np.exp(self.LOGITS.double().numpy() / temperature) * kept
+            decoding = Sample(kind="sample", top_n_sigma=1.0, temperature=temperature)
+            self.agrees(self.draw(decoding), p / p.sum())
+
+    def test_sigma_is_of_the_tokens_that_can_be_written(self):
+        banned = torch.tensor([2.0, 0.5, 1.0, -torch.inf, 0.0, 1.9])
+        left = banned[banned > -torch.inf].double()
+        cut = 2 - left.std()  # 1.12: without token 3 the deviation is 0.88, and 2 is cut, too
+        numbers = torch.from_numpy(np.random.default_rng(0).random(2000))
+        decoding = Sample(kind="sample", top_n_sigma=1.0)
+        got = generation.sample(banned.expand(2000, -1), numbers, decoding)
+        assert set(got.tolist()) == set(torch.nonzero(banned > cut).flatten().tolist()) == {0, 5}
+        one = torch.tensor([[-torch.inf, 1.0, -torch.inf]])
+        assert generation.sample(one, numbers[:1], decoding).tolist() == [1]
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_cuts_agree_with_those_of_transformers(self, seed):
+        """Which tokens are left, from all logits and behind top_k and top_p."""
+        logits = 1.5 * torch.from_numpy(np.random.default_rng(seed).normal(size=(1, 50))).float()
+        decoding = Sample(kind="sample", temperature=0.8, top_k=30, top_p=0.95, min_p=0.06)
+        scores = logits
+        for warper in (
+            TemperatureLogitsWarper(0.8),
+            TopKLogitsWarper(30),
+            TopPLogitsWarper(0.95),
+            MinPLogitsWarper(0.06),
+        ):
+            scores = warper(torch.zeros(1, 1, dtype=torch.long), scores)
+        p = torch.softmax(scores.double(), -1)[0].numpy()
+        n = 40_000
+        numbers = torch.from_numpy(np.random.default_rng(seed).random(n))
+        got = generation.sample(logits.expand(n, -1), numbers, decoding)
+        self.agrees(np.bincount(got.numpy(), minlength=50), p)
 
     def test_a_tiny_top_p_is_greedy(self):
         assert self.draw(Sample(kind="sample", top_p=1e-9), 50)[0] == 50

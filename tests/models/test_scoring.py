@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from fortifai.data import tokens
 from fortifai.errors import InputError
 from fortifai.models import continuations, scoring
+from fortifai.models.causal_lm import CausalLM
 
 from .conftest import prose
 
@@ -288,3 +289,19 @@ def test_other_models_read_each_continuation_in_a_row_of_its_own(model_type, mor
         for ids, n in rows
     ]
     np.testing.assert_allclose(got, expected, atol=ROUNDING * 10, rtol=0)
+
+
+@pytest.mark.parametrize("bos", ["never", "always"])
+def test_documents_are_read_each_by_itself(make, bos):
+    """Against the model itself; one longer than the model reads, 64 tokens, is cut."""
+    lm = CausalLM(make(seed=3, sharp=40.0).model, make().tokenizer, device="cpu", bos=bos)
+    first = lm.special.first
+    ids = np.random.default_rng(0).integers(1, lm.model.config.vocab_size, 100)
+    documents = [ids[:5], ids[5:6], ids[6:30], ids]
+    got = lm.document_log_prob(documents)
+    for document, mean in zip(documents, got, strict=True):
+        read = torch.tensor([[first, *document[: 64 - len(lm.special.front)]]])
+        log_p = torch.log_softmax(lm.model(read[:, :-1]).logits.detach().double(), -1)[0]
+        expected = log_p[torch.arange(len(log_p)), read[0, 1:]].mean()
+        assert mean == pytest.approx(float(expected), abs=ROUNDING)
+    assert lm.spent.scored == sum(1 + min(len(d), 64 - len(lm.special.front)) for d in documents)

@@ -23,9 +23,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fortifai.errors import Diverged, InputError
+from fortifai.lab.budget import Spent
 from fortifai.lab.domain import draw_share, even_edges
 from fortifai.options import Options
-from fortifai.weights import Dynamic, Truncate, Weight, keeps_all
+from fortifai.weights import Dynamic, Keep, Truncate, Weight, keeps_all
 
 if TYPE_CHECKING:
     from fortifai.lab.progress import Progress
@@ -222,7 +223,7 @@ class VAE:
     """
 
     def __init__(self, family: VAEFamily, module: Network) -> None:
-        self.family = family
+        self.family, self.spent = family, Spent()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.module = module.to(self.device).eval()
 
@@ -287,6 +288,7 @@ class VAE:
             threshold = weight.threshold if isinstance(weight, Truncate) else None
             told = {"loss": loss, "truncated_share": 1.0 - kept_share, "threshold": threshold}
             epochs.append({"epoch": epoch, **told})
+        self.spent.trained += len(images) * config.epochs
         return {
             "loss": loss,
             "reconstruction": reconstruction,
@@ -295,6 +297,18 @@ class VAE:
             "images": len(images) * config.epochs,
             "epochs": epochs,
         }
+
+    def weights(self) -> dict[str, Tensor]:
+        """The parameters themselves."""
+        return dict(self.module.named_parameters())
+
+    def fit_plainly(self, samples: Pixels, epochs: int, *, seed: int, progress: Progress) -> None:
+        """Train without a weight for so many epochs."""
+        config = self.family.config.model_copy(update={"epochs": epochs})
+        plain = dataclasses.replace(self.family, config=config, weight=Keep())
+        brief = VAE(plain, self.module)
+        brief.spent = self.spent
+        brief.fit(samples, seed=seed, progress=progress)
 
     def _step(
         self,
@@ -349,6 +363,7 @@ class VAE:
                     pixels = torch.bernoulli(pixels, generator=generator)
                 out[start : start + _BATCH] = pixels.cpu().numpy()
                 progress.step("rewrite", min(start + _BATCH, n), n, tokens=0)
+        self.spent.generated += n
         return out
 
     def log_prob(self, samples: Pixels) -> Pixels:
@@ -359,6 +374,7 @@ class VAE:
                 logits = self.module.decode(self.module.encode(images)[0])
                 parts.append(-F.binary_cross_entropy_with_logits(logits, images, reduction="none"))
             log_p: Pixels = torch.cat(parts).cpu().numpy()
+        self.spent.scored += len(samples)
         return log_p
 
     def encode(self, samples: Pixels) -> Pixels:

@@ -14,90 +14,17 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from fortifai.errors import Diverged, RunFailed
+from fortifai.lab.budget import Spent
+from fortifai.lab.units import REAL, Indices, Samples, Units
 from fortifai.options import Options
-
-Samples = NDArray[Any]
-Indices = NDArray[np.int64]
-
-REAL = -1
-"""The origin of a unit that no model has written."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Units:
-    """Samples cut into units.
-
-    Attributes:
-        samples: All of them, one behind the other.
-        edges: (n + 1,) where each unit begins, and the end.
-        origins: (n,) the generation that wrote each unit, or `REAL`.
-    """
-
-    samples: Samples
-    edges: Indices
-    origins: Indices
-
-    def __len__(self) -> int:
-        return len(self.origins)
-
-    def __getitem__(self, i: int) -> Samples:
-        unit: Samples = self.samples[self.edges[i] : self.edges[i + 1]]
-        return unit
-
-    def take(self, which: Indices) -> Units:
-        """The units of these numbers, in this order."""
-        lengths = np.diff(self.edges)[which]
-        edges = np.concatenate([[0], np.cumsum(lengths)])
-        places = np.arange(edges[-1]) + np.repeat(self.edges[which] - edges[:-1], lengths)
-        return Units(self.samples[places], edges, self.origins[which])
-
-    @classmethod
-    def join(cls, parts: Sequence[Units]) -> Units:
-        """Several, one behind the other."""
-        lengths = np.concatenate([np.diff(part.edges) for part in parts])
-        return cls(
-            np.concatenate([part.samples for part in parts]),
-            np.concatenate([[0], np.cumsum(lengths)]),
-            np.concatenate([part.origins for part in parts]),
-        )
-
-    def recut(self, edges_of: Callable[[Samples], Indices]) -> Units:
-        """Other units, none of which has samples of two origins.
-
-        Args:
-            edges_of: Where the units of samples begin, and the end.
-        """
-        ends = np.append(np.flatnonzero(np.diff(self.origins)) + 1, len(self))
-        edges, origins, start = [np.zeros(1, dtype=np.int64)], [], 0
-        for end in ends:
-            first, last = self.edges[start], self.edges[end]
-            found = edges_of(self.samples[first:last])
-            edges.append(first + found[1:])
-            origins.append(np.full(len(found) - 1, self.origins[start]))
-            start = end
-        return Units(self.samples, np.concatenate(edges), np.concatenate(origins))
-
-    def counts(self) -> dict[str, int]:
-        """Units by origin: ``real``, ``generation-0``..."""
-        found, counts = np.unique(self.origins, return_counts=True)
-        return {_name(int(o)): int(n) for o, n in zip(found, counts, strict=True)}
-
-    def values(self) -> tuple[int, int]:
-        """Samples of real units, and all samples."""
-        lengths = np.diff(self.edges)
-        return int(lengths[self.origins == REAL].sum()), int(lengths.sum())
-
-
-def _name(origin: int) -> str:
-    return "real" if origin == REAL else f"generation-{origin}"
+from fortifai.stats.entropy_rate import LEAST_WORDS, MOST_WORDS, entropy_rate, words_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,13 +34,22 @@ class Context:
     Attributes:
         generation: The one that is about to be trained.
         seed: For what it draws at random.
-        model: Log-probability in nats of samples under the model of the generation before, one
-            number for each token, pixel or point; None for a cure without ``needs_model``.
+        family: Makes the models; that of text also reads tokens as `text`.
+        model: The model of the generation before; None for a cure without ``needs_model``.
+        spent: Where models count what they are asked.
     """
 
     generation: int
     seed: int
-    model: Callable[[Samples], NDArray[np.floating]] | None
+    family: Any
+    model: Any
+    spent: Spent = dataclasses.field(default_factory=Spent)
+
+    def base(self) -> Any:
+        """The base model, which generation 0 starts from."""
+        model = self.family.create("base", seed=self.seed)
+        model.spent = self.spent
+        return model
 
     def log_prob(self, samples: Samples) -> NDArray[np.floating]:
         """Log-probability in nats, one number for each token, pixel or point.
@@ -121,20 +57,33 @@ class Context:
         Raises:
             RunFailed: The cure does not say that it needs the model, which then is not kept.
         """
-        if self.model is None:
-            raise RunFailed(
-                "a cure asks for log-probabilities and does not say so; give its class "
-                "needs_model = True"
-            )
-        return self.model(samples)
+        found: NDArray[np.floating] = self._asked().log_prob(samples)
+        return found
 
-    def mean_log_prob(self, units: Units) -> NDArray[np.float64]:
-        """(n,) mean log-probability of each unit, float64."""
+    def mean_log_prob(self, units: Units, *, most: int | None = None) -> NDArray[np.float64]:
+        """(n,) mean log-probability of each unit, float64.
+
+        Args:
+            units: Read one behind the other, as in training.
+            most: Of text: have each unit read by itself, and so many of its tokens at most.
+        """
+        if most is not None:
+            alone = [units[i][:most] for i in range(len(units))]
+            means: NDArray[np.float64] = self._asked().document_log_prob(alone)
+            return means
         found = self.log_prob(units.samples).astype(np.float64)
         each = found.reshape(len(found), -1).mean(axis=1)
         # not differences of a cumulative sum, which a single -inf would spoil behind it
         sums: NDArray[np.float64] = np.add.reduceat(each, units.edges[:-1])
         return sums / np.diff(units.edges)
+
+    def _asked(self) -> Any:
+        if self.model is None:
+            raise RunFailed(
+                "a cure asks for log-probabilities and does not say so; give its class "
+                "needs_model = True"
+            )
+        return self.model
 
 
 class Cure(Options):
@@ -143,12 +92,16 @@ class Cure(Options):
     Attributes:
         kind: By which a YAML names it.
         unit: What it works on, such as ``document``; None: what the family trains on.
-        needs_model: Whether it asks for log-probabilities.
+        domains: Kinds of data that it can work on.
+        needs_model: Whether it asks the model of the generation before.
+        needs_real: Whether it is of no use where nothing real is trained on.
     """
 
     kind: str
     unit: str | None = None
+    domains: ClassVar[tuple[str, ...]] = ("text", "images", "points")
     needs_model: ClassVar[bool] = False
+    needs_real: ClassVar[bool] = False
 
     @abstractmethod
     def apply(self, units: Units, context: Context) -> tuple[Units, dict[str, Any]]:
@@ -217,11 +170,14 @@ class Deduplicate(Select):
         return np.array(list(seen.values()), dtype=np.int64)
 
 
+LONGEST = 512
+"""Tokens of a document that its surplexity is taken from, as in 2410.12341."""
+
+
 class _KeepShare(Select):
-    """Keeps a share of the units, by their mean log-probability, in their order."""
+    """Keeps a share of the units, by a score, in their order."""
 
     share: Annotated[float, Field(gt=0, le=1)]
-    needs_model: ClassVar[bool] = True
 
     def best(self, scores: NDArray[np.float64]) -> Indices:
         """The numbers of the highest scores, in rising order; of equal ones, the first."""
@@ -229,28 +185,116 @@ class _KeepShare(Select):
         return np.sort(np.argsort(-scores, kind="stable")[:count])
 
 
-class KeepLikeliest(_KeepShare):
-    """Keep the share of the units that the model finds likeliest."""
+class _ByModel(_KeepShare):
+    """By the model's mean log-probability."""
+
+    needs_model: ClassVar[bool] = True
+
+    def mean_log_prob(self, units: Units, context: Context) -> NDArray[np.float64]:
+        """Of documents each by itself, cut at `LONGEST` tokens; of other units as they stand."""
+        most = LONGEST if self.unit == "document" else None
+        return context.mean_log_prob(units, most=most)
+
+
+class KeepLikeliest(_ByModel):
+    """Keep the share of the units that the model finds likeliest: those of least surplexity."""
 
     kind: Literal["keep_likeliest"] = "keep_likeliest"
 
     def select(self, units: Units, context: Context) -> Indices:
         """The likeliest."""
-        return self.best(context.mean_log_prob(units))
+        return self.best(self.mean_log_prob(units, context))
 
 
-class KeepUnlikeliest(_KeepShare):
-    """Keep the share of the units that the model finds least likely: those of the tails.
+class Surplexity(_ByModel):
+    """Keep the share of the units of the highest surplexity, exp(-mean log p): the tails.
 
-    Near to the filter of 2410.12341, which keeps what has the highest surplexity, the perplexity
-    under the model: there of whole documents cut at 512 tokens, from the pool of all generations.
+    2410.12341 and its code: of whole documents cut at 512 tokens (``unit: document``), under the
+    model that is about to be trained on, over the pool of all generations (regime ``accumulate``).
     """
 
-    kind: Literal["keep_unlikeliest"] = "keep_unlikeliest"
+    kind: Literal["surplexity"] = "surplexity"
 
     def select(self, units: Units, context: Context) -> Indices:
         """The least likely."""
-        return self.best(-context.mean_log_prob(units))
+        return self.best(-self.mean_log_prob(units, context))
 
 
-CURES: tuple[type[Cure], ...] = (Deduplicate, KeepLikeliest, KeepUnlikeliest)
+class EntropyRate(_KeepShare):
+    """Keep the share of the documents of the highest entropy rate; no model is asked.
+
+    2610.01493: within each domain, for which a split stands here, documents are ranked by
+    `fortifai.stats.entropy_rate.entropy_rate` of their first 1,500 words, in bits per word. Those
+    of fewer than `least_words` have too little to repeat; they rank behind all others.
+
+    Raises:
+        RunFailed: No document has so many words.
+    """
+
+    kind: Literal["entropy_rate"] = "entropy_rate"
+    unit: str | None = "document"
+    least_words: PositiveInt = LEAST_WORDS
+    domains: ClassVar[tuple[str, ...]] = ("text",)
+
+    def select(self, units: Units, context: Context) -> Indices:
+        """The share with the most that is new, of each split."""
+        words = [words_of(context.family.text(units[i])) for i in range(len(units))]
+        if max(map(len, words)) < self.least_words:
+            raise RunFailed(
+                f"the cure 'entropy_rate' ranks documents of {self.least_words} words or more, and "
+                f"the longest has {max(map(len, words))}; lower its least_words"
+            )
+        rates = np.array(
+            [entropy_rate(w[:MOST_WORDS]) if len(w) >= self.least_words else -1.0 for w in words]
+        )
+        within = [np.flatnonzero(units.splits == split) for split in np.unique(units.splits)]
+        return np.sort(np.concatenate([of[self.best(rates[of])] for of in within]))
+
+
+class Oracle(Select):
+    """Keep what no model wrote: by the origin that the ledger knows, which nobody else does.
+
+    It bounds every filter that tries to tell generated data from real data.
+    """
+
+    kind: Literal["oracle"] = "oracle"
+    needs_real: ClassVar[bool] = True
+
+    def select(self, units: Units, context: Context) -> Indices:
+        """The real ones."""
+        return np.flatnonzero(units.origins == REAL)
+
+
+class GoldenRatio(Select):
+    """Real data are the share `real` of what is trained on, generated data the rest.
+
+    2502.18049, whose share is 1 / phi = 0.618 in every fit, whatever the generation. There a datum
+    has a weight in the loss. Here units are drawn: each of one origin as often as any other, or
+    once more, so that as many samples are trained on as the regime gave. A fit reads real data
+    `real` of its time, as with weights, and all arms make as many updates.
+    """
+
+    kind: Literal["golden_ratio"] = "golden_ratio"
+    real: Annotated[float, Field(gt=0, lt=1)] = 0.618
+    needs_real: ClassVar[bool] = True
+
+    def select(self, units: Units, context: Context) -> Indices:
+        """As many real and generated units as make the shares, up to less than one of each."""
+        rng, lengths = np.random.default_rng(context.seed), np.diff(units.edges)
+        chosen = []
+        for real, share in ((True, self.real), (False, 1 - self.real)):
+            of = np.flatnonzero((units.origins == REAL) == real)
+            if not len(of):
+                raise RunFailed(
+                    f"the cure 'golden_ratio' mixes real and generated data, and has no "
+                    f"{'real' if real else 'generated'} ones; keep some before it"
+                )
+            times, left = divmod(share * lengths.sum(), lengths[of].sum())
+            order = rng.permutation(of)
+            chosen += [np.repeat(of, int(times)), order[np.cumsum(lengths[order]) <= left]]
+        return np.sort(np.concatenate(chosen))
+
+
+CURES: tuple[type[Cure], ...] = (
+    Deduplicate, KeepLikeliest, Surplexity, EntropyRate, Oracle, GoldenRatio,
+)  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fortifai.lab.budget import Spent
 from fortifai.lab.measures import Generation, Score
 from fortifai.lab.progress import Progress
 from fortifai.lab.seeds import Seed
@@ -20,7 +21,13 @@ Samples = NDArray[Any]
 
 
 class Model(Protocol):
-    """A generative model of one generation."""
+    """A generative model of one generation.
+
+    Attributes:
+        spent: Where it counts what it trains on, writes and scores.
+    """
+
+    spent: Spent
 
     def fit(self, samples: Samples, *, seed: Any, progress: Progress) -> Mapping[str, Any]:
         """Train on `samples`; returns what is worth writing down (loss, truncated share...).

@@ -220,6 +220,7 @@ def build_chain(
         family=family,
         regime=settings.regime,
         cures=settings.cures,
+        after_fit=settings.after_fit,
         init_from=settings.init_from,
         generations=experiment.generations,
         seed=seed,

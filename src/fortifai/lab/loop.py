@@ -19,7 +19,9 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from fortifai.errors import Diverged, RunFailed
-from fortifai.lab.cures import REAL, Context, Cure, Units
+from fortifai.lab.after_fit import AfterFit, Fitted
+from fortifai.lab.budget import Spent
+from fortifai.lab.cures import Context, Cure
 from fortifai.lab.domain import Family, Model, Samples
 from fortifai.lab.history import History, commits
 from fortifai.lab.measures import Generation, Score
@@ -36,6 +38,7 @@ from fortifai.lab.store import (
     write_json,
     write_jsonl,
 )
+from fortifai.lab.units import REAL, Units
 
 Start = Literal["previous", "base", "scratch"]
 Evaluate = Callable[[Generation[Any, Any], Path], Sequence[Score]]
@@ -50,6 +53,7 @@ class Chain(Generic[M]):
         family: Makes the models.
         regime: Picks training sets.
         cures: What a training set passes through.
+        after_fit: What is done to the weights of a model that was fitted.
         init_from: What each generation after the first starts from.
         generations: How many.
         seed: The root of all random numbers.
@@ -59,7 +63,8 @@ class Chain(Generic[M]):
         eval_every: Generations between two that are measured and committed.
         save_weights: Keep the weights of the ``last`` committed generation or of ``all``.
         save_samples: Keep ``all`` that was written, or what is ``needed`` to go on.
-        keep_first: Keep generation 0's weights too: later ones are measured with them.
+        keep_first: Keep generation 0's weights too: later ones are measured with them, or use
+            them.
     """
 
     family: Family[M]
@@ -71,6 +76,7 @@ class Chain(Generic[M]):
     evaluate: Evaluate
     domain: Any = None
     cures: Sequence[Cure] = ()
+    after_fit: Sequence[AfterFit] = ()
     eval_every: int = 1
     save_weights: Literal["last", "all"] = "last"
     save_samples: Literal["all", "needed"] = "all"
@@ -278,14 +284,18 @@ class _Recursion(Generic[M]):
             self.history.take_up(interval, left[0] - 1)
         for generation in left:
             self.progress.begin(generation)
+            spent = Spent()
             if generation and self.chain.needs_last and model is None:
                 model = self.chain.family.load(self.store.path(generation - 1) / MODEL)
-            training, told = self._training_set(generation, model)
+            training, told = self._training_set(generation, model, spent)
             model = self._start(generation, model)
+            model.spent = spent
             fit = model.fit(
                 training, seed=self.chain.derive(generation, "fit"), progress=self.progress
             )
+            fit = {**fit, **self._after_fit(model, generation, training)}
             rewritten = self._rewrite(model, generation)
+            told["spent"] = dataclasses.asdict(spent)
         assert model is not None
         self._commit(interval, model, told, fit, rewritten)
 
@@ -296,7 +306,9 @@ class _Recursion(Generic[M]):
         start: Literal["base", "scratch"] = "scratch" if chain.init_from == "scratch" else "base"
         return chain.family.create(start, seed=chain.derive(generation, "weights"))
 
-    def _training_set(self, generation: int, last: M | None) -> tuple[Samples, dict[str, Any]]:
+    def _training_set(
+        self, generation: int, last: M | None, spent: Spent
+    ) -> tuple[Samples, dict[str, Any]]:
         """What a generation trains on, and its ledger; `last` wrote the newest of it."""
         chain = self.chain
         plan = chain.regime.plan(generation, len(chain.real))
@@ -304,14 +316,18 @@ class _Recursion(Generic[M]):
         if generation == 0 or not chain.cures:
             values = [v for _, v in parts]
             return values[0] if len(values) == 1 else np.concatenate(values), ledger(parts)
+        if last is not None:
+            last.spent = spent
         units, rows = self._units(parts, chain.cures[0].unit), []
         for i, cure in enumerate(chain.cures):
             if i and cure.unit != chain.cures[i - 1].unit:
                 units = units.recut(functools.partial(chain.family.edges, unit=cure.unit))
             context = Context(
-                generation,
-                chain.derive_one(generation, "cure", i),
-                last.log_prob if cure.needs_model and last is not None else None,
+                generation=generation,
+                seed=chain.derive_one(generation, "cure", i),
+                family=chain.family,
+                model=last if cure.needs_model else None,
+                spent=spent,
             )
             units, row = cure.apply(units, context)
             rows.append({"kind": cure.kind, **row})
@@ -323,7 +339,8 @@ class _Recursion(Generic[M]):
         for part, values in parts:
             edges = self.chain.family.edges(values, unit=unit)
             origin = self.history.writer(part.split, part.generation) if part.generation else REAL
-            joined.append(Units(values, edges, np.full(len(edges) - 1, origin)))
+            n = len(edges) - 1
+            joined.append(Units(values, edges, np.full(n, origin), np.full(n, part.split)))
         return Units.join(joined)
 
     def _take(self, part: Part, generation: int) -> Samples:
@@ -332,6 +349,20 @@ class _Recursion(Generic[M]):
             return values
         seed = self.chain.derive(generation, "draw", part.split)
         return self.chain.family.share(values, part.between, seed)
+
+    def _after_fit(self, model: M, generation: int, samples: Samples) -> dict[str, Any]:
+        chain, rows = self.chain, []
+        for i, step in enumerate(chain.after_fit):
+            fitted = Fitted(
+                generation=generation,
+                seed=chain.derive(generation, "after_fit", i),
+                samples=samples,
+                share=chain.family.share,
+                first=lambda: chain.family.load(self.store.path(0) / MODEL),
+                progress=self.progress,
+            )
+            rows.append({"kind": step.kind, **step.apply(model, fitted)})
+        return {"after_fit": rows} if rows else {}
 
     def _rewrite(self, model: M, generation: int) -> dict[int, Samples]:
         chain = self.chain

@@ -23,6 +23,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from fortifai.errors import nearest
+from fortifai.lab.after_fit import STEPS
 from fortifai.lab.cures import CURES
 from fortifai.lab.measures import Measure, renamed
 from fortifai.lab.plugins import NONE, Plugins
@@ -118,11 +119,13 @@ class FailureLevel(Options):
 class Arm(Options):
     """One arm, whole: everything that may differ between arms.
 
-    `cures`: what a training set passes through between its writing and the fit on it.
+    `cures`: what a training set passes through between its writing and the fit on it. `after_fit`:
+    what is done to the weights between the fit and the rewriting.
     """
 
     regime: one_of(*REGIMES)  # type: ignore[valid-type] # made from the list
     cures: tuple[one_of(*CURES), ...] = ()  # type: ignore[valid-type] # made from the list
+    after_fit: tuple[one_of(*STEPS), ...] = ()  # type: ignore[valid-type] # made from the list
     data: ClassVar[str]
     """``text``, ``points`` or ``images``: which weights and corpora it takes."""
 
@@ -200,18 +203,33 @@ class Experiment(Options, Generic[A]):
                     f"so splits.count ({self.split_count}) must equal generations "
                     f"({self.generations})"
                 )
-            for cure in arm.cures:
-                if cure.unit is not None and cure.unit not in self.units:
-                    raise ValueError(
-                        f"arm {name!r}: cure {cure.kind!r} has unit {cure.unit!r}; allowed are "
-                        f"{', '.join(self.units)}"
-                    )
             try:
                 arm.regime.check(self.split_count)
+                self._check_cures(arm)
                 self.check_arm(arm)
             except ValueError as error:
                 raise ValueError(f"arm {name!r}: {error}") from error
         return self
+
+    def _check_cures(self, arm: A) -> None:
+        for step in (*arm.cures, *arm.after_fit):
+            if arm.data not in step.domains:
+                raise ValueError(
+                    f"{step.kind!r} works on {' and '.join(step.domains)}, not on {arm.data}"
+                )
+        real = any(part.generation == 0 for part in arm.regime.plan(1, self.split_count).train)
+        for cure in arm.cures:
+            if cure.needs_real and not real and self.generations > 1:
+                raise ValueError(
+                    f"cure {cure.kind!r} needs real data in every generation, and regime "
+                    f"{arm.regime.kind!r} gives none; use accumulate, accumulate-subsample, mix or "
+                    "fortifai"
+                )
+            if cure.unit is not None and cure.unit not in self.units:
+                raise ValueError(
+                    f"cure {cure.kind!r} has unit {cure.unit!r}; allowed are "
+                    f"{', '.join(self.units)}"
+                )
 
     def _check_levels(self) -> None:
         taken = self.taken() if self.time_to_failure else ()
@@ -241,8 +259,8 @@ class Experiment(Options, Generic[A]):
 
     @property
     def keep_first(self) -> bool:
-        """Whether later generations are measured with the weights of generation 0."""
-        return False
+        """Whether later generations are measured with the weights of generation 0, or use them."""
+        return any(step.needs_first for arm in self.arms.values() for step in arm.after_fit)
 
     def chains(self) -> Mapping[str, Seed]:
         """The chains of every arm: the folder of each, and its seed."""

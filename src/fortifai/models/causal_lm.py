@@ -18,6 +18,8 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 from fortifai.data import tokens
 from fortifai.data.tokens import Bos
 from fortifai.errors import InputError
+from fortifai.lab.budget import Spent
+from fortifai.lab.progress import Silent
 from fortifai.models import (
     blocks,
     continuations,
@@ -51,6 +53,7 @@ class CausalLM:
         special: Its special tokens. Every sequence that the model is given begins with
             ``special.bos``, if that is not None.
         device: Where the model is.
+        spent: Where it counts the tokens that it trains on, writes, and reads to score.
         block: Window, in tokens, that `log_prob` reads in: that of the last `fit` (kept by
             `save`), before any fit the model's positions, at most 1024.
     """
@@ -68,6 +71,7 @@ class CausalLM:
         self.device = torch.device(chosen)
         self.model = model.to(self.device).eval()
         self.tokenizer = tokenizer
+        self.spent = Spent()
         self.block = block or min(scoring.positions(model), 1024)
         self.bos: Bos = bos
         self.special = tokens.special_tokens(
@@ -173,7 +177,7 @@ class CausalLM:
         """Train on a token stream from the present weights; see `training.fit`."""
         self._check_known(samples)
         self.block = min(train.block, scoring.positions(self.model))
-        return training.fit(
+        report = training.fit(
             self.model,
             training.Blocks(samples, train.block, self.special.front),
             weight,
@@ -183,6 +187,8 @@ class CausalLM:
             hooks=training.Hooks(progress, None if select is None else lambda: select(self)),
             adapter=adapter,
         )
+        self.spent.trained += report.tokens
+        return report
 
     def regenerate(
         self,
@@ -202,14 +208,16 @@ class CausalLM:
             if settings.mode == "blocks"
             else documents.regenerate_documents
         )
+        heard = _Written(progress)
         with self._evaluating():
-            return rewrite(
-                self.model, samples, settings, self.special, seed=seed, progress=progress
-            )
+            out = rewrite(self.model, samples, settings, self.special, seed=seed, progress=heard)
+        self.spent.generated += heard.tokens
+        return out
 
     def log_prob(self, samples: np.ndarray) -> np.ndarray:
         """(n,) float32 log p (nats) of every token of a stream; see `scoring.token_log_prob`."""
         self._check_known(samples)
+        self.spent.scored += len(samples)
         with self._evaluating():
             return scoring.token_log_prob(self.model, samples, self.special, block=self.block)
 
@@ -219,6 +227,7 @@ class CausalLM:
         See `scoring.next_token_entropy`.
         """
         self._check_known(samples)
+        self.spent.scored += len(samples)
         with self._evaluating():
             return scoring.next_token_entropy(self.model, samples, self.special, block=self.block)
 
@@ -230,6 +239,7 @@ class CausalLM:
         """
         self._check_known(windows)
         before = len(self.special.front)
+        self.spent.scored += windows.size
         with self._evaluating():
             return scoring.window_log_prob(self.model, self._begun(windows))[:, before:]
 
@@ -256,6 +266,7 @@ class CausalLM:
             tick: Told how many of how many rows are done.
         """
         self._check_known(prompts)
+        self.spent.generated += len(prompts) * size
         with self._evaluating():
             return generation.continue_rows(
                 self.model,
@@ -280,9 +291,24 @@ class CausalLM:
         encoded = tokens.encode_pairs(self.tokenizer, pairs, self.special, limit=limit)
         for ids, _ in encoded:
             self._check_known(np.asarray(ids))
-        with self._evaluating():
-            totals = continuations.continuation_log_prob(self.model, encoded)
+        totals = self.sequence_log_prob(encoded)
         return [(total, count) for total, (_, count) in zip(totals, encoded, strict=True)]
+
+    def document_log_prob(self, documents: Sequence[np.ndarray]) -> np.ndarray:
+        """(n,) float64 mean log p (nats) of the tokens of each document, read by itself.
+
+        What stands before its first token is bos or, for a model that reads none, the end of
+        another document. What is longer than the model reads is cut.
+
+        Args:
+            documents: Token ids, at least one each.
+        """
+        limit = self.positions - len(self.special.front)
+        cut = [document[:limit].tolist() for document in documents]
+        for document in cut:
+            self._check_known(np.asarray(document))
+        totals = self.sequence_log_prob([([self.special.first, *d], len(d)) for d in cut])
+        return np.array(totals) / [len(document) for document in cut]
 
     def sequence_log_prob(
         self,
@@ -296,6 +322,7 @@ class CausalLM:
                 end are scored; all but the last token must fit the model's positions.
             tick: Told how much of how much is done.
         """
+        self.spent.scored += sum(len(ids) for ids, _ in encoded)
         with self._evaluating():
             return continuations.continuation_log_prob(self.model, encoded, tick)
 
@@ -305,6 +332,7 @@ class CausalLM:
         Prompts begin with bos where the model reads one.
         """
         banned = self.special.never_written
+        self.spent.generated += len(prompts) * size
         with self._evaluating():
             return generation.write_greedily(self.model, prompts, size, banned)
 
@@ -338,3 +366,14 @@ class CausalLM:
             yield
         finally:
             self.model.train(training_mode)
+
+
+class _Written(Silent):
+    """Progress that is passed on, and how many tokens it has come to."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self.tokens = progress, 0
+
+    def step(self, stage: str, done: int, total: int, *, tokens: int = 0) -> None:
+        self.tokens = tokens
+        self._progress.step(stage, done, total, tokens=tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,14 +20,16 @@ from transformers import (
 )
 
 from fortifai.data.tokens import SpecialTokens, special_tokens
+from fortifai.lab.budget import Spent
 from fortifai.lab.domain import draw_share, even_edges
 from fortifai.lab.progress import Progress
+from fortifai.losses.rows import RowLoss
 from fortifai.models.causal_lm import BOS_BEFORE, SETTINGS_FILE, CausalLM
 from fortifai.models.hub import ADAPTER
 from fortifai.models.loading import describe
 from fortifai.models.lora import Adapter
 from fortifai.models.options import RegenerateOptions, TrainOptions
-from fortifai.weights import AnyWeight, Dynamic, Truncate
+from fortifai.weights import AnyWeight, Dynamic, Keep, Truncate
 
 Tokens = NDArray[np.int32]
 Select = Callable[[CausalLM], float]
@@ -72,6 +75,14 @@ class CausalLMFamily:
         ends = np.flatnonzero(samples == self.special.end) + 1
         return np.unique([0, *ends.tolist(), len(samples)]).astype(np.int64)
 
+    def text(self, samples: Tokens) -> str:
+        """What tokens say, without special tokens."""
+        return str(self._tokenizer.decode(samples, skip_special_tokens=True))
+
+    @functools.cached_property
+    def _tokenizer(self) -> PreTrainedTokenizerFast:
+        return saved_tokens(self.base)[0]
+
     def create(self, start: Literal["base", "scratch"], *, seed: int) -> BoundLM:
         """The shared base model, or new random weights."""
         if start == "scratch":
@@ -105,14 +116,25 @@ class BoundLM:
     adapter: Adapter | None = None
     pristine: bool = False
 
+    @property
+    def spent(self) -> Spent:
+        """Where its tokens are counted."""
+        return self.lm.spent
+
+    @spent.setter
+    def spent(self, spent: Spent) -> None:
+        self.lm.spent = spent
+
     def fit(self, samples: Tokens, *, seed: int, progress: Progress) -> dict[str, Any]:
         """Train; see `CausalLM.fit`."""
         weight = self._settled(samples)
         carried = self.adapter if self.family.carries else None
         if carried is not None:
             # taking an adapter out of the weights again would leave its rounding in them
+            spent = self.spent
             del self.lm
             self.lm = CausalLM.load(self.family.base)
+            self.spent = spent
         report = self.lm.fit(
             samples,
             weight,
@@ -132,6 +154,24 @@ class BoundLM:
             out["threshold"] = cast(Truncate, weight).threshold
         return out
 
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The parameters themselves; once they are changed, no adapter says what they are."""
+        self.adapter, self.pristine = None, False
+        return dict(self.lm.model.named_parameters())
+
+    def fit_plainly(self, samples: Tokens, epochs: int, *, seed: int, progress: Progress) -> None:
+        """Train by cross entropy for so many epochs; the last checkpoint counts."""
+        plain = RowLoss().terms | {"epochs": epochs, "checkpoint": "last"}
+        self.lm.fit(
+            samples,
+            Keep(),
+            self.family.train.model_copy(update=plain),
+            seed=seed,
+            workdir=self.family.workdir,
+            select=None,
+            progress=progress,
+        )
+
     def _settled(self, samples: Tokens) -> AnyWeight:
         """The weight; a dynamic one by the confidences that the model starts this fit with."""
         weight = self.family.weight
@@ -147,6 +187,10 @@ class BoundLM:
     def log_prob(self, samples: Tokens) -> NDArray[np.float32]:
         """Log-probability of each token, nats."""
         return self.lm.log_prob(samples)
+
+    def document_log_prob(self, documents: Sequence[Tokens]) -> NDArray[np.float64]:
+        """Mean log-probability of each document; see `CausalLM.document_log_prob`."""
+        return self.lm.document_log_prob(documents)
 
     def continuation_log_prob(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
         """Log-probability of continuations; see `CausalLM.continuation_log_prob`."""

@@ -249,21 +249,27 @@ def _after(
 def sample(logits: Tensor, numbers: Tensor, decoding: Sample) -> Tensor:
     """Draw one token a row by inverting the distribution function at given uniform numbers.
 
+    Of the logits, those under max - `top_n_sigma` sigma are cut, with sigma their own standard
+    deviation (tokens that are never written left out; over n - 1, as in PyTorch). Then
     p = softmax(logits / temperature), cut to the `top_k` most probable tokens, renormalised, then
-    to the smallest set of most probable tokens whose p sums to `top_p` or more. Drawing with
-    numbers made beforehand, rather than with the device's generator, gives the same text on every
-    device and with every batch size, up to rounding.
+    to the smallest set of most probable tokens whose p sums to `top_p` or more, then to those of
+    at least `min_p` times the highest p: the order of transformers. Drawing with numbers made
+    beforehand, rather than with the device's generator, gives the same text on every device and
+    with every batch size, up to rounding.
 
     Args:
         logits: (rows, vocabulary) float.
         numbers: (rows,) float64 in [0, 1).
-        decoding: Temperature, top_p, top_k (0: all).
+        decoding: Temperature and cuts.
 
     Returns:
         (rows,) int64.
     """
+    if decoding.top_n_sigma is not None:
+        logits = _within_sigmas(logits, decoding.top_n_sigma)
     if not decoding.top_k and decoding.top_p >= 1:
-        return _invert(torch.softmax(logits.double() / decoding.temperature, dim=-1), numbers)
+        p = torch.softmax(logits.double() / decoding.temperature, dim=-1)
+        return _invert(_above(p, decoding.min_p), numbers)
     ordered, token = logits.sort(dim=-1, descending=True, stable=True)
     p = torch.softmax(ordered.double() / decoding.temperature, dim=-1)
     if decoding.top_k:
@@ -271,7 +277,23 @@ def sample(logits: Tensor, numbers: Tensor, decoding: Sample) -> Tensor:
         p = p / p.sum(-1, keepdim=True)
     before = p.cumsum(-1) - p
     p = torch.where((before < decoding.top_p) | (before == 0), p, 0.0)
+    p = _above(p, decoding.min_p)
     return token.gather(-1, _invert(p, numbers)[:, None]).squeeze(-1)
+
+
+def _within_sigmas(logits: Tensor, n: float) -> Tensor:
+    z = logits.double()
+    there = z > -torch.inf
+    count = there.sum(-1, keepdim=True)
+    mean = torch.where(there, z, 0.0).sum(-1, keepdim=True) / count
+    squares = torch.where(there, z - mean, 0.0).square().sum(-1, keepdim=True)
+    sigma = (squares / (count - 1).clamp(min=1)).sqrt()
+    return logits.masked_fill(z < z.amax(-1, keepdim=True) - n * sigma, -torch.inf)
+
+
+def _above(p: Tensor, share: float) -> Tensor:
+    """Probabilities, 0 where they are under that share of the highest of their row."""
+    return torch.where(p >= share * p.amax(-1, keepdim=True), p, 0.0) if share else p
 
 
 def _invert(p: Tensor, numbers: Tensor) -> Tensor:

@@ -165,12 +165,19 @@ class Beam(Options):
 
 
 class Sample(Options):
-    """Random sampling."""
+    """Random sampling, from the tokens that all of its cuts leave; see `generation.sample`.
+
+    `top_p`, `top_k` (0: all), `min_p`: at least that share of the likeliest token's probability
+    (2407.01082, whose authors use 0.05 to 0.1). `top_n_sigma`: within so many standard deviations
+    of all logits below the highest one (2411.07641, whose authors use 1); None: no such cut.
+    """
 
     kind: Literal["sample"]
     temperature: PositiveFloat = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=0)] = 0
+    min_p: Share = 0.0
+    top_n_sigma: PositiveFloat | None = None
 
 
 DecodingConfig = Annotated[Greedy | Beam | Sample, Field(discriminator="kind")]

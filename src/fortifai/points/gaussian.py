@@ -23,6 +23,7 @@ from pydantic import Field
 from safetensors.numpy import load_file, save_file
 
 from fortifai.errors import Diverged, InputError
+from fortifai.lab.budget import Spent
 from fortifai.lab.domain import draw_share, even_edges
 from fortifai.lab.progress import Progress
 from fortifai.options import Options
@@ -127,7 +128,7 @@ class Gaussian:
         mean: Floats | None = None,
         covariance: Floats | None = None,
     ) -> None:
-        self.family = family
+        self.family, self.spent = family, Spent()
         self.mean, self.covariance = mean, covariance
 
     def fit(self, samples: Floats, *, seed: Sequence[int], progress: Progress) -> dict[str, Any]:
@@ -176,6 +177,8 @@ class Gaussian:
             for s in range(count):
                 _disturb(noise, mean[s], covariance[s], seed[s])
             check_covariances(mean, covariance, collapsed)
+        self.spent.scored += 0 if self.mean is None or keeps_all(self.family.weight) else n
+        self.spent.trained += n
         self.mean, self.covariance = mean, covariance
         progress.step("fit", 1, 1)
         return {"points": n, "truncated_share": dropped.tolist()}
@@ -229,6 +232,7 @@ class Gaussian:
             drawn += mean[block, :, None]
 
         _spread(draw, out)
+        self.spent.generated += n
         progress.step("draw", 1, 1)
         return np.moveaxis(out, 2, 0)
 
@@ -243,6 +247,7 @@ class Gaussian:
             # the distance is that of the draws, whose covariance has the bias in it
             squared = self.family.config.bias * self._squared_distance(points[s], s)
             out[s] = -0.5 * (squared + constant[s])
+        self.spent.scored += n
         return out.T
 
     @property

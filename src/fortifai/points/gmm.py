@@ -16,6 +16,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
 from fortifai.errors import Diverged, InputError
+from fortifai.lab.budget import Spent
 from fortifai.lab.domain import draw_share, even_edges
 from fortifai.lab.progress import Progress
 from fortifai.options import Options
@@ -83,7 +84,7 @@ class GMM:
     """
 
     def __init__(self, family: GMMFamily, mixture: Mixture | None = None) -> None:
-        self.family, self.mixture = family, mixture
+        self.family, self.mixture, self.spent = family, mixture, Spent()
 
     def fit(self, samples: Floats, *, seed: int, progress: Progress) -> dict[str, Any]:
         """Drop the points that the weight gives 0, then run EM on the rest.
@@ -127,6 +128,7 @@ class GMM:
         # EM is content with less than drawing, measuring and the next fit need
         check_covariances(mixture.means, mixture.covariances, "a component has become singular")
         self.mixture = mixture
+        self.spent.trained += len(samples)
         progress.step("fit", 1, 1)
         return {
             "points": len(samples),
@@ -188,6 +190,7 @@ class GMM:
         mixture = self._fitted()
         rng = np.random.default_rng(seed)
         n, d = samples.shape
+        self.spent.generated += n
         weights = mixture.weights / mixture.weights.sum()
         component = rng.choice(len(weights), size=n, p=weights)
         scales = factors(mixture.covariances)
@@ -200,6 +203,7 @@ class GMM:
         """Log-density of each point in nats, (n,) float64."""
         mixture = self._fitted()
         _check(samples)
+        self.spent.scored += len(samples)
         terms = np.empty((len(mixture.weights), len(samples)))
         d = samples.shape[1]
         with np.errstate(divide="ignore"):  # a component of weight 0 has log-weight -inf

@@ -40,9 +40,14 @@ class TextArm(Arm):
 
     @model_validator(mode="after")
     def _carries_from_the_last(self) -> TextArm:
+        if self.train.lora is not None and self.train.lora.carry and self.after_fit:
+            raise ValueError(
+                "train.lora.carry trains the same adapter on, and after_fit changes weights beside "
+                "it; set carry to false, or leave after_fit out"
+            )
         if self.train.lora is not None and self.train.lora.carry and self.init_from != "previous":
             raise ValueError(
-                f"train.lora.carry trains on the adapter of the generation before, but start is "
+                f"train.lora.carry trains on the adapter of the generation before, but init_from is "
                 f"{self.init_from!r}; set init_from to previous, or carry to false"
             )
         return self
@@ -98,8 +103,8 @@ class TextExperiment(Experiment[TextArm]):
 
     @property
     def keep_first(self) -> bool:
-        """Whether later generations are measured with the weights of generation 0."""
-        return self.fluency.under_first
+        """Whether later generations are measured with the weights of generation 0, or use them."""
+        return self.fluency.under_first or super().keep_first
 
     @property
     def family(self) -> CausalLMOptions:
