@@ -24,8 +24,10 @@ from fortifai.weights import (
     EAFT,
     WEIGHTS,
     Dynamic,
+    Fitted,
     Focal,
     Keep,
+    Random,
     Truncate,
     TruncateQuantile,
     TruncateTails,
@@ -107,7 +109,7 @@ def test_rounding_above_certainty() -> None:
 def test_no_number_stays_none() -> None:
     """A model that diverged must not look like one that is sure of everything."""
     nan = torch.tensor([math.nan])
-    for weight in (Truncate(0.9), Truncate(0.0), Focal(0.5), Focal(2.0)):
+    for weight in (Truncate(0.9), Truncate(0.0), Focal(0.5), Focal(2.0), Random(0.01)):
         assert bool((weight(nan) * -nan).isnan())
 
 
@@ -344,3 +346,44 @@ def test_whole_numbers_are_checked():
     for value in (1, 2.0, True, "2", None):
         with pytest.raises(InputError, match="must be a whole number of 2 or more, or None"):
             check_whole("n", value, 2, ", or None")
+
+
+def test_a_fitted_threshold_is_a_quantile_of_own_confidences() -> None:
+    p = np.linspace(0, 1, 101)
+    assert Fitted(dropped=0.25).calibrate(p) == Truncate(0.75)
+    above = Fitted(dropped=0.1).calibrate(p)(torch.tensor(p).log())
+    assert float(above.mean()) == pytest.approx(0.9, abs=0.01)
+    # a model that is certain of half of what it writes: all that is dropped, and no more
+    sure = torch.tensor([0.0] * 5 + [-0.5] * 5)
+    weights = Fitted(dropped=0.25).calibrate(sure.exp().numpy())(sure)
+    assert weights.tolist() == [0] * 5 + [1] * 5
+    with pytest.raises(InputError, match=r"dropped is 1\.0"):
+        Fitted(dropped=1.0)
+    with pytest.raises(InputError, match="rows is 0"):
+        Fitted(rows=0)
+
+
+def test_a_threshold_says_fitted_for_short() -> None:
+    adapter = TypeAdapter(weight_type("text"))
+    short = {"kind": "truncate", "threshold": "fitted", "dropped": 0.1}
+    assert adapter.validate_python(short) == Fitted(dropped=0.1)
+    assert adapter.validate_python({"kind": "truncate", "threshold": 0.5}) == Truncate(0.5)
+    with pytest.raises(ValueError, match="kind"):
+        TypeAdapter(weight_type("images")).validate_python(short)
+
+
+def test_random_tokens_are_kept_whatever_their_probability() -> None:
+    log_p = torch.linspace(-9, 0, 40_000)
+    torch.manual_seed(0)
+    first, second = Random(0.3)(log_p), Random(0.3)(log_p)
+    assert (first != second).any()
+    torch.manual_seed(0)
+    assert (Random(0.3)(log_p) == first).all()
+    for half in (first[:20_000], first[20_000:]):
+        # 0.0032 is the standard deviation of the share of 20,000
+        assert float(half.mean()) == pytest.approx(0.3, abs=0.013)
+    assert set(first.tolist()) == {0.0, 1.0}
+    assert keeps_all(Random(1.0))
+    assert not keeps_all(Random(0.99))
+    with pytest.raises(InputError, match="kept is 0"):
+        Random(0)

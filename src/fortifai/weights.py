@@ -23,7 +23,8 @@ A `Weight` is such a callable that a YAML can name by its `kind`; to add one, wr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 
@@ -272,35 +273,77 @@ class TruncateTails(Weight, kind="truncate_tails"):
 
 
 @dataclass(frozen=True)
-class Dynamic(Weight, kind="dynamic"):
+class Random(Weight, kind="random"):
+    """1 for a share of the tokens drawn at random, 0 for the rest: cross entropy of fewer tokens.
+
+    The control of truncation: with `kept` what truncation kept (1 - ``truncated_share`` of its
+    fits) as many tokens count in as many updates, whatever the model thinks of them. Each call
+    draws anew, from PyTorch's global generator, which a trainer seeds.
+
+    Raises:
+        InputError: `kept` is not a number in (0, 1].
+    """
+
+    kept: float
+    domains = ("text",)
+
+    def __post_init__(self) -> None:
+        check_number("kept", self.kept, "(0, 1]")
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether `kept` is 1."""
+        return self.kept == 1
+
+    def __call__(self, log_p: Tensor) -> Tensor:
+        """Ones and zeros; what is not a number stays in the loss."""
+        drawn = torch.rand_like(log_p, requires_grad=False) < self.kept
+        return (drawn | log_p.isnan()).to(log_p.dtype)
+
+
+@dataclass(frozen=True)
+class Calibrated(Weight, ABC):
     """Truncation whose threshold is read off the model's own confidences.
 
-    Two Gaussians are fitted to the confidences p of some training data; the threshold is where
-    their weighted densities cross between the two means: right of it the model is confident
-    already. ForTIFAI's code does so (2509.08972, caption of Fig. 9). A `Dynamic` cannot be called:
-    whoever trains calibrates it, as often as it pleases.
+    It cannot be called: whoever trains calibrates it, as often as it pleases.
 
     Attributes:
-        rows: How many training rows (blocks of text, images) the confidences are taken from.
+        rows: How many rows (blocks of text, images) the confidences are taken from.
+        own: Whether they are those in what the model writes, or those in what it is trained on.
 
     Raises:
         InputError: `rows` is not a whole number of 1 or more.
     """
 
     rows: int = 2048
+    own: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_whole("rows", self.rows, 1)
 
+    @abstractmethod
     def calibrate(self, confidences: NDArray[np.floating[Any]]) -> Truncate:
         """The truncation for these confidences.
 
         Args:
             confidences: Probabilities in [0, 1], any shape.
+        """
 
-        Returns:
-            Truncation at the crossing; one that keeps all where no threshold parts them: all
-            confidences are equal, or one Gaussian lies above the other all the way.
+
+@dataclass(frozen=True)
+class Dynamic(Calibrated, kind="dynamic"):
+    """Truncation where the confidences of training data fall into two heaps.
+
+    Two Gaussians are fitted to the confidences p of some training data; the threshold is where
+    their weighted densities cross between the two means: right of it the model is confident
+    already. ForTIFAI's code does so (2509.08972, caption of Fig. 9).
+    """
+
+    def calibrate(self, confidences: NDArray[np.floating[Any]]) -> Truncate:
+        """Truncation at the crossing.
+
+        One that keeps all where no threshold parts them: all confidences are equal, or one
+        Gaussian lies above the other all the way.
         """
         # here, because the losses must import without SciPy and scikit-learn
         from fortifai.stats import gaussian_crossing
@@ -309,8 +352,38 @@ class Dynamic(Weight, kind="dynamic"):
         return Truncate(1.0 if crossing is None else min(max(crossing, 0.0), 1.0))
 
 
+@dataclass(frozen=True)
+class Fitted(Calibrated, kind="fitted"):
+    """Truncation above which a declared share of the model's confidence in its own text lies.
+
+    The quantile rule of ``fortifai threshold``: the model continues pieces of its training text by
+    sampling at temperature 1, and the threshold is the 1 - `dropped` quantile of the p of what it
+    wrote. In an experiment it is settled before each generation's fit, by the model that the fit
+    starts from; no held-out text and no question is looked at. A YAML may also say
+    ``{kind: truncate, threshold: fitted}``.
+
+    Raises:
+        InputError: `dropped` is not a number in (0, 1), or `rows` is wrong.
+    """
+
+    rows: int = 256
+    dropped: float = 0.25
+    domains = ("text",)
+    own = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("dropped", self.dropped, "(0, 1)")
+
+    def calibrate(self, confidences: NDArray[np.floating[Any]]) -> Truncate:
+        """Truncation at the quantile; below 1, so that what is certain is always dropped."""
+        import numpy as np
+
+        return Truncate(min(float(np.quantile(confidences, 1 - self.dropped)), 1 - 2.0**-24))
+
+
 WEIGHTS: tuple[type[Weight], ...] = (
-    Keep, Truncate, Focal, Dynamic, DFT, EAFT, TruncateQuantile, TruncateTails,
+    Keep, Truncate, Focal, Dynamic, Fitted, DFT, EAFT, Random, TruncateQuantile, TruncateTails,
 )  # fmt: skip
 """Those that a YAML can name without a plugin."""
 
@@ -325,7 +398,8 @@ def weight_type(domain: str, more: Iterable[type[Weight]] = ()) -> Any:
     Raises:
         InputError: Two of them have one kind, or one has none.
     """
-    from pydantic import Field  # here, because the losses must import with torch alone
+    # here, because the losses must import with torch alone
+    from pydantic import BeforeValidator, Field
 
     found: dict[str, type[Weight]] = {}
     for weight in (*WEIGHTS, *more):
@@ -341,7 +415,17 @@ def weight_type(domain: str, more: Iterable[type[Weight]] = ()) -> Any:
                 "give one of them another"
             )
     fitting = tuple(weight for weight in found.values() if domain in weight.domains)
-    return Annotated[Union[fitting], Field(discriminator="kind")]  # noqa: UP007 (of a tuple)
+    union: Any = Union[fitting]  # noqa: UP007 (of a tuple)
+    told_apart: Any = Annotated[union, Field(discriminator="kind")]
+    return Annotated[told_apart, BeforeValidator(_short_for_fitted)]
+
+
+def _short_for_fitted(value: Any) -> Any:
+    """``{kind: truncate, threshold: fitted}`` in full."""
+    short = {"kind": "truncate", "threshold": "fitted"}
+    if isinstance(value, Mapping) and all(value.get(k) == v for k, v in short.items()):
+        return {k: v for k, v in value.items() if k not in short} | {"kind": "fitted"}
+    return value
 
 
 def is_elementwise(weight: AnyWeight) -> bool:

@@ -305,3 +305,23 @@ def test_documents_are_read_each_by_itself(make, bos):
         expected = log_p[torch.arange(len(log_p)), read[0, 1:]].mean()
         assert mean == pytest.approx(float(expected), abs=ROUNDING)
     assert lm.spent.scored == sum(1 + min(len(d), 64 - len(lm.special.front)) for d in documents)
+
+
+def test_candidates_are_the_likeliest_that_can_be_written(lm, stream):
+    """Against the model, window by window; the end of text is never one of them."""
+    lm.block = 17
+    end = lm.special.end
+    banned = sorted({*lm.special.never_written, end})
+    found = lm.candidates(stream, 4)
+    assert found.shape == (len(stream), 4)
+    whole = [lm.tokenizer.eos_token_id, *stream.tolist()]
+    for t in (0, 5, 16, 17, 100, len(stream) - 1):
+        context = whole[t // 16 * 16 : t + 1]
+        logits = lm.model(torch.tensor([context])).logits[0, -1].detach().double()
+        log_p = torch.log_softmax(logits, -1)
+        log_p[banned] = -torch.inf
+        best = log_p.topk(4)
+        assert found[t]["id"].tolist() == best.indices.tolist()
+        np.testing.assert_allclose(found[t]["log_p"], best.values, atol=ROUNDING)
+    assert end not in found["id"]
+    assert lm.spent.scored == len(stream)

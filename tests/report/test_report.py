@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import xml.etree.ElementTree as ET
@@ -252,6 +253,27 @@ def test_the_table_of_differences_is_that_of_the_statistics(tmp_path: Path) -> N
         shown = [float(n) for n in re.findall(r"[+-]?\d\.\d+", text)]
         wanted = [one.gap.value, one.gap.low, one.gap.high, one.these.low, one.these.high]
         assert shown == pytest.approx(wanted, abs=0.0005 + 1e-9)
+
+
+def test_what_a_generation_costs_is_a_mean_over_generations_and_seeds(small_run: Path) -> None:
+    (run,) = load([small_run])
+    assert table(told(small_run), "cost") == {}  # an older run, which has not counted
+
+    def counted(chain: Chain) -> Chain:
+        spent = [
+            {"trained": 1000 * (g.number + 1) + 10 * chain.seed, "generated": 512, "scored": 0}
+            for g in chain.generations
+        ]
+        ledgers = [{**g.ledger, "spent": s} for g, s in zip(chain.generations, spent, strict=True)]
+        found = zip(chain.generations, ledgers, strict=True)
+        kept = tuple(dataclasses.replace(g, ledger=ledger) for g, ledger in found)
+        return dataclasses.replace(chain, generations=kept)
+
+    first = dataclasses.replace(run.arms[0], chains=tuple(map(counted, run.arms[0].chains)))
+    runs = (dataclasses.replace(run, arms=(first, *run.arms[1:])),)
+    times = failures(runs)
+    rows = table(context(Scene(runs, times.drawn), [], times), "cost")
+    assert rows == {first.label: ["2,005", "512", "0"]}
 
 
 def test_an_arm_that_does_not_change_is_said_not_to(tmp_path: Path) -> None:

@@ -13,12 +13,13 @@ To add one, write a subclass of `Select` or `Edit` with a ``kind`` and one metho
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import abstractmethod
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from fortifai.errors import Diverged, RunFailed
 from fortifai.lab.budget import Spent
@@ -95,6 +96,7 @@ class Cure(Options):
         domains: Kinds of data that it can work on.
         needs_model: Whether it asks the model of the generation before.
         needs_real: Whether it is of no use where nothing real is trained on.
+        needs_base: Whether it asks the base model, which then must have learnt something.
     """
 
     kind: str
@@ -102,6 +104,7 @@ class Cure(Options):
     domains: ClassVar[tuple[str, ...]] = ("text", "images", "points")
     needs_model: ClassVar[bool] = False
     needs_real: ClassVar[bool] = False
+    needs_base: ClassVar[bool] = False
 
     @abstractmethod
     def apply(self, units: Units, context: Context) -> tuple[Units, dict[str, Any]]:
@@ -279,22 +282,58 @@ class GoldenRatio(Select):
     needs_real: ClassVar[bool] = True
 
     def select(self, units: Units, context: Context) -> Indices:
-        """As many real and generated units as make the shares, up to less than one of each."""
+        """As many real units as make the share, up to one, and generated ones for the rest."""
         rng, lengths = np.random.default_rng(context.seed), np.diff(units.edges)
-        chosen = []
-        for real, share in ((True, self.real), (False, 1 - self.real)):
+        total, chosen = lengths.sum(), np.zeros(0, dtype=np.int64)
+        for real in (True, False):
             of = np.flatnonzero((units.origins == REAL) == real)
             if not len(of):
                 raise RunFailed(
                     f"the cure 'golden_ratio' mixes real and generated data, and has no "
                     f"{'real' if real else 'generated'} ones; keep some before it"
                 )
-            times, left = divmod(share * lengths.sum(), lengths[of].sum())
+            wanted = self.real * total if real else total - lengths[chosen].sum()
+            times, left = divmod(wanted, lengths[of].sum())
             order = rng.permutation(of)
-            chosen += [np.repeat(of, int(times)), order[np.cumsum(lengths[order]) <= left]]
-        return np.sort(np.concatenate(chosen))
+            once_more = order[np.cumsum(lengths[order]) <= left]
+            chosen = np.concatenate([chosen, np.repeat(of, int(times)), once_more])
+        return np.sort(chosen)
+
+
+class TokenEditing(Edit):
+    """Draw anew, in real text, what the base model is sure of; all else stays.
+
+    2412.14689 and its code: where the base gives a token p > `above`, one of its `candidates`
+    likeliest takes its place, drawn by softmax(log p / `beta`) over these; at beta 1 that is p made
+    to sum to 1. All places are read in the text as it was, so no edit is read by another. Ends of
+    documents stay and are not written. There the base is a large pretrained model; here it is the
+    one that generation 0 starts from.
+    """
+
+    kind: Literal["token_editing"] = "token_editing"
+    above: Annotated[float, Field(ge=0.5, lt=1)] = 0.99
+    candidates: Annotated[int, Field(ge=2, le=256)] = 8
+    beta: PositiveFloat = 1.0
+    domains: ClassVar[tuple[str, ...]] = ("text",)
+    needs_real: ClassVar[bool] = True
+    needs_base: ClassVar[bool] = True
+
+    def edit(self, units: Units, context: Context) -> Units:
+        """The same, with some tokens of the real ones drawn anew."""
+        places = np.flatnonzero(np.repeat(units.origins == REAL, np.diff(units.edges)))
+        samples = units.samples.copy()
+        found = context.base().candidates(samples[places], self.candidates)
+        likeliest = found[:, 0]
+        sure = (likeliest["id"] == samples[places]) & (likeliest["log_p"] > math.log(self.above))
+        places, found = places[sure], found[sure]
+        sharp = (found["log_p"].astype(np.float64) - found["log_p"][:, :1]) / self.beta
+        total = np.exp(sharp).cumsum(axis=1)
+        drawn = np.random.default_rng(context.seed).random((len(places), 1)) * total[:, -1:]
+        chosen = (total <= drawn).sum(axis=1)
+        samples[places] = found["id"][np.arange(len(places)), chosen]
+        return dataclasses.replace(units, samples=samples)
 
 
 CURES: tuple[type[Cure], ...] = (
-    Deduplicate, KeepLikeliest, Surplexity, EntropyRate, Oracle, GoldenRatio,
+    Deduplicate, KeepLikeliest, Surplexity, EntropyRate, Oracle, GoldenRatio, TokenEditing,
 )  # fmt: skip

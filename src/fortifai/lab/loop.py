@@ -295,7 +295,8 @@ class _Recursion(Generic[M]):
             )
             fit = {**fit, **self._after_fit(model, generation, training)}
             rewritten = self._rewrite(model, generation)
-            told["spent"] = dataclasses.asdict(spent)
+            told |= {"spent": dataclasses.asdict(spent)}
+            told |= {"threshold": fit["threshold"]} if "threshold" in fit else {}
         assert model is not None
         self._commit(interval, model, told, fit, rewritten)
 

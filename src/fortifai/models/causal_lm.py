@@ -294,6 +294,15 @@ class CausalLM:
         totals = self.sequence_log_prob(encoded)
         return [(total, count) for total, (_, count) in zip(totals, encoded, strict=True)]
 
+    def candidates(self, samples: np.ndarray, count: int) -> np.ndarray:
+        """(n, count) likeliest tokens at each place of a stream; see `scoring.candidates`."""
+        self._check_known(samples)
+        self.spent.scored += len(samples)
+        with self._evaluating():
+            return scoring.candidates(
+                self.model, samples, self.special, block=self.block, count=count
+            )
+
     def document_log_prob(self, documents: Sequence[np.ndarray]) -> np.ndarray:
         """(n,) float64 mean log p (nats) of the tokens of each document, read by itself.
 

@@ -20,16 +20,21 @@ from transformers import (
 )
 
 from fortifai.data.tokens import SpecialTokens, special_tokens
+from fortifai.errors import Diverged
 from fortifai.lab.budget import Spent
 from fortifai.lab.domain import draw_share, even_edges
 from fortifai.lab.progress import Progress
+from fortifai.lab.seeds import derive
 from fortifai.losses.rows import RowLoss
 from fortifai.models.causal_lm import BOS_BEFORE, SETTINGS_FILE, CausalLM
 from fortifai.models.hub import ADAPTER
 from fortifai.models.loading import describe
 from fortifai.models.lora import Adapter
-from fortifai.models.options import RegenerateOptions, TrainOptions
-from fortifai.weights import AnyWeight, Dynamic, Keep, Truncate
+from fortifai.models.options import RegenerateOptions, Sample, TrainOptions
+from fortifai.weights import AnyWeight, Calibrated, Keep, Truncate
+
+OWN_TEXT = 64
+"""Tokens that a model writes for a fitted threshold after as many, as for `fortifai threshold`."""
 
 Tokens = NDArray[np.int32]
 Select = Callable[[CausalLM], float]
@@ -48,16 +53,18 @@ class CausalLMFamily:
         select: Score by which a checkpoint is chosen, or None for the last one.
         workdir: Where the trainer may write.
         special: The model's special tokens; where it reads bos, a training block begins with it.
+        untrained: Whether the base model has random weights.
     """
 
     base: Path
     scratch: Callable[[int], CausalLM]
-    weight: AnyWeight | Dynamic
+    weight: AnyWeight | Calibrated
     train: TrainOptions
     regenerate: RegenerateOptions
     select: Select | None
     workdir: Path
     special: SpecialTokens
+    untrained: bool = False
 
     @property
     def _block(self) -> int:
@@ -86,8 +93,8 @@ class CausalLMFamily:
     def create(self, start: Literal["base", "scratch"], *, seed: int) -> BoundLM:
         """The shared base model, or new random weights."""
         if start == "scratch":
-            return BoundLM(self.scratch(seed), self)
-        return BoundLM(CausalLM.load(self.base), self, pristine=True)
+            return BoundLM(self.scratch(seed), self, untrained=True)
+        return BoundLM(CausalLM.load(self.base), self, pristine=True, untrained=self.untrained)
 
     def load(self, folder: Path) -> BoundLM:
         """The model that an earlier generation saved."""
@@ -109,12 +116,14 @@ class BoundLM:
         family: The arm's settings.
         adapter: What the model is beyond the family's base, where that is an adapter alone.
         pristine: Whether it is the base itself.
+        untrained: Whether its weights are random.
     """
 
     lm: CausalLM
     family: CausalLMFamily
     adapter: Adapter | None = None
     pristine: bool = False
+    untrained: bool = False
 
     @property
     def spent(self) -> Spent:
@@ -127,7 +136,7 @@ class BoundLM:
 
     def fit(self, samples: Tokens, *, seed: int, progress: Progress) -> dict[str, Any]:
         """Train; see `CausalLM.fit`."""
-        weight = self._settled(samples)
+        weight = self._settled(samples, seed)
         carried = self.adapter if self.family.carries else None
         if carried is not None:
             # taking an adapter out of the weights again would leave its rounding in them
@@ -146,11 +155,11 @@ class BoundLM:
             adapter=carried,
         )
         self.adapter = report.adapter if self.pristine or carried is not None else None
-        self.pristine = False
+        self.pristine = self.untrained = False
         out = dataclasses.asdict(dataclasses.replace(report, adapter=None))
         # what is written down must be the same when the run is repeated
         del out["adapter"], out["seconds"]
-        if isinstance(self.family.weight, Dynamic):
+        if isinstance(self.family.weight, Calibrated):
             out["threshold"] = cast(Truncate, weight).threshold
         return out
 
@@ -172,13 +181,30 @@ class BoundLM:
             progress=progress,
         )
 
-    def _settled(self, samples: Tokens) -> AnyWeight:
-        """The weight; a dynamic one by the confidences that the model starts this fit with."""
+    def _settled(self, samples: Tokens, seed: int) -> AnyWeight:
+        """The weight; a calibrated one by the confidences of the model that starts this fit."""
         weight = self.family.weight
-        if not isinstance(weight, Dynamic):
+        if not isinstance(weight, Calibrated):
             return weight
-        rows = samples[: weight.rows * self.family.train.block]
-        return weight.calibrate(np.exp(self.lm.log_prob(rows)))
+        if weight.own and self.untrained:
+            return Truncate(1.0)  # it has no text of its own yet to be sure of
+        if weight.own:
+            log_p = self._of_own_text(samples, weight.rows, seed)
+        else:
+            log_p = self.lm.log_prob(samples[: weight.rows * self.family.train.block])
+        if not np.isfinite(log_p).all():
+            raise Diverged("the model has diverged: its log-probabilities are not finite")
+        return weight.calibrate(np.exp(log_p.astype(np.float64)))
+
+    def _of_own_text(self, samples: Tokens, rows: int, seed: int) -> NDArray[np.float32]:
+        """Log p of what the model writes by sampling after pieces of `samples`, evenly spread."""
+        lm = self.lm
+        size = min(OWN_TEXT, (lm.positions - len(lm.special.front)) // 2, len(samples))
+        starts = np.linspace(0, len(samples) - size, min(rows, len(samples) // size)).astype(int)
+        prompts = samples[starts[:, None] + np.arange(size)]
+        own = lm.write(prompts, size, Sample(kind="sample"), seed=derive(seed, "threshold"))
+        scored: NDArray[np.float32] = lm.window_log_prob(np.hstack([prompts, own]))[:, -size:]
+        return scored
 
     def regenerate(self, samples: Tokens, *, seed: int, progress: Progress) -> Tokens:
         """Rewrite; see `CausalLM.regenerate`."""
@@ -187,6 +213,10 @@ class BoundLM:
     def log_prob(self, samples: Tokens) -> NDArray[np.float32]:
         """Log-probability of each token, nats."""
         return self.lm.log_prob(samples)
+
+    def candidates(self, samples: Tokens, count: int) -> NDArray[np.void]:
+        """The likeliest tokens at each place of a text; see `CausalLM.candidates`."""
+        return self.lm.candidates(samples, count)
 
     def document_log_prob(self, documents: Sequence[Tokens]) -> NDArray[np.float64]:
         """Mean log-probability of each document; see `CausalLM.document_log_prob`."""

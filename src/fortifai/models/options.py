@@ -87,6 +87,11 @@ class CausalLMOptions(Options):
             )
         return self
 
+    @property
+    def untrained(self) -> bool:
+        """Whether the base model has random weights."""
+        return self.scratch is not None and self.scratch.pretrain is None
+
     @field_validator("dtype")
     @classmethod
     def _trains(cls, dtype: str) -> str:

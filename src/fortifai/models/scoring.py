@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -13,6 +14,10 @@ from fortifai.data.tokens import SpecialTokens
 
 LOGITS_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
 """Memory for the fp32 logits of one batch; a CPU is fastest where they nearly fit its cache."""
+
+
+CANDIDATE = np.dtype([("id", np.int32), ("log_p", np.float32)])
+"""A token that may stand at a place, and its log-probability there."""
 
 
 def logits_rows(model: PreTrainedModel) -> int:
@@ -50,7 +55,32 @@ def token_log_prob(
     Returns:
         (n,) float32, log p in nats.
     """
-    return _in_windows(model, samples, _next_log_prob, special, block)
+    out = np.empty(len(samples), dtype=np.float32)
+    return _in_windows(model, samples, _next_log_prob, special, block, out)
+
+
+def candidates(
+    model: PreTrainedModel, samples: np.ndarray, special: SpecialTokens, *, block: int, count: int
+) -> np.ndarray:
+    """The likeliest tokens at every place of a stream, given those before it there.
+
+    Read in the same windows as `token_log_prob`. Ends of documents and tokens that are never
+    written are no candidates; what they hold of the probability is not dealt out to the others.
+
+    Args:
+        model: In evaluation mode.
+        samples: (n,) token ids.
+        special: The model's special tokens.
+        block: Window size in tokens, at least 2.
+        count: How many, at most as many as there are.
+
+    Returns:
+        (n, count) of `CANDIDATE`: ``id`` and ``log_p`` in nats, the likeliest first.
+    """
+    out = np.empty((len(samples), count), dtype=CANDIDATE)
+    banned = sorted({*special.never_written, special.end})
+    read = functools.partial(_next_candidates, count=count, banned=banned)
+    return _in_windows(model, samples, read, special, block, out)
 
 
 def _in_windows(
@@ -59,18 +89,20 @@ def _in_windows(
     read: Callable[[PreTrainedModel, np.ndarray], np.ndarray],
     special: SpecialTokens,
     block: int,
+    out: np.ndarray,
 ) -> np.ndarray:
+    """Fill `out` (n, ...) with what `read` gives of windows: (rows, t) ids, (rows, t - 1, ...)."""
     n, step = len(samples), block - 1
     stream = np.concatenate([[special.first], samples]).astype(np.int64)
-    out = np.empty(n, dtype=np.float32)
     whole = n // step
     rows = max(1, logits_rows(model) // step)
     for start in range(0, whole, rows):
         stop = min(whole, start + rows)
         index = np.arange(start, stop)[:, None] * step + np.arange(block)
-        out[start * step : stop * step] = read(model, _begun(stream[index], special)).ravel()
+        found = read(model, _begun(stream[index], special))
+        out[start * step : stop * step] = found.reshape(-1, *out.shape[1:])
     if n % step:
-        out[whole * step :] = read(model, _begun(stream[None, whole * step :], special)).ravel()
+        out[whole * step :] = read(model, _begun(stream[None, whole * step :], special))[0]
     return out
 
 
@@ -99,7 +131,8 @@ def next_token_entropy(
     Returns:
         (n,) float32, in nats.
     """
-    return _in_windows(model, samples, _next_entropy, special, block)
+    out = np.empty(len(samples), dtype=np.float32)
+    return _in_windows(model, samples, _next_entropy, special, block, out)
 
 
 def window_log_prob(model: PreTrainedModel, windows: np.ndarray) -> np.ndarray:
@@ -126,6 +159,20 @@ def _next_entropy(model: PreTrainedModel, ids: np.ndarray) -> np.ndarray:
     # p log p goes to 0 with p, but 0 times -inf is NaN
     terms = torch.where(log_p > -torch.inf, log_p.exp() * log_p, 0.0)
     return -terms.sum(-1).cpu().numpy()
+
+
+@torch.inference_mode()
+def _next_candidates(
+    model: PreTrainedModel, ids: np.ndarray, *, count: int, banned: Sequence[int]
+) -> np.ndarray:
+    """(rows, t) ids -> (rows, t - 1, count) `CANDIDATE`: what may follow each but the last."""
+    tokens = torch.from_numpy(np.ascontiguousarray(ids, dtype=np.int64)).to(model.device)
+    log_p = torch.log_softmax(model(input_ids=tokens[:, :-1], use_cache=False).logits.float(), -1)
+    log_p[..., banned] = -torch.inf
+    best = log_p.topk(count, dim=-1)
+    out = np.empty(best.indices.shape, dtype=CANDIDATE)
+    out["id"], out["log_p"] = best.indices.cpu().numpy(), best.values.cpu().numpy()
+    return out
 
 
 def _gather(logits: Tensor, target: Tensor) -> Tensor:

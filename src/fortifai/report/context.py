@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from fortifai.lab.budget import Spent
 from fortifai.report import knowledge, style, words
 from fortifai.report.compare import Difference, differences, last_of, mean_at
 from fortifai.report.distributions import ledgers
@@ -16,6 +18,7 @@ from fortifai.report.scene import Plot, Scene
 from fortifai.report.text import DASH, TIMES
 from fortifai.stats import Estimate
 
+CURRENCIES = tuple(field.name for field in dataclasses.fields(Spent))
 COLUMNS = 3
 """Scores that the summary has room for; each is told twice."""
 
@@ -39,6 +42,7 @@ def context(scene: Scene, plots: Sequence[Plot], failures: Failures) -> dict[str
             _summary(scene, failures),
             *([_failure_table(scene, failures)] if failures.levels else []),
             *_difference_table(scene),
+            *_cost_table(scene),
             *knowledge.tables(scene.stories, _colours(scene)),
         ],
         "unit": scene.unit,
@@ -189,6 +193,29 @@ def _interval(gap: Estimate) -> str:
     if gap.low is None or gap.high is None:
         return DASH
     return f"{signed(gap.low, 3)} to {signed(gap.high, 3)}"
+
+
+def _cost_table(scene: Scene) -> list[Row]:
+    """What a generation of each arm cost, of the runs that have counted it."""
+    rows = []
+    for arm in scene.arms:
+        spent = [
+            g.ledger["spent"] for c in arm.chains for g in c.generations if "spent" in g.ledger
+        ]
+        if spent:
+            means = (sum(one[what] for one in spent) / len(spent) for what in CURRENCIES)
+            rows.append(_named(scene, arm) | {"cells": [f"{mean:,.0f}" for mean in means]})
+    made = table(
+        "cost",
+        "Cost",
+        rows,
+        head=["arm", *CURRENCIES],
+        over=[("", 1), (f"{scene.unit} a generation", len(CURRENCIES))],
+        note="Means over the generations that were measured, and seeds. Trained: updates times "
+        "batch. Scored: read for their probabilities, by cures, fitted thresholds and the choice of "
+        "a checkpoint; what measuring reads is the same for all arms and not counted.",
+    )
+    return [made] if rows else []
 
 
 # --- passages, ledger, settings ---------------------------------------------------------------

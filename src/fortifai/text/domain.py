@@ -164,6 +164,7 @@ class TextDomain:
             select=self._select(settings),
             workdir=folder / "trainer.partial",
             special=self.special,
+            untrained=self.config.family.untrained,
         )
         return family, self.real
 

@@ -15,7 +15,7 @@ from fortifai.models.options import CausalLMOptions, RegenerateOptions, TrainOpt
 from fortifai.options import Options, one_of
 from fortifai.text.options import BenchmarkOptions, FluencyOptions, FormatsOptions, PassagesOptions
 from fortifai.text.sources import CORPORA
-from fortifai.weights import Dynamic, Keep, weight_type
+from fortifai.weights import Calibrated, Keep, weight_type
 
 if TYPE_CHECKING:
     from fortifai.text.domain import TextDomain
@@ -83,12 +83,25 @@ class TextExperiment(Experiment[TextArm]):
         """See `Experiment`."""
         if arm.family != self.family:
             raise ValueError("all arms of one experiment share one family")
-        if isinstance(arm.weight, Dynamic) and arm.train.gem_beta != 1:
+        fresh = arm.start == "scratch" or (arm.start == "base" and arm.family.untrained)
+        if isinstance(arm.weight, Calibrated) and arm.weight.own and fresh:
             raise ValueError(
-                "weight 'dynamic' reads its threshold off the model's confidences, and "
-                f"train.gem_beta {arm.train.gem_beta} truncates by those of logits over beta; give "
-                "weight 'truncate' with a threshold, or leave gem_beta out"
+                f"weight {arm.weight.kind!r} reads its threshold off what the model writes before "
+                f"its fit, and with start {arm.start!r} its weights are random then; set start to "
+                "previous"
             )
+        if isinstance(arm.weight, Calibrated) and arm.train.gem_beta != 1:
+            raise ValueError(
+                f"weight {arm.weight.kind!r} reads its threshold off the model's confidences, and "
+                f"train.gem_beta {arm.train.gem_beta} truncates by those of logits over beta; give "
+                "weight 'truncate' with a number, or leave gem_beta out"
+            )
+        for cure in arm.cures:
+            if cure.needs_base and arm.family.untrained:
+                raise ValueError(
+                    f"cure {cure.kind!r} asks the base model, which has random weights; give "
+                    "family.scratch a pretrain section, or name a base"
+                )
         limit = arm.family.scratch.max_positions if arm.family.scratch else None
         wanted = arm.regenerate.longest
         if limit is not None and arm.regenerate.mode == "blocks" and wanted > limit:
