@@ -211,7 +211,7 @@ def test_a_wrong_cure_gets_one_sentence(cure, message):
         ),
         ({"weight": {"kind": "fitted", "dropped": 2}}, r"dropped is 2\.0; it must be a number in"),
         (
-            {"weight": {"kind": "truncate", "threshold": "fitted"}, "start": "scratch"},
+            {"weight": {"kind": "truncate", "threshold": "fitted"}, "init_from": "scratch"},
             "weight 'fitted' reads its threshold off what the model writes before its fit",
         ),
         (

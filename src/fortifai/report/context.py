@@ -212,8 +212,8 @@ def _cost_table(scene: Scene) -> list[Row]:
         head=["arm", *CURRENCIES],
         over=[("", 1), (f"{scene.unit} a generation", len(CURRENCIES))],
         note="Means over the generations that were measured, and seeds. Trained: updates times "
-        "batch. Scored: read for their probabilities, by cures, fitted thresholds and the choice of "
-        "a checkpoint; what measuring reads is the same for all arms and not counted.",
+        "batch. Scored: read for their probabilities, by cures, fitted thresholds and the choice "
+        "of a checkpoint; what measuring reads is the same for all arms and not counted.",
     )
     return [made] if rows else []
 

@@ -47,8 +47,8 @@ class TextArm(Arm):
             )
         if self.train.lora is not None and self.train.lora.carry and self.init_from != "previous":
             raise ValueError(
-                f"train.lora.carry trains on the adapter of the generation before, but init_from is "
-                f"{self.init_from!r}; set init_from to previous, or carry to false"
+                "train.lora.carry trains on the adapter of the generation before, but init_from "
+                f"is {self.init_from!r}; set init_from to previous, or carry to false"
             )
         return self
 
@@ -83,12 +83,12 @@ class TextExperiment(Experiment[TextArm]):
         """See `Experiment`."""
         if arm.family != self.family:
             raise ValueError("all arms of one experiment share one family")
-        fresh = arm.start == "scratch" or (arm.start == "base" and arm.family.untrained)
+        fresh = arm.init_from == "scratch" or (arm.init_from == "base" and arm.family.untrained)
         if isinstance(arm.weight, Calibrated) and arm.weight.own and fresh:
             raise ValueError(
                 f"weight {arm.weight.kind!r} reads its threshold off what the model writes before "
-                f"its fit, and with start {arm.start!r} its weights are random then; set start to "
-                "previous"
+                f"its fit, and with init_from {arm.init_from!r} its weights are random then; set "
+                "it to previous"
             )
         if isinstance(arm.weight, Calibrated) and arm.train.gem_beta != 1:
             raise ValueError(
