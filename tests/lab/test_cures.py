@@ -343,6 +343,25 @@ def test_the_golden_ratio_is_of_samples_and_draws_evenly(real):
     assert set(row["drawn_again"]) == {"real" if real > 0.25 else "generation-0"}
 
 
+def test_refilling_takes_as_many_updates_as_without_the_cure(tmp_path):
+    """4 of 10 samples are chosen: each is trained on twice, and some of them once more."""
+    some = units([1], [2, 2], [3, 3, 3], [4, 4], [5, 5])
+    kept, row = KeepLikeliest(share=0.4, refill=True).apply(some, context(lambda x: x * 1.0))
+    assert kept.values() == (10, 10)  # units 4 and 5 twice, and one of the two once more
+    assert {tuple(r) for r in rows(kept)} == {(4, 4), (5, 5)}
+    assert (row["kept"], row["drawn_again"]) == ({"real": 2}, {"real": 3})
+    plain, _ = KeepLikeliest(share=0.4).apply(some, context(lambda x: x * 1.0))
+    assert rows(plain) == [[4, 4], [5, 5]]
+    recurse(chain((Surplexity(share=0.5, refill=True),)), ChainStore(tmp_path), Silent())
+    assert len({told["spent"]["trained"] for told in ledgers(tmp_path)}) == 1
+
+
+def test_what_knows_the_origin_is_judged_apart(tmp_path):
+    recurse(chain((Oracle(), Deduplicate()), regime=Accumulate()), ChainStore(tmp_path), Silent())
+    told = ledgers(tmp_path)[1]["cures"]
+    assert [row.get("outside") for row in told] == [True, None]
+
+
 @pytest.mark.parametrize(("origin", "lacking"), [(REAL, "generated"), (0, "real")])
 def test_the_golden_ratio_of_one_thing_is_refused(origin, lacking):
     with pytest.raises(RunFailed, match=f"has no {lacking} ones"):

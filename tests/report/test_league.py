@@ -71,7 +71,7 @@ def test_an_entry_is_judged_by_its_numbers(entered):
     rows = {row["arm"]: row for row in told["rows"]}
     assert set(rows) == {"ce", "varied"}
     mine, base = rows["varied"], rows["ce"]
-    assert mine["cure"] == {"cures": [{"kind": "keep_varied", "unit": None}]}
+    assert mine["cure"] == {"cures": [{"kind": "keep_varied", "refill": True, "unit": None}]}
     assert base["cure"] == {}
     assert mine["group"] == base["group"] == CLOSED
     assert mine["budget"]["trained"] == base["budget"]["trained"] > 0

@@ -97,6 +97,8 @@ class Cure(Options):
         needs_model: Whether it asks the model of the generation before.
         needs_real: Whether it is of no use where nothing real is trained on.
         needs_base: Whether it asks the base model, which then must have learnt something.
+        outside: Whether it knows what an arm's own models and data do not tell, as another model or
+            the ledger does; it is then judged apart.
     """
 
     kind: str
@@ -105,6 +107,7 @@ class Cure(Options):
     needs_model: ClassVar[bool] = False
     needs_real: ClassVar[bool] = False
     needs_base: ClassVar[bool] = False
+    outside: ClassVar[bool] = False
 
     @abstractmethod
     def apply(self, units: Units, context: Context) -> tuple[Units, dict[str, Any]]:
@@ -112,7 +115,14 @@ class Cure(Options):
 
 
 class Select(Cure):
-    """A cure that chooses units."""
+    """A cure that chooses units.
+
+    Attributes:
+        refill: Draw chosen units again, evenly, until as many samples are trained on as were read:
+            updates as many as without the cure.
+    """
+
+    refill: bool = False
 
     @abstractmethod
     def select(self, units: Units, context: Context) -> Indices:
@@ -128,6 +138,8 @@ class Select(Cure):
             )
         if len(which) == 0:
             raise Diverged(f"the cure {self.kind!r} keeps none of {len(units):,} units")
+        if self.refill:
+            which = drawn_evenly(which, units, int(units.edges[-1]), context.seed)
         kept = units.take(which)
         distinct = units.take(np.unique(which)).counts()
         row = {"read": units.counts(), "kept": distinct, "changed": {}}
@@ -153,6 +165,15 @@ class Edit(Cure):
         row = {"read": units.counts(), "kept": units.counts(), "drawn_again": {}}
         which = np.array(changed, dtype=np.int64)
         return after, row | {"changed": units.take(which).counts()}
+
+
+def drawn_evenly(of: Indices, units: Units, samples: float, seed: int) -> Indices:
+    """Units of the numbers `of`, of at most `samples` samples: each as often, or once more."""
+    lengths = np.diff(units.edges)[of]
+    times, left = divmod(samples, lengths.sum())
+    order = np.random.default_rng(seed).permutation(len(of))
+    once_more = order[np.cumsum(lengths[order]) <= left]
+    return np.sort(np.concatenate([np.repeat(of, int(times)), of[once_more]]))
 
 
 def _less(counts: dict[str, int], taken: dict[str, int]) -> dict[str, int]:
@@ -262,6 +283,7 @@ class Oracle(Select):
 
     kind: Literal["oracle"] = "oracle"
     needs_real: ClassVar[bool] = True
+    outside: ClassVar[bool] = True
 
     def select(self, units: Units, context: Context) -> Indices:
         """The real ones."""
@@ -283,8 +305,8 @@ class GoldenRatio(Select):
 
     def select(self, units: Units, context: Context) -> Indices:
         """As many real units as make the share, up to one, and generated ones for the rest."""
-        rng, lengths = np.random.default_rng(context.seed), np.diff(units.edges)
-        total, chosen = lengths.sum(), np.zeros(0, dtype=np.int64)
+        lengths, chosen = np.diff(units.edges), np.zeros(0, dtype=np.int64)
+        total = lengths.sum()
         for real in (True, False):
             of = np.flatnonzero((units.origins == REAL) == real)
             if not len(of):
@@ -293,10 +315,8 @@ class GoldenRatio(Select):
                     f"{'real' if real else 'generated'} ones; keep some before it"
                 )
             wanted = self.real * total if real else total - lengths[chosen].sum()
-            times, left = divmod(wanted, lengths[of].sum())
-            order = rng.permutation(of)
-            once_more = order[np.cumsum(lengths[order]) <= left]
-            chosen = np.concatenate([chosen, np.repeat(of, int(times)), once_more])
+            drawn = drawn_evenly(of, units, wanted, context.seed)
+            chosen = np.concatenate([chosen, drawn])
         return np.sort(chosen)
 
 

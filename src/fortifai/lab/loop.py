@@ -331,7 +331,7 @@ class _Recursion(Generic[M]):
                 spent=spent,
             )
             units, row = cure.apply(units, context)
-            rows.append({"kind": cure.kind, **row})
+            rows.append({"kind": cure.kind, **row, **({"outside": True} if cure.outside else {})})
         return units.samples, ledger(parts, units) | {"cures": rows}
 
     def _units(self, parts: Sequence[tuple[Part, Samples]], unit: str | None) -> Units:
