@@ -187,7 +187,7 @@ def test_nothing_known_cannot_be_lost() -> None:
     found = phases({"mc": curves})["mc"]
     assert found.by_generation == ("unknown",) * 4 + ("C",)
     assert found.knowledge is None
-    assert "does not answer above chance" in found.note
+    assert "is not significantly above chance" in found.note
 
 
 def test_each_format_is_judged_by_itself() -> None:

@@ -1,4 +1,4 @@
-"""Confidence: the probability that the model gives to the token that stands there (Fig. 1)."""
+"""Confidence: the probability that the model gives to the target token (Fig. 1)."""
 
 from __future__ import annotations
 

@@ -82,9 +82,9 @@ class Onset:
 
     Attributes:
         generation: The first one, to the end of the run.
-        low: The earliest that the noise allows.
+        low: The earliest that its interval allows.
         high: The latest; None where it may also lie after the last generation, as when the loss
-            is beyond noise but the level is not surely passed.
+            is statistically significant but the level is not surely passed.
     """
 
     generation: int
@@ -127,7 +127,7 @@ def phases(
         loss_g = x_0 - x_g,    beyond_g = (1 - s) x_0 + s f - x_g
 
     are means of numbers taken question by question. The onset is the first generation from which,
-    to the last one, (1) every loss is beyond noise, loss > 0 at the one-sided level error / 2, and
+    to the last one, (1) every loss is significant, loss > 0 at the one-sided level error / 2, and
     (2) the level is passed, beyond >= 0 in the monotone least-squares fit over the generations.
 
     The tests go backwards from the last generation and stop at the first that fails, so their
@@ -184,7 +184,7 @@ def _phases(
     )
     note = ""
     if not above:
-        note = f"generation 0 does not answer above chance ({curves.chance:g}) beyond noise"
+        note = f"generation 0 is not significantly above chance ({curves.chance:g})"
     elif curves.confidence is None and "B" in found:
         note = "confidence was not measured: B says wrong in the right format, not confidently so"
     return Phases(
@@ -251,7 +251,7 @@ def _onset(x: Floats, floor: float, share: float, level: float) -> Onset | None:
 
 
 def _is_above(x: Floats, floor: float, level: float) -> bool:
-    """Whether generation 0 lies above the floor beyond the noise of questions.
+    """Whether generation 0 lies significantly above the floor.
 
     Of these very models: whether they have something to lose does not turn on other seeds.
     """
@@ -261,7 +261,7 @@ def _is_above(x: Floats, floor: float, level: float) -> bool:
 def _t_values(x: Floats, level: float) -> Floats:
     """Means of (seeds, generations, questions) over their one-sided critical value at `level`.
 
-    Above 1: more than 0 beyond noise; below -1: less. Shape (generations,).
+    Above 1: significantly more than 0; below -1: less. Shape (generations,).
     """
     spread, n = spread_of_mean(x), x.shape[1]
     if spread.n_seeds > 1:

@@ -164,7 +164,7 @@ def draw_share(values: Samples, between: tuple[float, float], unit: int, seed: i
 
     Args:
         values: Samples; the first axis is cut into units of `unit` values, the last one shorter.
-        between: Stretch of the random order of units to take, as shares in [0, 1]. Stretches that
+        between: Range of the random order of units to take, as shares in [0, 1]. Ranges that
             part [0, 1] also part the units, given equal seeds.
         unit: Values that stay together.
         seed: Of the order.

@@ -24,8 +24,8 @@ class Part:
     Attributes:
         split: k.
         generation: j, the number of rewritings; 0 is real data.
-        between: Which stretch of a random order of the part's units is taken. Every generation
-            orders the units of a split once, so that parts of one split with stretches that do
+        between: Which part of a random order of the part's units is taken. Every generation
+            orders the units of a split once, so that parts of one split with ranges that do
             not overlap never hold the same place twice.
     """
 

@@ -1,4 +1,4 @@
-"""The writer `llm`: a language model writes questions on each paragraph, and is not believed.
+"""The writer `llm`: a language model writes questions on each paragraph; they are validated.
 
 Every answer is checked as a stranger's: its schema, its characters and lengths, and by the rules of
 `check`. Every attempt stands in a journal before it counts, so a broken run goes on where it was,

@@ -253,7 +253,7 @@ def under_generation_0(generation: TextGeneration) -> Iterator[Score]:
     lines=_on_texts("confidence.mean"),
 )
 def confidence(generation: TextGeneration) -> Iterator[Score]:
-    """Mean probability of the token that stands there."""
+    """Mean probability of the target token."""
     for on, log_p in log_prob(generation).items():
         yield confidence_.confidence(log_p, on)
 
