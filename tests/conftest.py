@@ -1,6 +1,9 @@
 import os
 from pathlib import Path
 
+# before anything imports what reads them: lines of this width, and no hub
+os.environ |= {"COLUMNS": "120", "HF_HUB_OFFLINE": "1"}
+
 import hypothesis
 import pytest
 

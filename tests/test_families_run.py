@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +16,8 @@ from fortifai.errors import InputError
 from fortifai.lab import experiment
 from fortifai.lab.store import read_jsonl
 from fortifai.points import theory
-from tests.test_run import fortifai, outcome
+from tests.commands import fortifai, killed, needs_kill
+from tests.test_run import outcome
 
 GAUSSIAN = {
     "name": "tiny-gaussian",
@@ -117,11 +114,17 @@ def test_the_same_command_again_changes_nothing(finished):
     assert outcome(out) == before
 
 
+@pytest.mark.parametrize(
+    "finished",
+    [pytest.param(raw, marks=() if raw is GMM else pytest.mark.slow) for raw in ALL.values()],
+    indirect=True,
+    ids=ALL,
+)
 def test_what_is_written_does_not_depend_on_the_number_of_workers(finished, tmp_path):
     out, raw, _ = finished
-    done = fortifai("run", written(tmp_path, raw), "--out", tmp_path / "one", "--workers", "1")
+    done = fortifai("run", written(tmp_path, raw), "--out", tmp_path / "two", "--workers", "2")
     assert done.returncode == 0, done.stderr
-    assert outcome(tmp_path / "one") == outcome(out)
+    assert outcome(tmp_path / "two") == outcome(out)
 
 
 def test_a_mixture_of_points_from_files_and_the_dry_run(tmp_path):
@@ -140,6 +143,30 @@ def test_a_mixture_of_points_from_files_and_the_dry_run(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+KILLED = """
+    import sys, time
+    from pathlib import Path
+    from fortifai import configuration
+    from fortifai.lab import experiment
+    from tests.commands import kills
+
+    root = Path(sys.argv[1])
+    resolved = configuration.resolve(configuration.read_raw(str(root / "tiny-gaussian.yaml"))[0])
+    chain = root / "cut" / "arms" / "none" / "seeds"
+
+    def moments():
+        for turn in range(12):
+            wanted = len(list(chain.glob("generation-*"))) + 2
+            yield lambda: (
+                len(list(chain.glob("generation-*"))) >= wanted and not time.sleep(0.003 * turn)
+            )
+
+    work = lambda: experiment.run(resolved, root, root / "cut", workers=1)
+    print(kills(work, moments()))
+"""
+
+
+@needs_kill
 def test_killed_again_and_again_a_run_ends_with_the_same_bytes(tmp_path):
     raw = GAUSSIAN | {
         "generations": 400,
@@ -150,27 +177,7 @@ def test_killed_again_and_again_a_run_ends_with_the_same_bytes(tmp_path):
     path = written(tmp_path, raw)
     whole = fortifai("run", path, "--out", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
-    command = [
-        sys.executable,
-        "-m",
-        "fortifai.cli",
-        "run",
-        str(path),
-        "--out",
-        tmp_path / "cut",
-    ]
-    kills = 0
-    chain = tmp_path / "cut" / "arms" / "none" / "seeds"
-    for turn in range(12):
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        wanted = len(list(chain.glob("generation-*"))) + 2
-        deadline = time.monotonic() + 60
-        while process.poll() is None and len(list(chain.glob("generation-*"))) < wanted:
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        time.sleep(0.003 * turn)
-        process.send_signal(signal.SIGKILL)
-        kills += process.wait() == -signal.SIGKILL
+    kills = killed(KILLED, tmp_path)
     assert kills >= 3, "the run was hardly ever interrupted: the test shows nothing"
     assert fortifai("run", path, "--out", tmp_path / "cut").returncode == 0
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
@@ -204,7 +211,7 @@ def test_a_mixture_that_becomes_singular_ends_its_chain_and_not_the_run(tmp_path
         seeds=[0],
     )
     raw["eval_every"] = 10
-    experiment.run(configuration.resolve(raw), tmp_path, tmp_path / "out")
+    experiment.run(configuration.resolve(raw), tmp_path, tmp_path / "out", workers=1)
     arms = tmp_path / "out" / "arms"
     end = json.loads((arms / "em" / "seed-0" / "ended.json").read_text())
     assert "singular" in end["reason"]

@@ -12,7 +12,8 @@ import yaml
 from fortifai import configuration
 from fortifai.errors import InputError
 from fortifai.models import scratch
-from tests.test_run import TINY, fortifai, outcome
+from tests.commands import fortifai
+from tests.test_run import TINY, outcome
 
 pytestmark = pytest.mark.slow
 

@@ -17,6 +17,7 @@ from fortifai import cli, configuration
 from fortifai.errors import InputError, RunFailed
 from fortifai.lab import experiment
 from fortifai.lab.store import read_jsonl
+from tests.commands import fortifai, killed, needs_kill
 
 TINY = """
 name: tiny
@@ -37,17 +38,6 @@ arms:
   ce: {}
   tce-0.01: {weight: {kind: truncate, threshold: 0.01}}
 """
-
-
-def fortifai(*arguments, cwd=None, **changes):
-    return subprocess.run(
-        [sys.executable, "-m", "fortifai.cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "COLUMNS": "120"} | changes,
-        check=False,
-    )
 
 
 def outcome(folder: Path) -> dict[str, str]:
@@ -234,8 +224,40 @@ def test_damage_is_mended_by_the_same_command(tiny):
     assert outcome(root / "run") == before
 
 
-def test_kill_minus_nine_and_the_same_command_again(tiny, tmp_path):
+KILLED = """
+    import sys
+    from pathlib import Path
+    from fortifai import configuration
+    from fortifai.lab import experiment
+    from tests.commands import kills
+
+    root, run = map(Path, sys.argv[1:])
+    resolved = configuration.resolve(configuration.read_raw(str(root / "tiny.yaml"))[0])
+    chains = run / "arms"
+    moments = [
+        lambda: (run / "shared.partial").exists() or chains.exists(),
+        lambda: any(chains.rglob("generation-00")),
+        lambda: any(chains.rglob("generation-01.partial")) or any(chains.rglob("generation-01")),
+    ]
+    print(kills(lambda: experiment.run(resolved, root, run, workers=1), moments))
+"""
+
+
+@needs_kill
+def test_kill_minus_nine(tiny, tmp_path):
     """Killed while it prepares, trains and writes, a run ends with the same bytes."""
+    root, _ = tiny
+    run = tmp_path / "run"
+    assert killed(KILLED, root, run) >= 2, "the run was hardly ever interrupted"
+    done = fortifai("run", "tiny.yaml", "--out", run, cwd=root)
+    assert done.returncode == 0, done.stderr
+    assert outcome(run) == outcome(root / "run")
+
+
+@pytest.mark.slow
+@needs_kill
+def test_kill_minus_nine_and_the_same_command_again(tiny, tmp_path):
+    """The command, whose two processes die with it."""
     root, _ = tiny
     run = tmp_path / "run"
     command = [sys.executable, "-m", "fortifai.cli", "run", "tiny.yaml", "--out", str(run)]

@@ -1,10 +1,6 @@
 import hashlib
 import json
-import os
 import shutil
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +13,7 @@ from fortifai.lab.loop import recurse
 from fortifai.lab.progress import Silent
 from fortifai.lab.seeds import derive
 from fortifai.lab.store import ChainStore, inspect, locked, read_jsonl
+from tests.commands import killed, needs_kill
 from tests.lab import toy
 
 
@@ -205,58 +202,48 @@ def test_two_runs_on_one_folder_are_refused(tmp_path):
         pass
 
 
-KILLED = textwrap.dedent("""
-    import os, signal, sys, time
+KILLED = """
+    import sys, time
     from pathlib import Path
     from fortifai.lab.progress import Silent
     from fortifai.lab.loop import recurse
     from fortifai.lab.store import ChainStore
+    from tests.commands import kills
     from tests.lab import toy
 
-    cut = Path(sys.argv[1])
+    cut, begun = Path(sys.argv[1]), Path(sys.argv[2])
+    begun.touch()
 
-    def chain(told):
-        def evaluate(stage, folder):
-            scores = toy.evaluate(stage, folder)
-            os.write(told, b".")
-            time.sleep(0.03)
-            return scores
+    def evaluate(stage, folder):
+        scores = toy.evaluate(stage, folder)
+        with begun.open("a") as file:
+            file.write(".")
+        time.sleep(0.03)
+        return scores
 
+    def work():
         recurse(toy.chain(12, evaluate=evaluate), ChainStore(cut), Silent())
 
-    kills = 0
-    for moment in range(100):
-        heard, told = os.pipe()
-        child = os.fork()  # what has been imported is there: a start would take a second
-        if child == 0:
-            chain(told)
-            os._exit(0)
-        os.close(told)
-        os.read(heard, 1)  # it has begun a generation
-        time.sleep(0.005 * (moment % 11))
-        os.kill(child, signal.SIGKILL)
-        kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
-        os.close(heard)
-        if (cut / "generation-11" / "manifest.json").exists():
-            break
-    print(kills)
-""")
+    def moments():
+        for turn in range(100):
+            size = begun.stat().st_size
+            # it has begun a generation
+            yield lambda: begun.stat().st_size > size and not time.sleep(0.005 * (turn % 11))
+            if (cut / "generation-11" / "manifest.json").exists():
+                return
+
+    print(kills(work, moments()))
+"""
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no kill -9 on Windows")
+@needs_kill
 def test_kill_minus_nine_again_and_again(tmp_path):
     """Killed at arbitrary moments, the chain still ends with an uninterrupted one's bytes."""
     run(tmp_path / "whole", generations=12)
     cut = tmp_path / "cut"
-    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(cut)],
-        env=os.environ | {"PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        check=True,
-    )
+    kills = killed(KILLED, cut, tmp_path / "begun")
     run(cut, generations=12)
-    assert int(done.stdout) >= 3, "the chain was hardly ever interrupted: the test shows nothing"
+    assert kills >= 3, "the chain was hardly ever interrupted: the test shows nothing"
     assert digest(cut) == digest(tmp_path / "whole")
 
 

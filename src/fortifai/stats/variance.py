@@ -1,4 +1,4 @@
-"""Intervals over seeds and items: where the variance of an estimate comes from, and its degrees.
+"""Intervals over seeds and items: where the variance of an estimate comes from.
 
 Seeds (chains of one arm) and items (questions) are two crossed samples: every seed is asked every
 item. The variance of a mean over both has three parts,
