@@ -81,8 +81,13 @@ def test_no_module_is_named_where_a_string_would_be_imported():
     ("module", "never"),
     [
         ("fortifai", ("transformers", "pydantic", "scipy", "sklearn", "fortifai.lab")),
-        ("fortifai.points.domain", ("transformers", "datasets", "fortifai.models")),
-        ("fortifai.points.domain", ("fortifai.text", "fortifai.data", "fortifai.evals")),
+        (
+            "fortifai.points.domain",
+            (
+                *("transformers", "datasets", "fortifai.models"),
+                *("fortifai.text", "fortifai.data", "fortifai.evals"),
+            ),
+        ),
         ("fortifai.images.domain", ("transformers", "fortifai.text", "fortifai.models")),
         ("fortifai.lab.experiment", ("transformers", "fortifai.points", "fortifai.text")),
         ("fortifai.report.load", ("transformers", "fortifai.models", "fortifai.points")),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import yaml
 from fortifai import configuration
 from fortifai.errors import InputError
 from fortifai.lab import plugins
+from tests.commands import fortifai
 
 DOCS = Path(__file__).parents[1] / "docs" / "plugins.md"
 MODULE = re.findall(r"^```python\n(.*?)^```", DOCS.read_text("utf-8"), re.DOTALL | re.MULTILINE)[0]
@@ -51,14 +51,8 @@ def module(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_one_of_each_from_a_module_to_the_report(module, tmp_path, workers):
-    command = [sys.executable, "-m", "fortifai.cli", "run", "mine.yaml", "--out", "run"]
-    done = subprocess.run(
-        [*command, "--plugin", module, "--workers", str(workers)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-    )
+    command = ("run", "mine.yaml", "--out", "run", "--plugin", module, "--workers", workers)
+    done = fortifai(*command)
     assert done.returncode == 0, done.stderr
     arm = tmp_path / "run" / "arms" / "cured" / "seed-1"
     ledger = json.loads((arm / "generation-01" / "ledger.json").read_text())
@@ -75,13 +69,9 @@ def test_one_of_each_from_a_module_to_the_report(module, tmp_path, workers):
     page = (tmp_path / "run" / "report" / "index.html").read_text()
     assert "Reach of the points" in page
     assert (tmp_path / "run" / "config.yaml").read_text().count("uniform") == 1
-    again = subprocess.run(
-        [sys.executable, "-m", "fortifai.cli", "report", "run"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-    )  # without the plugin: a report needs none of its code
+    sys.modules.pop(module)
+    again = fortifai("report", "run")  # without the plugin: a report needs none of its code
+    assert module not in sys.modules
     assert again.returncode == 0, again.stderr
     assert "Reach of the points" in (tmp_path / "run" / "report" / "index.html").read_text()
 
