@@ -6,11 +6,13 @@ os.environ |= {"COLUMNS": "120", "HF_HUB_OFFLINE": "1"}
 
 import hypothesis
 import pytest
+import torch
 
 from tests import real_models
 
 # before anything imports Triton, whose functions become interpreted ones when they are defined
-os.environ["TRITON_INTERPRET"] = "1"
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # how long an example takes says how busy the machine is; time is measured in benchmarks/
 hypothesis.settings.register_profile("tests", deadline=None)

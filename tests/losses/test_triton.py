@@ -1,9 +1,10 @@
-"""The Triton kernels, in Triton's interpreter (see conftest), against the formulas in numpy."""
+"""The Triton kernels against the formulas in numpy: on a GPU, or in Triton's interpreter."""
 
 from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -18,6 +19,29 @@ from .reference import Case, check_linear
 from .test_linear import CASES, EXACT, NAMES, SINGLE, batch, caller
 
 pytest.importorskip("triton", reason="Triton runs on Linux alone")
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+"""Where there is no GPU, `conftest` has switched the interpreter on."""
+
+
+def there(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A loss on `DEVICE` of tensors on the CPU; gradients come back through the moves."""
+
+    def moved(*tensors: torch.Tensor | None) -> Any:
+        loss, stats = call(*(None if t is None else t.to(DEVICE) for t in tensors))
+        return loss.cpu(), stats
+
+    return moved
+
+
+on_device = pytest.mark.usefixtures("made_there")
+
+
+@pytest.fixture
+def made_there() -> Iterator[None]:
+    """Tensors are made on `DEVICE`."""
+    with torch.device(DEVICE):
+        yield
 
 
 @pytest.fixture
@@ -36,7 +60,7 @@ def lanes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_value_gradients_and_kept_share(case: Case, chunk_size: int | None) -> None:
     tensors, target = batch(20, 5, 7, seed=1)
     with kernels.triton_kernels():
-        check_linear(caller(case, chunk_size), tensors, target, case, **EXACT)
+        check_linear(there(caller(case, chunk_size)), tensors, target, case, **EXACT)
 
 
 @pytest.mark.usefixtures("lanes")
@@ -45,7 +69,7 @@ def test_any_number_of_classes(classes: int) -> None:
     tensors, target = batch(6, 3, classes, seed=classes)
     for case in (Case("tce", 0.5, softcap=3.0), Case("eaft", 1.0, top_k=None)):
         with kernels.triton_kernels():
-            check_linear(caller(case), tensors, target, case, **EXACT)
+            check_linear(there(caller(case)), tensors, target, case, **EXACT)
 
 
 @pytest.mark.usefixtures("lanes")
@@ -54,11 +78,12 @@ def test_single_precision() -> None:
     single: Any = tuple(None if t is None else t.float() for t in tensors)
     for case in (Case("tce", 0.3), Case("focal", 2.0, softcap=4.0)):
         with kernels.triton_kernels():
-            check_linear(caller(case), single, target, case, **SINGLE)
+            check_linear(there(caller(case)), single, target, case, **SINGLE)
 
 
 @pytest.mark.usefixtures("lanes")
 @pytest.mark.parametrize("softcap", [None, 30.0])
+@on_device
 def test_logits_of_any_size(softcap: float | None) -> None:
     """Classes ruled out by a bias of -inf, and logits whose exponentials overflow."""
     h = torch.tensor([[1.0], [-1.0], [1e4], [0.0]], dtype=torch.float64, requires_grad=True)
@@ -90,6 +115,7 @@ def capped(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
 
 
 @pytest.mark.usefixtures("lanes")
+@on_device
 def test_a_logit_that_is_no_number_shows() -> None:
     h = torch.tensor([[1.0], [math.nan]])
     with kernels.triton_kernels():
@@ -101,6 +127,7 @@ def test_a_logit_that_is_no_number_shows() -> None:
 
 
 @pytest.mark.usefixtures("lanes")
+@on_device
 def test_the_entropy_of_a_sure_prediction_keeps_its_digits() -> None:
     """lse - sum p x would have lost them in fp32: 40 against an entropy of 2e-6."""
     h, w = torch.tensor([[1.0]]), torch.tensor([[40.0], [24.0], [0.0]])
@@ -119,6 +146,7 @@ def test_the_entropy_of_a_sure_prediction_keeps_its_digits() -> None:
     assert seen == [pytest.approx(exact, abs=1.2e-7 / math.log(3))]
 
 
+@on_device
 def test_in_the_backward_and_then_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     from fortifai.losses import triton_softmax
 
@@ -139,7 +167,7 @@ def test_in_the_backward_and_then_no_more(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_on_the_cpu_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TRITON_INTERPRET")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     h, w = torch.randn(5, 3), torch.randn(7, 3)
     with kernels.triton_kernels(), pytest.raises(InputError, match=r"are on cpu; .* on a GPU"):
         linear_truncated_cross_entropy(h, w, torch.arange(5))
