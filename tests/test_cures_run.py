@@ -110,8 +110,9 @@ def test_every_cure_of_text_and_the_same_bytes_taken_up_again(tmp_path):
         (row,) = told[arm]["cures"]
         read, kept = (sum(row[what].values()) for what in ("read", "kept"))
         assert kept == round(read / 2)
-        # each document behind the end of another
-        assert told[arm]["spent"]["scored"] == (3 * 512 + read if scored else 0)
+        # every token once, in pieces of 32 or less, each behind one more
+        spent = told[arm]["spent"]["scored"]
+        assert 3 * 512 * 33 / 32 <= spent <= 3 * 512 * 33 / 32 + read if scored else spent == 0
     assert 0 < told["fitted"]["threshold"] < 1
     assert told["fitted"]["spent"]["generated"] > plain["generated"]
     fit = json.loads((done / "neon" / "seed-0" / "generation-02" / "fit.json").read_text())

@@ -293,18 +293,22 @@ def test_other_models_read_each_continuation_in_a_row_of_its_own(model_type, mor
 
 @pytest.mark.parametrize("bos", ["never", "always"])
 def test_documents_are_read_each_by_itself(make, bos):
-    """Against the model itself; one longer than the model reads, 64 tokens, is cut."""
+    """Against the model itself; one longer than the 64 tokens it reads comes in pieces."""
     lm = CausalLM(make(seed=3, sharp=40.0).model, make().tokenizer, device="cpu", bos=bos)
-    first = lm.special.first
     ids = np.random.default_rng(0).integers(1, lm.model.config.vocab_size, 100)
     documents = [ids[:5], ids[5:6], ids[6:30], ids]
     got = lm.document_log_prob(documents)
     for document, mean in zip(documents, got, strict=True):
-        read = torch.tensor([[first, *document[: 64 - len(lm.special.front)]]])
-        log_p = torch.log_softmax(lm.model(read[:, :-1]).logits.detach().double(), -1)[0]
-        expected = log_p[torch.arange(len(log_p)), read[0, 1:]].mean()
-        assert mean == pytest.approx(float(expected), abs=ROUNDING)
-    assert lm.spent.scored == sum(1 + min(len(d), 64 - len(lm.special.front)) for d in documents)
+        terms = []
+        for at in range(0, len(document), 64):
+            before = document[at - 1] if at and bos == "never" else lm.special.first
+            read = torch.tensor([[before, *document[at : at + 64]]])
+            log_p = torch.log_softmax(lm.model(read[:, :-1]).logits.detach().double(), -1)[0]
+            terms += log_p[torch.arange(len(log_p)), read[0, 1:]].tolist()
+        assert len(terms) == len(document)
+        assert mean == pytest.approx(np.mean(terms), abs=ROUNDING)
+    # each piece with the token before it
+    assert lm.spent.scored == (5 + 1) + (1 + 1) + (24 + 1) + (100 + 2)
 
 
 def test_candidates_are_the_likeliest_that_can_be_written(lm, stream):

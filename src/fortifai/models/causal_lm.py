@@ -307,17 +307,23 @@ class CausalLM:
         """(n,) float64 mean log p (nats) of the tokens of each document, read by itself.
 
         What stands before its first token is bos or, for a model that reads none, the end of
-        another document. What is longer than the model reads is cut.
+        another document. One that is longer than the model reads is read in pieces as long as
+        that, each behind bos or the token before it.
 
         Args:
             documents: Token ids, at least one each.
         """
-        limit = self.positions - len(self.special.front)
-        cut = [document[:limit].tolist() for document in documents]
-        for document in cut:
-            self._check_known(np.asarray(document))
-        totals = self.sequence_log_prob([([self.special.first, *d], len(d)) for d in cut])
-        return np.array(totals) / [len(document) for document in cut]
+        pieces, of, step = [], [], self.positions
+        for i, document in enumerate(documents):
+            self._check_known(document)
+            behind = np.concatenate([[self.special.first], document])
+            for at in range(0, len(document), step):
+                piece = behind[at : at + step + 1].tolist()
+                piece[0] = piece[0] if self.special.bos is None else self.special.bos
+                pieces.append((piece, len(piece) - 1))
+                of.append(i)
+        totals = np.bincount(of, weights=self.sequence_log_prob(pieces))
+        return totals / [len(document) for document in documents]
 
     def sequence_log_prob(
         self,
