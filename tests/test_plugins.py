@@ -157,3 +157,44 @@ def test_two_parts_of_one_kind_are_refused(tmp_path, monkeypatch):
     found = plugins.load(["same_kind"])
     with pytest.raises(InputError, match="are both of kind 'deduplicate'"):
         configuration.resolve(EXPERIMENT, found)
+
+
+STEP = """
+from typing import Literal
+
+from fortifai.lab.after_fit import AfterFit
+
+
+class Shrink(AfterFit):
+    kind: Literal["shrink"] = "shrink"
+    times: float = 0.9
+
+    def apply(self, model, fitted):
+        for theta in model.weights().values():
+            theta.data *= self.times
+        return {}
+
+
+PLUGIN = [Shrink]
+"""
+
+
+def test_a_step_on_weights_of_ones_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "shrinking.py").write_text(STEP)
+    raw = {
+        "name": "mine",
+        "generations": 2,
+        "baseline": "plain",
+        "corpus": {"kind": "images", "source": {"kind": "digits"}},
+        "family": {"kind": "vae"},
+        "arms": {"plain": {}, "mine": {"after_fit": [{"kind": "shrink"}, {"kind": "step_back"}]}},
+    }
+    resolved = configuration.resolve(raw, plugins.load(["shrinking"]))
+    assert [step.kind for step in resolved.arms["mine"].after_fit] == ["shrink", "step_back"]
+    with pytest.raises(InputError, match="kind is 'shrink'; allowed are step_back, neon"):
+        configuration.resolve(raw)
+    (tmp_path / "lacking_apply.py").write_text(STEP.replace("def apply", "def change"))
+    with pytest.raises(InputError, match="Shrink has no method apply; write it as AfterFit says"):
+        plugins.load(["lacking_apply"])

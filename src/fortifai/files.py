@@ -1,14 +1,8 @@
 """Files that are whole or not there, and locks, on the file systems that people have.
 
-<<<<<<< ours
-Network, FUSE and Windows file systems refuse some of what Linux's own offer: locks of the system,
-syncing a folder, renaming one. What was computed must not be lost to that, so what can be done
-without is left out, and what cannot is done in another way.
-=======
 Network, FUSE and Windows file systems refuse some of what Linux's own offer: locks, syncing a
 folder, renaming one. What was computed must not be lost to that, so what can be done without is
 left out, and what cannot is done in another way.
->>>>>>> theirs
 """
 
 from __future__ import annotations

@@ -38,8 +38,8 @@ Plugin = Annotated[
     typer.Option(
         "--plugin",
         metavar="MODULE",
-        help="A Python module whose PLUGIN lists weights, measures, cures, regimes and corpora "
-        "that the YAML may name; may be repeated.",
+        help="A Python module whose PLUGIN lists weights, measures, cures, regimes, corpora, steps "
+        "after a fit that the YAML may name; may be repeated.",
     ),
 ]
 Set = Annotated[

@@ -1,4 +1,4 @@
-"""Parts from outside the package: weights, measures, cures, regimes and corpora of one's own.
+"""Parts from outside the package: weights, cures, steps after a fit, regimes, corpora, measures.
 
 A plugin is a module with a list ``PLUGIN`` of such parts. A YAML names them by their ``kind``, and
 measures by their name; it is the command line that says which modules are imported, never a YAML.
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from fortifai.errors import InputError
+from fortifai.lab.after_fit import AfterFit
 from fortifai.lab.cures import Cure
 from fortifai.lab.measures import Measure
 from fortifai.lab.regimes import Regime
@@ -43,6 +44,7 @@ class Plugins:
         weights: Subclasses of `fortifai.weights.Weight`.
         measures: Functions made measures by `fortifai.lab.measures.measure`.
         cures: Subclasses of `fortifai.lab.cures.Select` or ``Edit``.
+        after_fit: Subclasses of `fortifai.lab.after_fit.AfterFit`.
         regimes: Subclasses of `fortifai.lab.regimes.Regime`.
         corpora: Subclasses of `Corpus`.
     """
@@ -51,6 +53,7 @@ class Plugins:
     weights: tuple[type[Weight], ...] = ()
     measures: tuple[Measure, ...] = ()
     cures: tuple[type[Cure], ...] = ()
+    after_fit: tuple[type[AfterFit], ...] = ()
     regimes: tuple[type[Regime], ...] = ()
     corpora: tuple[type[Corpus], ...] = ()
 
@@ -114,6 +117,7 @@ def _sort(part: Any, name: str) -> str:
     for key, base in (
         ("weights", Weight),
         ("cures", Cure),
+        ("after_fit", AfterFit),
         ("regimes", Regime),
         ("corpora", Corpus),
     ):
@@ -121,6 +125,6 @@ def _sort(part: Any, name: str) -> str:
             _check_whole(part, name)
             return key
     raise InputError(
-        f"--plugin {name}: {LIST} lists {part!r}, which is none of a Weight, a Cure, a Regime, a "
-        "Corpus (classes) and a measure"
+        f"--plugin {name}: {LIST} lists {part!r}, which is none of a Weight, a Cure, an "
+        "AfterFit, a Regime, a Corpus (classes) and a measure"
     )

@@ -347,6 +347,7 @@ def with_plugins(experiment: type[AnyExperiment], plugins: Plugins) -> type[AnyE
         "weight": weight_type(base.data, plugins.weights),
         "regime": one_of(*REGIMES, more=plugins.regimes),
         "cures": tuple[one_of(*CURES, more=plugins.cures), ...],  # type: ignore[misc] # made
+        "after_fit": tuple[one_of(*STEPS, more=plugins.after_fit), ...],  # type: ignore[misc] # made
     }
     keys: dict[str, Any] = {k: (t, base.model_fields[k].default) for k, t in changed.items()}
     arm: Any = create_model(base.__name__, __base__=base, **keys)
