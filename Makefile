@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-all test-pretrained models lint install clean
+.PHONY: demo test test-all test-pretrained models data lint install clean
 
 install: $(INSTALLED)
 
@@ -30,6 +30,11 @@ test-all: $(INSTALLED)
 # on real checkpoints; one process, since a model of 270 million parameters fills its memory
 test-pretrained: models
 	$(BIN)/python -m pytest -m pretrained
+
+# real data for tests, kept in ~/.cache/fortifai/data: from FROM, else from ../shared/data; what is
+# in neither is named with its source
+data: $(INSTALLED)
+	$(BIN)/python -m tests.real_data $(FROM)
 
 # two real checkpoints for the slow tests, about 350 MB, kept in ~/.cache/fortifai/models
 models: $(INSTALLED)

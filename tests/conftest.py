@@ -8,7 +8,7 @@ import hypothesis
 import pytest
 import torch
 
-from tests import real_models
+from tests import real_data, real_models
 
 # before anything imports Triton, whose functions become interpreted ones when they are defined
 if not torch.cuda.is_available():
@@ -18,15 +18,14 @@ if not torch.cuda.is_available():
 hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
-
-@pytest.fixture(scope="session")
-def real_data() -> Path:
-    """The folder of real data beside the project; tests that need it skip without it."""
-    if not DATA.is_dir():
-        pytest.skip(f"real data are not here: {DATA.name} is no folder beside the project")
-    return DATA
+@pytest.fixture(scope="session", name="real_data")
+def _real_data() -> Path:
+    """The folder of real data; tests that need it skip without it."""
+    for folder in (real_data.folder(), real_data.BESIDE):
+        if not (lacking := real_data.missing(folder)):
+            return folder
+    pytest.skip(f"there is no {lacking[0]}; `make data` says where all of it comes from")
 
 
 def _real_model(name: str) -> Path:

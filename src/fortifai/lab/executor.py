@@ -164,6 +164,7 @@ def _run_in_processes(
                     f"arm {arm}, {chain.replace('-', ' ')}: its process was killed (out of "
                     "memory?); start the same command again to go on from the last whole generation"
                 ) from error
+        pool.shutdown()  # a process that ends has sent all that it said
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():
@@ -172,7 +173,6 @@ def _run_in_processes(
     finally:
         queue.put(None)
         listener.join(timeout=10)
-    pool.shutdown()
     return failures
 
 
