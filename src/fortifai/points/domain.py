@@ -22,8 +22,7 @@ from fortifai.lab.seeds import derive
 from fortifai.lab.store import write_json
 from fortifai.points import measures, theory
 from fortifai.points.distances import is_singular
-from fortifai.points.gaussian import GaussianFamily, GaussianOptions, NoNoise
-from fortifai.points.gmm import GMMFamily, GMMOptions
+from fortifai.points.gaussian import GaussianOptions, NoNoise
 from fortifai.points.sources import (
     GaussianPoints,
     Mixture,
@@ -123,9 +122,8 @@ class PointsDomain:
         seeds = seed if isinstance(seed, tuple) else (seed,)
         columns = [self.config.seeds.index(one) for one in seeds]
         real = tuple(_columns(values, columns) for values in self.real)
-        if isinstance(settings.family, GaussianOptions):
-            return GaussianFamily(settings.family, settings.weight), real
-        return GMMFamily(settings.family, settings.weight), tuple(v[:, 0] for v in real)
+        family = settings.family.make(settings.weight)
+        return family, real if settings.family.all_seeds else tuple(v[:, 0] for v in real)
 
     def evaluate(self, generation: Generation[Any, Any], folder: Path) -> list[Score]:
         """All scores; pictures are of the first seed."""
@@ -218,10 +216,7 @@ def _from_files(
 
 def _check_arm(name: str, arm: PointsArm, data: PointsDomain) -> None:
     d, n = len(data.mean), len(data.real[0])
-    needed, what = d + 1, f"a Gaussian in {d} dimensions needs {d + 1}"
-    if isinstance(arm.family, GMMOptions):
-        needed = max(arm.family.components, 2)
-        what = f"a mixture of {arm.family.components} components needs {needed}"
+    needed, what = arm.family.needs(d)
     share = kept_share(arm.weight, d)
     if n < needed:
         raise InputError(

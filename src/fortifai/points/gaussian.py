@@ -14,7 +14,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -81,6 +81,16 @@ class GaussianOptions(Options):
     estimator: Literal["mle", "unbiased"] = "mle"
     noise: NoiseConfig = NoNoise()
     bias: Annotated[float, Field(gt=0, le=1)] = 1.0
+    all_seeds: ClassVar[bool] = True
+
+    def make(self, weight: Weight) -> GaussianFamily:
+        """The family of an arm."""
+        return GaussianFamily(self, weight)
+
+    def needs(self, dimension: int) -> tuple[int, str]:
+        """The fewest points of a split, and why."""
+        least = dimension + 1
+        return least, f"a Gaussian in {dimension} dimensions needs {least}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -42,6 +42,16 @@ class GMMOptions(Options):
     tolerance: PositiveFloat = 1e-5
     max_iterations: PositiveInt = 2000
     reg_covar: Annotated[float, Field(ge=0)] = 1e-6
+    all_seeds: ClassVar[bool] = False
+
+    def make(self, weight: Weight) -> GMMFamily:
+        """The family of an arm."""
+        return GMMFamily(self, weight)
+
+    def needs(self, dimension: int) -> tuple[int, str]:
+        """The fewest points of a split, and why."""
+        least = max(self.components, 2)
+        return least, f"a mixture of {self.components} components needs {least}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, create_model
+from pydantic import PositiveInt, create_model
 
 from fortifai.lab.measures import Measure
 from fortifai.lab.regimes import REGIMES, Replace
@@ -20,6 +20,13 @@ from fortifai.weights import Keep, TruncateTails, weight_type
 
 if TYPE_CHECKING:
     from fortifai.points.domain import PointsDomain
+
+
+FAMILIES = (GaussianOptions, GMMOptions)
+"""Options of families: `make` gives the family of a weight, `needs` the fewest points of a split.
+
+`all_seeds`: whether one model is fitted to the points of all seeds at once.
+"""
 
 
 class PointsCorpus(Options):
@@ -45,7 +52,7 @@ class PointsArm(Arm):
 
     weight: weight_type("points") = Keep()  # type: ignore[valid-type] # made from the list
     regime: one_of(*REGIMES) = Replace()  # type: ignore[valid-type] # made from the list
-    family: Annotated[GaussianOptions | GMMOptions, Field(discriminator="kind")]
+    family: one_of(*FAMILIES)  # type: ignore[valid-type] # made from the list
     init_from: ClassVar[Literal["previous"]] = "previous"  # type: ignore[misc] # no key of the YAML
     data: ClassVar[str] = "points"
 
@@ -75,10 +82,10 @@ class PointsExperiment(Experiment[PointsArm]):
         return create_model("PointsCorpus", __base__=PointsCorpus, source=(source, ...))
 
     def chains(self) -> Mapping[str, Seed]:
-        """One chain of all seeds, where Gaussians are fitted to all of them at once."""
+        """One chain of all seeds, where the family fits all of them at once."""
         if self.together:
             return {"seeds": self.seeds}
-        several = any(a.family.kind == "gaussian" for a in self.arms.values())
+        several = any(a.family.all_seeds for a in self.arms.values())
         return {f"seed-{seed}": (seed,) if several else seed for seed in self.seeds}
 
     @property
@@ -87,7 +94,7 @@ class PointsExperiment(Experiment[PointsArm]):
 
         Cures may leave each seed points of another number, which then have no array in common.
         """
-        return all(a.family.kind == "gaussian" and not a.cures for a in self.arms.values())
+        return all(a.family.all_seeds and not a.cures for a in self.arms.values())
 
     @classmethod
     def built_in_measures(cls) -> tuple[Measure, ...]:
