@@ -2,29 +2,40 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALLED := $(VENV)/.installed
+CORE := $(VENV)/.core
+TESTS := $(VENV)/.tests
+DEV := $(VENV)/.dev
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all test-pretrained models data lint install clean
+.PHONY: demo test test-all test-pretrained test-release models data lint docs install clean
 
-install: $(INSTALLED)
+install: $(DEV)
 
 # torch first and alone: the constraints pin it, and its dependants then leave it as it is
-$(INSTALLED): pyproject.toml constraints.txt
+$(CORE): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(PIP) torch
+	$(PIP) --editable .
 	touch $@
 
-demo: $(INSTALLED)
+$(TESTS): $(CORE)
+	$(PIP) --editable '.[test]'
+	touch $@
+
+$(DEV): $(TESTS)
+	$(PIP) --editable '.[dev]'
+	touch $@
+
+demo: $(CORE)
 	$(BIN)/fortifai run demo
 
 # a process for each core, each of them with one thread; a file's tests share what they make
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-test: $(INSTALLED)
+test: $(TESTS)
 	$(PYTEST)
 
-test-all: $(INSTALLED)
+test-all: $(DEV)
 	$(PYTEST) -m ""
 
 # on real checkpoints; one process, since a model of 270 million parameters fills its memory
@@ -33,17 +44,25 @@ test-pretrained: models
 
 # real data for tests, kept in ~/.cache/fortifai/data: from FROM, else from ../shared/data; what is
 # in neither is named with its source
-data: $(INSTALLED)
+data: $(TESTS)
 	$(BIN)/python -m tests.real_data $(FROM)
 
+# what a new user types, as it stands in the README, and what is handed out: wheel and sdist
+test-release: $(TESTS)
+	$(BIN)/python -m pytest -m slow tests/test_readme.py tests/test_package.py
+
 # two real checkpoints for the slow tests, about 350 MB, kept in ~/.cache/fortifai/models
-models: $(INSTALLED)
+models: $(TESTS)
 	$(BIN)/python -m tests.real_models
 
-lint: $(INSTALLED)
+lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# the site, in build/site; a link, file or symbol that is not there fails
+docs: $(DEV)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) build runs

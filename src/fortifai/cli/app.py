@@ -17,6 +17,7 @@ from rich.text import Text
 from fortifai.cli import kr
 from fortifai.cli.audit import audit, threshold
 from fortifai.cli.common import Debug
+from fortifai.cli.doctor import doctor
 from fortifai.errors import FortifaiError
 
 app = typer.Typer(
@@ -29,6 +30,7 @@ app = typer.Typer(
 app.add_typer(kr.app)
 app.command()(audit)
 app.command()(threshold)
+app.command()(doctor)
 out_console = Console()
 err_console = Console(stderr=True)
 

@@ -1,0 +1,1 @@
+"""What makes the site and checks the package; nothing here is installed."""
