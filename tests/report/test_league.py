@@ -163,7 +163,7 @@ def test_damage_and_what_is_not_finished_are_refused(smoke, tmp_path):
 def test_an_arm_of_other_updates_is_refused(smoke):
     for ledger in (smoke / "arms" / "varied").rglob("ledger.json"):
         told = json.loads(ledger.read_text())
-        told["spent"]["trained"] *= 2
+        told["spent"]["trained"] //= 2
         rewrite(ledger, told)
     with pytest.raises(InputError, match="arms of the league take equal updates"):
         enter([smoke])
@@ -177,9 +177,9 @@ def test_more_generated_text_and_real_data_stand_apart(smoke):
         rewrite(ledger, told)
     league = enter([smoke])
     row = next(row for row in league.rows if row.arm == "varied")
-    assert row.over_generated
+    assert row.larger
     assert row.group == REAL
-    assert "league-smoke: with real data, from more generated tokens" in markdown(league)
+    assert "league-smoke: with real data, at a larger budget" in markdown(league)
 
 
 def rewrite(file: Path, told: dict) -> None:

@@ -4,7 +4,7 @@ A track is a preset. An entry is a run folder of it that differs from the preset
 and in an arm only in what makes a cure: the weight and the terms of its loss, cures, the regime,
 decoding, and what is done to a model behind its fit. Every entry holds the preset's baseline, on
 the preset's seeds, and is judged against its own: in updates and in what is generated they are
-equal, or the arm stands in a table of its own.
+equal, or, where the arm has more, it stands in a table of its own.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from fortifai import configuration
 from fortifai.errors import InputError
 from fortifai.lab.run_folder import difference, plain
 from fortifai.lab.spec import FailureLevel
+from fortifai.losses.rows import RowLoss
 from fortifai.report.compare import last_of, mean_at
 from fortifai.report.failure import ratio, times_of
 from fortifai.report.load import load
 from fortifai.report.records import FIRST, KR, Arm, Run
 from fortifai.stats import Ratio, TimesFirst, decay_rate, holm
 
-TRACKS = ("league-facts", "league-wikitext", "league-pretrained", "league-smoke")
+TRACKS = tuple(name for name in configuration.preset_names() if name.startswith("league-"))
 """The presets that may be entered."""
 KNOWLEDGE = FailureLevel(measure=KR, level="half_gain")
 """The failure that arms are ranked by."""
@@ -41,7 +42,7 @@ SLACK = 0.01
 """Budgets this close are equal: the last block of a generation may be shorter."""
 
 _FREE = ("weight", "cures", "regime", "init_from", "after_fit", "regenerate.decoding")
-_FREE_OF_TRAIN = ("label_smoothing", "entropy_bonus", "gem_beta", "z_loss", "normalize")
+_FREE_OF_TRAIN = (*(field.name for field in dataclasses.fields(RowLoss)), "normalize")
 _PLACES = ("corpus.files", "corpus.held_out", "questions.files", "family.base")
 """Where files lie, which differs from machine to machine; their contents are compared instead."""
 
@@ -70,7 +71,7 @@ class Row:
         arm: Its name, that of the baseline too.
         cure: What makes it: the settings in which it differs from the baseline.
         group: One of `CLASSES`.
-        over_generated: It was given more generated tokens than the baseline.
+        larger: It was given more updates, or more generated tokens, than the baseline.
         seeds: How many.
         generations: How many all its seeds finished.
         diverged: Seeds that ended before the last generation.
@@ -89,7 +90,7 @@ class Row:
     arm: str
     cure: Mapping[str, Any]
     group: str
-    over_generated: bool
+    larger: bool
     seeds: int
     generations: int
     diverged: int
@@ -287,11 +288,11 @@ def _rows(entry: Entry, frozen: Mapping[str, Any]) -> Iterator[Row]:
     for arm in run.arms:
         budget = _budget(arm)
         diverged = sum(chain.ended is not None for chain in arm.chains)
-        if not diverged and abs(budget.trained / its.trained - 1) > SLACK:
+        if not diverged and budget.trained < its.trained * (1 - SLACK):
             raise InputError(
                 f"arm {arm.name!r} of {run.label} trained on {budget.trained:,.0f} tokens and its "
-                f"baseline on {its.trained:,.0f}; arms of the league take equal updates, so select "
-                "with repeats, up to the size of what was read"
+                f"baseline on {its.trained:,.0f}; arms of the league take equal updates, so give "
+                "its cures refill"
             )
         last = last_of(arm, (KR, FIRST))
         ends = [mean_at(arm, (KR, FIRST), g) for g in (0, last)] if last is not None else []
@@ -301,7 +302,8 @@ def _rows(entry: Entry, frozen: Mapping[str, Any]) -> Iterator[Row]:
             arm=arm.name,
             cure=_made_of(arm.settings, plain_arm),
             group=_group(arm),
-            over_generated=budget.generated > its.generated * (1 + SLACK),
+            larger=budget.trained > its.trained * (1 + SLACK)
+            or budget.generated > its.generated * (1 + SLACK),
             seeds=len(arm.chains),
             generations=0 if last is None else last + 1,
             diverged=diverged,
@@ -322,12 +324,12 @@ def _rows(entry: Entry, frozen: Mapping[str, Any]) -> Iterator[Row]:
 def _corrected(rows: Sequence[Row]) -> list[Row]:
     """With Holm's correction over the arms of a track's class."""
     out = list(rows)
-    tables = dict.fromkeys((row.track, row.group, row.over_generated) for row in rows)
+    tables = dict.fromkeys((row.track, row.group, row.larger) for row in rows)
     for table in tables:
         tested = [
             i
             for i, row in enumerate(rows)
-            if (row.track, row.group, row.over_generated) == table
+            if (row.track, row.group, row.larger) == table
             and row.longer is not None
             and row.longer.p is not None
         ]

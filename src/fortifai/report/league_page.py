@@ -82,14 +82,14 @@ def _tables(league: League) -> list[tuple[str, str, list[Row]]]:
     out = []
     for track in league.tracks:
         for group in CLASSES:
-            for over in (False, True):
+            for larger in (False, True):
                 rows = [
                     row
                     for row in league.rows
-                    if (row.track, row.group, row.over_generated) == (track, group, over)
+                    if (row.track, row.group, row.larger) == (track, group, larger)
                 ]
                 if rows:
-                    title = f"{group}{', from more generated tokens' if over else ''}"
+                    title = f"{group}{', at a larger budget' if larger else ''}"
                     out.append((track, title, sorted(rows, key=_rank)))
     return out
 
