@@ -50,7 +50,7 @@ class Model(Protocol):
         ...
 
     def save(self, folder: Path) -> None:
-        """Write weights and what `Family.load` needs into `folder`."""
+        """Write weights and what `Family.load` needs into `folder`, which this makes."""
         ...
 
 

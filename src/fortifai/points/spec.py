@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 FAMILIES = (GaussianOptions, GMMOptions)
 """Options of families: `make` gives the family of a weight, `needs` the fewest points of a split.
 
-`all_seeds`: whether one model is fitted to the points of all seeds at once.
+`all_seeds`: whether one model is fitted to the points of all seeds at once. A model has `mixtures`
+besides, a `Mixture` a seed that the measures compare, and its `fit` returns ``points``, how many it
+was fitted to, and ``truncated_share``.
 """
 
 

@@ -19,10 +19,9 @@ from fortifai.data import bios, imagination, text
 from fortifai.data.curriculum import curriculum
 from fortifai.data.exam import Item
 from fortifai.data.questions import Question
-from fortifai.data.text import Corpus as Text
-from fortifai.data.text import Rows
+from fortifai.data.text import Corpus, Rows
 from fortifai.errors import InputError
-from fortifai.lab.plugins import Corpus
+from fortifai.lab import plugins
 from fortifai.options import Options
 
 Files = Annotated[tuple[str, ...], Field(min_length=1)]
@@ -40,8 +39,8 @@ class Sources:
         notes: What a user should know of them.
     """
 
-    corpus: Text
-    held_out: Text | float
+    corpus: Corpus
+    held_out: Corpus | float
     questions: Sequence[Question] = ()
     notes: Sequence[str] = ()
 
@@ -49,13 +48,13 @@ class Sources:
         """SHA-256 of corpus, held-out text and questions."""
         digest = hashlib.sha256(self.corpus.text.encode())
         held_out = self.held_out
-        digest.update(held_out.text.encode() if isinstance(held_out, Text) else b"")
+        digest.update(held_out.text.encode() if isinstance(held_out, Corpus) else b"")
         for question in self.questions:
             digest.update(json.dumps(dataclasses.astuple(question)).encode())
         return digest.hexdigest()
 
 
-class TextCorpus(Corpus):
+class TextCorpus(plugins.Corpus):
     """Text that generations train on, and held-out text."""
 
     data: ClassVar[str] = "text"
@@ -106,7 +105,7 @@ class TextFiles(TextCorpus):
             held_out if isinstance(held_out, float) else self._read(held_out, root),
         )
 
-    def _read(self, files: Sequence[str], root: Path) -> Text:
+    def _read(self, files: Sequence[str], root: Path) -> Corpus:
         return text.read_text(files, root=root, column=self.column, rows=self.rows)
 
 
@@ -139,7 +138,7 @@ class HubCorpus(TextCorpus):
             self._split(self.split), self._split(aside) if aside else self.held_out or 0.05
         )
 
-    def _split(self, name: str) -> Text:
+    def _split(self, name: str) -> Corpus:
         return text.read_hub(
             self.dataset, config=self.config, split=name, column=self.column, rows=self.rows
         )
@@ -205,7 +204,7 @@ class FileSource(Options):
     column: str = "text"
     rows: Rows | None = None
 
-    def read(self, root: Path) -> Text:
+    def read(self, root: Path) -> Corpus:
         """The text."""
         return text.read_text(self.files, root=root, column=self.column, rows=self.rows)
 
@@ -223,7 +222,7 @@ class HubSource(Options):
     column: str = "text"
     rows: Rows | None = None
 
-    def read(self, root: Path) -> Text:
+    def read(self, root: Path) -> Corpus:
         """The text."""
         return text.read_hub(self.dataset, **self.model_dump(exclude={"dataset"}))
 
