@@ -13,7 +13,6 @@ from fortifai.points.theory import (
     expected_variance,
     kept_share,
     stable_threshold,
-    tail_confidence,
     threshold_of_share,
     variance_amplification,
     variance_interval,
@@ -162,13 +161,6 @@ def test_dropping_the_densest_keeps_the_tails(q, dimension):
     # 4 standard errors of the quantile: sqrt(q (1 - q) / n) over the density of the distance
     slack = 4 * math.sqrt(q * (1 - q) / n) / stats.chi.pdf(a, dimension)
     assert np.linalg.norm(kept, axis=1).min() == pytest.approx(a, abs=slack)
-
-
-@pytest.mark.parametrize("a", [0.0, 0.3, 1.0, 5.0, 37.0])
-def test_tail_confidence_is_the_density_over_its_peak(a):
-    wanted = stats.norm.pdf(a) / stats.norm.pdf(0)
-    # a^2 / 2 = 684 carries its rounding into the result, 684 times 1e-16
-    assert tail_confidence(a) == pytest.approx(wanted, rel=1e-12)
 
 
 @pytest.mark.parametrize("dimension", [1, 2, 5])
@@ -520,7 +512,6 @@ def test_moments_too_large_for_float64():
         (lambda: threshold_of_share(1.1), r"share is 1\.1"),
         (lambda: threshold_of_share(math.nan, 2), r"share is nan"),
         (lambda: threshold_of_share(0.5, 0), r"dimension is 0"),
-        (lambda: tail_confidence(-1), r"a is -1"),
         (lambda: stable_threshold(0.0), r"bias is 0\.0; .* in \(0, 1\]"),
         (lambda: stable_threshold(1.01), r"bias is 1\.01"),
         (lambda: stable_threshold(0.5, 0), r"dimension is 0"),

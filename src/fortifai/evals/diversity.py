@@ -140,14 +140,7 @@ def divergence(own: Ids, reference: Ids, more: Ids, *, seed: int) -> Comparison:
     (types - 1) / (8 tokens) and more: `reference` is the median of that between random halves of
     the reference, `difference` what there is beyond it.
 
-    Args:
-        own: As in `entropy`.
-        reference: As in `entropy`.
-        more: As in `entropy`.
-        seed: As in `entropy`.
-
-    Raises:
-        InputError: As in `entropy`.
+    Arguments and errors as of `entropy`.
     """
     _check(own, reference, more)
     w = len(own)
@@ -169,14 +162,7 @@ def duplication(own: Ids, reference: Ids, more: Ids, *, seed: int) -> Comparison
     Within windows and between them: a text that says the same thing everywhere shows here, one
     that stutters in `repetition`, too.
 
-    Args:
-        own: As in `entropy`; t at least 3.
-        reference: As in `entropy`.
-        more: As in `entropy`.
-        seed: As in `entropy`.
-
-    Raises:
-        InputError: As in `entropy`.
+    Arguments and errors as of `entropy`; t at least 3.
     """
     _check(own, reference, more)
     w = len(own)
@@ -215,14 +201,7 @@ def tail(own: Ids, reference: Ids, more: Ids, *, seed: int) -> Comparison:
     `more`, a sample of the reference that is not compared; a type that does not occur there is
     rare. What collapses loses these first (2305.17493, section 3).
 
-    Args:
-        own: As in `entropy`.
-        reference: As in `entropy`.
-        more: As in `entropy`.
-        seed: As in `entropy`.
-
-    Raises:
-        InputError: As in `entropy`.
+    Arguments and errors as of `entropy`.
     """
     _check(own, reference, more)
 

@@ -137,15 +137,6 @@ def threshold_of_share(share: float, dimension: int = 1) -> float:
     return math.sqrt(2 * float(special.gammainccinv(dimension / 2, share)))
 
 
-def tail_confidence(a: float) -> float:
-    """The density at distance `a` relative to its peak: exp(-a^2 / 2), in any dimension.
-
-    Raises:
-        InputError: `a` is no number of 0 or more.
-    """
-    return math.exp(-(_distance("a", a) ** 2) / 2)
-
-
 def stable_threshold(bias: float, dimension: int = 1) -> float:
     """The distance a at which truncation makes up for the bias: bias * eta(a) = 1, within 1e-10.
 

@@ -106,13 +106,4 @@ class BenchmarkOptions(Options):
 
     def build(self, name: str) -> Benchmark:
         """What is asked of the benchmark `name`."""
-        return Benchmark(
-            name=name,
-            data=self.data,
-            limit=self.limit,
-            only=self.only,
-            num_fewshot=self.num_fewshot,
-            max_gen_toks=self.max_gen_toks,
-            apply_chat_template=self.apply_chat_template,
-            chat_template_args=self.chat_template_args,
-        )
+        return Benchmark(name, **self.model_dump(exclude={"hub"}))
