@@ -295,6 +295,22 @@ def test_taken_up_again_it_is_the_same(family, stream, tmp_path, carry):
             assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
+def test_weights_that_were_changed_are_stored_whole(family, stream, tmp_path):
+    """An adapter of the base no longer says what they are; a plain fit trains one and merges it."""
+    chosen = family()
+    model = chosen.create("base", seed=0)
+    model.fit(stream, seed=0, progress=Silent())
+    before = {name: theta.clone() for name, theta in model.weights().items()}
+    model.fit_plainly(stream, 1, seed=1, progress=Silent())
+    after = dict(model.weights())
+    assert before.keys() == after.keys()
+    assert any((before[name] != after[name]).any() for name in before)
+    model.save(tmp_path / "model")
+    assert kinds(tmp_path / "model") == {"model.safetensors"}
+    expected = model.log_prob(stream)
+    np.testing.assert_array_equal(chosen.load(tmp_path / "model").log_prob(stream), expected)
+
+
 def test_a_carried_adapter_goes_on_and_a_new_one_begins(family, stream, tmp_path):
     carried, base = family(carry=True), family()
     model = carried.create("base", seed=0)
