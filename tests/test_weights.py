@@ -241,7 +241,7 @@ def read(domain: str, given: Any, *more: type[Weight]) -> Any:
 
 
 KINDS = {
-    "text": {"keep", "truncate", "focal", "dynamic", "dft", "eaft"},
+    "text": {"keep", "truncate", "focal", "dynamic", "fitted", "dft", "eaft", "random"},
     "images": {"keep", "truncate", "focal", "dynamic"},
     "points": {"keep", "truncate_quantile", "truncate_tails"},
 }
@@ -249,9 +249,9 @@ KINDS = {
 
 @pytest.mark.parametrize("domain", KINDS)
 def test_each_kind_of_data_has_its_weights(domain):
-    made = {"a": 1.0}
+    made = {TruncateTails: {"a": 1.0}, Random: {"kept": 0.5}}
     for weight in WEIGHTS:
-        one = weight(**(made if weight is TruncateTails else {}))
+        one = weight(**made.get(weight, {}))
         if one.kind in KINDS[domain]:
             plain = dataclasses.asdict(one)
             assert read(domain, plain) == one
