@@ -29,8 +29,9 @@ $(DEV): $(TESTS)
 demo: $(CORE)
 	$(BIN)/fortifai run demo
 
-# a process for each core, each of them with one thread; a file's tests share what they make
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+# a process for each core, each of them with one thread; a file's tests share what they make, and
+# files begin in the order of conftest
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test: $(TESTS)
 	$(PYTEST)

@@ -18,6 +18,23 @@ if not torch.cuda.is_available():
 hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
 
+LONG = (
+    *(
+        "test_run.py",
+        "test_families_run.py",
+        "test_trl.py",
+        "test_audit.py",
+        "test_lasting_runs.py",
+    ),
+    *("test_shared_prefix.py", "test_benchmarks.py", "test_confidence_trainer.py", "test_lora.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest: no process is left with one when others are done."""
+    order = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONG)))
+
 
 @pytest.fixture(scope="session", name="real_data")
 def _real_data() -> Path:
