@@ -1,4 +1,4 @@
-"""Breadth of texts against SciPy, brute force, and texts whose truth is known."""
+"""Diversity of texts against SciPy, brute force, and texts whose truth is known."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def frequencies(x):
 
 def test_entropy_and_divergence_are_scipys(texts):
     own, reference, more = texts
-    found = diversity.entropy(own, reference, more, seed=0)
+    found = diversity.compared(own, reference, more, diversity.ENTROPY, seed=0)
     # the same sum in another order: rounding of some hundred terms
     assert found.own == pytest.approx(scipy_entropy(frequencies(own)), rel=1e-12)
     assert found.reference == pytest.approx(scipy_entropy(frequencies(reference)), rel=1e-12)
@@ -51,14 +51,14 @@ def test_the_jackknife_leaves_out_one_window_after_another(texts):
 
     left = np.array([without(i) for i in range(len(own))])
     known = jackknife(0.0, left)
-    found = diversity.entropy(own, reference, more, seed=0).difference
+    found = diversity.compared(own, reference, more, diversity.ENTROPY, seed=0).difference
     assert found.high - found.low == pytest.approx(known.high - known.low, rel=1e-9)  # rounding
 
 
 def test_duplication_counts_every_gram_by_itself(texts):
     own, reference, more = texts
     grams = [tuple(row[i : i + 3]) for row in own for i in range(len(row) - 2)]
-    found = diversity.duplication(own, reference, more, seed=0)
+    found = diversity.compared(own, reference, more, diversity.DUPLICATION, n=3, seed=0)
     assert found.own == pytest.approx(1 - len(set(grams)) / len(grams), abs=1e-12)  # rounding
 
     def without(windows, i):
@@ -106,8 +106,9 @@ def test_intervals_cover_and_floors_hold_under_the_null():
     covered, inside = [], []
     for _ in range(80):
         own, reference, more = (windows(rng, 32) for _ in range(3))
-        for measure in (diversity.entropy, diversity.duplication):
-            found = measure(own, reference, more, seed=int(rng.integers(2**31)))
+        for statistic, n in ((diversity.ENTROPY, 1), (diversity.DUPLICATION, 3)):
+            seed = int(rng.integers(2**31))
+            found = diversity.compared(own, reference, more, statistic, n=n, seed=seed)
             covered.append(found.difference.low <= 0 <= found.difference.high)
             inside.append(abs(found.difference.value) <= found.floor)
     # 160 trials, half of them on the same texts: 3 standard errors are some 6 points. A floor is
@@ -116,7 +117,11 @@ def test_intervals_cover_and_floors_hold_under_the_null():
     assert np.mean(inside) > 0.87
 
 
-@pytest.mark.parametrize("measure", [diversity.entropy, diversity.tail])
+def entropy(own, reference, more, seed):
+    return diversity.compared(own, reference, more, diversity.ENTROPY, seed=seed)
+
+
+@pytest.mark.parametrize("measure", [entropy, diversity.tail])
 def test_a_narrower_text_lies_beyond_its_interval_and_floor(measure, texts):
     found = measure(*texts, seed=0)
     assert found.difference.high < -found.floor
@@ -127,4 +132,36 @@ def test_wrong_sizes_are_refused(shape):
     rng = np.random.default_rng(0)
     own = rng.integers(9, size=shape)
     with pytest.raises(InputError, match="at least 16 windows"):
-        diversity.entropy(own, rng.integers(9, size=(16, 32)), own, seed=0)
+        entropy(own, rng.integers(9, size=(16, 32)), own, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("statistic", "known"),
+    [
+        (diversity.DISTINCT, lambda c: np.count_nonzero(c) / c.sum()),
+        (diversity.GROWTH, lambda c: (c == 1).sum() / c.sum()),
+        (diversity.ZIPF, lambda c: np.log(2 * c[c > 0]).mean()),
+    ],
+)
+def test_statistics_of_types_and_their_jackknife_by_hand(statistic, known, texts):
+    own, reference, more = texts
+
+    def of(x):
+        return known(np.bincount(x.ravel(), minlength=TYPES))
+
+    found = diversity.compared(own, reference, more, statistic, seed=0)
+    # sums in another order: rounding
+    assert (found.own, found.reference) == pytest.approx((of(own), of(reference)), rel=1e-12)
+    left = [of(np.delete(own, i, 0)) - of(np.delete(reference, i, 0)) for i in range(len(own))]
+    wanted = jackknife(0.0, np.array(left))
+    width = found.difference.high - found.difference.low
+    assert width == pytest.approx(wanted.high - wanted.low, rel=1e-9)  # rounding
+
+
+def test_the_zipf_exponent_of_a_power_law_is_its_own():
+    rng = np.random.default_rng(0)
+    u = rng.random(200_000)
+    counts = np.floor(0.5 * u**-0.9 + 0.5)  # P(c or more) = (2 c - 1)^(-1 / 0.9)
+    counts = counts[counts >= 6] / 6 / 2  # above the least, where whole numbers are a continuum
+    # standard error 0.9 / sqrt(n) is below 0.01; the rest is that counts are whole
+    assert diversity.ZIPF.of(counts) == pytest.approx(0.9, abs=0.1)

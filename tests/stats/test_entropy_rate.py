@@ -6,12 +6,14 @@ import math
 import random
 import re
 
+import numpy as np
 import pytest
 
 from fortifai.stats.entropy_rate import (
     LEAST_WORDS,
     MOST_WORDS,
     entropy_rate,
+    entropy_rates,
     text_entropy_rate,
     words_of,
 )
@@ -88,3 +90,22 @@ def test_time_is_linear_enough_for_long_texts():
     words = draw.choices("ab", k=100_000)
     # a fair coin has one bit; the estimate converges slowly, with log log n / log n
     assert entropy_rate(words) == pytest.approx(1, abs=0.15)
+
+
+def test_many_documents_at_once_are_each_by_itself():
+    """Also those with runs beyond 64 words, which an automaton takes over."""
+    rng = np.random.default_rng(0)
+    documents = [
+        rng.integers(v, size=n).tolist()
+        for n in (1, 2, 60, 300)
+        for v in (1, 2, 5, 80)
+        for _ in "ab"
+    ]
+    documents += [[], list(range(100)) * 3, list(range(40))]
+    lengths = np.array([len(d) for d in documents])
+    words = np.array([w for d in documents for w in d], dtype=np.uint64)
+    known = [entropy_rate(d) if d else float("nan") for d in documents]
+    # the same sums of whole numbers
+    assert entropy_rates(words, lengths) == pytest.approx(known, nan_ok=True, rel=1e-12)
+    with pytest.raises(ValueError, match="fewer than 2,097,152"):
+        entropy_rates(np.zeros(1 << 21, dtype=np.uint64), np.array([1 << 21]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -12,10 +13,13 @@ from fortifai.stats.sample import Interval
 
 Worse = Literal["higher", "lower"]
 
+VERSION = 1
+"""Of what `Audit.record` returns; it rises when a key changes its meaning or goes."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Levels:
-    """How far a number may be on the wrong side before it is called a sign of collapse.
+    """How far a number may be on the wrong side before it is evidence of collapse.
 
     They are conventions, not laws: chosen so that models trained on human text alone stay under
     them with room to spare, and models of a few generations do not.
@@ -24,7 +28,8 @@ class Levels:
         entropy: Nats by which the text's unigram entropy is below the reference's.
         tail: Share of tokens that are rare in the reference, lost.
         repetition: Share of 4-grams repeated within a window, gained.
-        sameness: Share of 3-grams that stand more than once, gained.
+        duplication: Share of 3-grams that stand more than once, gained.
+        copies: Share of documents that are copies of others, or nearly so, gained.
         confidence: Mean probability on the model's own text above that on human text.
         knowledge: Share of right answers lost against the base model.
 
@@ -35,7 +40,8 @@ class Levels:
     entropy: float = 0.3
     tail: float = 0.05
     repetition: float = 0.1
-    sameness: float = 0.1
+    duplication: float = 0.1
+    copies: float = 0.05
     confidence: float = 0.2
     knowledge: float = 0.05
 
@@ -60,7 +66,10 @@ class Finding:
         floor: What sampling alone does to the difference, in 95 of 100 cases; or None.
         unit: Of all of them.
         worse: Which direction is that of collapse; None for what is shown and not judged.
-        level: How far into that direction is a sign; None for what is not judged.
+        level: How far into that direction is evidence; None for what is not judged.
+        family: What it tells of: ``diversity``, ``tails``, ``repetition`` and so on.
+        source: The part of a corpus that it is of; "" is all of it.
+        p: That of a test of no difference, by Holm's correction over all findings; or None.
     """
 
     name: str
@@ -73,19 +82,34 @@ class Finding:
     unit: str = ""
     worse: Worse | None = None
     level: float | None = None
+    family: str = ""
+    source: str = ""
+    p: float | None = None
 
     @property
-    def sign(self) -> bool:
-        """Whether it is a sign of collapse.
+    def evidence(self) -> bool:
+        """Whether it is evidence of collapse.
 
         The difference is beyond the level, and all of its interval is beyond the noise floor, both
-        in the direction that is worse.
+        in the direction that is worse; where it is one of many, it is significant at 5 % as one of
+        them all.
         """
         if self.worse is None or self.level is None or self.difference is None:
+            return False
+        if self.p is not None and self.p >= 0.05:
             return False
         up = 1 if self.worse == "higher" else -1
         near = self.difference.low if up > 0 else -self.difference.high
         return up * self.difference.value >= self.level and near > (self.floor or 0.0)
+
+
+def finite(value: Any) -> Any:
+    """Plain values with None for NaN, which JSON has not."""
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def judged(
@@ -96,6 +120,7 @@ def judged(
     unit: str,
     worse: Worse | None,
     levels: Levels,
+    family: str,
 ) -> Finding:
     """A finding from a comparison, judged by the level of its name where a direction is worse."""
     level = getattr(levels, name) if worse else None
@@ -110,6 +135,7 @@ def judged(
         unit,
         worse,
         level,
+        family,
     )
 
 
@@ -138,28 +164,46 @@ class Audit:
     examples: tuple[tuple[str, str, str], ...] = ()
 
     @property
-    def signs(self) -> tuple[Finding, ...]:
-        """The findings that are signs of collapse."""
-        return tuple(found for found in self.findings if found.sign)
+    def evidence(self) -> tuple[Finding, ...]:
+        """The findings that are evidence of collapse."""
+        return tuple(found for found in self.findings if found.evidence)
 
     @property
     def collapsed(self) -> bool:
-        """Whether there is any sign."""
-        return bool(self.signs)
+        """Whether there is any evidence of it."""
+        return bool(self.evidence)
+
+    @property
+    def comparable(self) -> bool:
+        """Whether what was compared is of one kind."""
+        return True
+
+    @property
+    def headline(self) -> str:
+        """The verdict in a few words."""
+        if not self.collapsed:
+            return "no evidence of collapse"
+        families = dict.fromkeys(found.family for found in self.evidence)
+        return f"evidence of collapse in: {', '.join(families)}"
 
     @property
     def verdict(self) -> str:
         """One sentence."""
         count = sum(found.level is not None for found in self.findings)
-        if not self.signs:
-            return f"No sign of collapse: all of {count} checks passed."
-        titles = "; ".join(f"{found.title} (against {found.against})" for found in self.signs)
-        return f"Signs of collapse: {len(self.signs)} of {count} checks failed: {titles}."
+        if not self.collapsed:
+            return f"No evidence of collapse: all of {count} checks passed."
+        titles = "; ".join(
+            f"{found.title} (against {found.against}"
+            + (f", source {found.source})" if found.source else ")")
+            for found in self.evidence
+        )
+        return f"Evidence of collapse: {len(self.evidence)} of {count} checks failed: {titles}."
 
     def record(self) -> dict[str, Any]:
         """Everything as plain values, ready for JSON."""
-        rows = [dataclasses.asdict(found) | {"sign": found.sign} for found in self.findings]
+        rows = [dataclasses.asdict(found) | {"evidence": found.evidence} for found in self.findings]
         return {
+            "version": VERSION,
             "subject": self.subject,
             "reference": self.reference,
             "collapsed": self.collapsed,

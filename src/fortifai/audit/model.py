@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fortifai.audit.findings import Audit, Finding, Levels, Worse, judged
-from fortifai.audit.texts import breadths, spread
 from fortifai.errors import InputError
 from fortifai.evals import confidence as confidence_
 from fortifai.evals import diversity, kr_test
@@ -28,6 +27,12 @@ Floats = NDArray[np.float64]
 Tick = Callable[[str, int, int], None]
 
 HUMAN = "human text"
+_FAMILIES = {
+    "entropy": "diversity",
+    "repetition": "repetition",
+    "confidence": "confidence",
+    "human": "perplexity",
+}
 EXAMPLES = 4
 
 
@@ -92,14 +97,22 @@ def cut(lm: CausalLM, text: str, *, windows: int, size: int | None) -> Passages:
         )
     ids = lm.encode(text)
     count = min(windows, len(ids) // (2 * length) // 2)
-    least = 2 * diversity.MIN_WINDOWS
-    if 2 * count < least:
+    if count < diversity.MIN_WINDOWS:
         raise InputError(
             f"the text has {len(ids):,} tokens; an audit needs at least "
-            f"{2 * length * least:,} ({least} passages of {2 * length}), give a longer text"
+            f"{4 * length * diversity.MIN_WINDOWS:,} ({2 * diversity.MIN_WINDOWS} passages of {2 * length}), "
+            "give a longer text"
         )
-    both = spread(ids, 2 * count, 2 * length)
+    both = _spread(ids, 2 * count, 2 * length)
     return Passages(both[::2, :length], both[::2, length:], both[1::2])
+
+
+def _spread(ids: Ids, count: int, size: int) -> Ids:
+    """(count, size): windows evenly spread over a stream, none overlapping another."""
+    room = len(ids) // count
+    starts = np.arange(count) * room + (room - size) // 2
+    windows: Ids = ids[starts[:, None] + np.arange(size)]
+    return windows
 
 
 def write(lm: CausalLM, passages: Passages, name: str, *, seed: int, tick: Tick) -> Generated:
@@ -140,36 +153,11 @@ def write(lm: CausalLM, passages: Passages, name: str, *, seed: int, tick: Tick)
     return Generated(text, own, human, more)
 
 
-def audit_model(
-    lm: CausalLM,
-    text: str,
-    *,
-    subject: str = "the model",
-    base: CausalLM | None = None,
-    base_name: str = "the base model",
-    questions: Sequence[Question] = (),
-    benchmarks: Iterable[Score] = (),
-    remarks: Sequence[str] = (),
-    windows: int = 256,
-    size: int | None = None,
-    seed: int = 0,
-    levels: Levels | None = None,
-    tick: Tick = lambda what, done, total: None,
-) -> Audit:
-    """Ask of a model whether it is collapsing.
+@dataclasses.dataclass(frozen=True)
+class ModelAudit:
+    """What a model is audited with.
 
-    The model continues prompts from a human text by sampling at temperature 1. Judged are the
-    breadth of what it writes (entropy, rare tokens, repetition, sameness, beside what stood after
-    the same prompts), how much surer it is of that than of the human text (ForTIFAI, 2509.08972,
-    Fig. 1), whether human text is less likely to it than to one who guesses among all tokens
-    blindly and, with a base model, what it has lost against it on the same prompts and questions.
-
-    Over-fitting makes a model surer of its own text than of new text, too, if never as narrow:
-    give a text that it was trained on, or its base model, to tell the two apart.
-
-    Args:
-        lm: The model.
-        text: Human text of the kind that the model should know.
+    Attributes:
         subject: What to call the model.
         base: The model that it came from, with the same tokenizer.
         base_name: What to call that one.
@@ -180,49 +168,89 @@ def audit_model(
         windows: At most so many prompts.
         size: Tokens of a prompt and of what follows; None: 64, or what the model has room for.
         seed: Of the sampling and the resampling.
-        levels: What counts as a sign.
+        levels: What counts as evidence.
+    """
+
+    subject: str = "the model"
+    base: CausalLM | None = None
+    base_name: str = "the base model"
+    questions: Sequence[Question] = ()
+    benchmarks: Iterable[Score] = ()
+    remarks: Sequence[str] = ()
+    windows: int = 256
+    size: int | None = None
+    seed: int = 0
+    levels: Levels = dataclasses.field(default_factory=Levels)
+
+
+def audit_model(
+    lm: CausalLM,
+    text: str,
+    options: ModelAudit | None = None,
+    *,
+    tick: Tick = lambda what, done, total: None,
+    **changed: Any,
+) -> Audit:
+    """Ask of a model whether it is collapsing.
+
+    The model continues prompts from a human text by sampling at temperature 1. Judged are the
+    diversity of what it writes (entropy, rare tokens, repetition, duplication, beside what stood
+    after the same prompts), how much surer it is of that than of the human text (ForTIFAI,
+    2509.08972, Fig. 1), whether human text is less likely to it than to one who guesses among all
+    tokens blindly and, with a base model, what it has lost against it on the same prompts and
+    questions.
+
+    Over-fitting makes a model surer of its own text than of new text, too, if never as narrow:
+    give a text that it was trained on, or its base model, to tell the two apart.
+
+    Args:
+        lm: The model.
+        text: Human text of the kind that the model should know.
+        options: All else.
         tick: Told what is being done, and how much of it is.
+        **changed: Fields of `ModelAudit` by name, such as ``windows=16``.
 
     Raises:
         InputError: The text is too short, `size` too large, the base model has another tokenizer,
             or the log-probabilities of one of them are not finite.
     """
-    levels = levels or Levels()
+    o = dataclasses.replace(options or ModelAudit(), **changed)
+    levels, base, seed, base_name = o.levels, o.base, o.seed, o.base_name
     if base is not None and base.tokenizer.get_vocab() != lm.tokenizer.get_vocab():
         raise InputError(
-            f"{base_name} and {subject} have different tokenizers, so their texts cannot be "
+            f"{base_name} and {o.subject} have different tokenizers, so their texts cannot be "
             "compared token by token; give the model that this one was trained from"
         )
-    passages = cut(lm, text, windows=windows, size=size)
-    wrote = write(lm, passages, subject, seed=seed, tick=tick)
+    passages = cut(lm, text, windows=o.windows, size=o.size)
+    wrote = write(lm, passages, o.subject, seed=seed, tick=tick)
     human, more = passages.human, passages.more[:, passages.context :]
-    findings = [*breadths(wrote.text, human, more, HUMAN, levels, seed, unit="tokens")]
-    findings += _certainty(wrote, len(lm.tokenizer), seed, levels)
+    findings = _diversity(wrote.text, human, more, levels, seed)
+    findings += _confidence(wrote, len(lm.tokenizer), seed, levels)
     not_measured = ["whether what it writes is true"]
     if base is not None:
         first = write(base, passages, base_name, seed=seed, tick=tick)
         findings += _since(wrote, first, findings, base_name, levels)
     else:
         not_measured.append("what it has lost against the model it came from (--base)")
-    if questions:
-        findings += _knowledge(lm, base, base_name, questions, levels, tick)
+    if o.questions:
+        findings += _knowledge(lm, base, base_name, o.questions, levels, tick)
     else:
         not_measured.append("what it knows (--questions)")
     # of a group (67 paradigms, 57 subjects) its own score, not those of all its parts
-    scores = list(benchmarks)
+    scores = list(o.benchmarks)
     whole = [score for score in scores if score.on == score.measure.partition(".")[0]]
     findings += [_benchmark(score) for score in whole]
     if not scores:
         not_measured.append("published benchmarks (--benchmarks)")
     count, length = human.shape
     return Audit(
-        subject,
+        o.subject,
         HUMAN,
         tuple(sorted(findings, key=lambda found: found.level is None)),
         f"{count:,} prompts of {length} tokens, evenly spread over the text, each continued by "
         f"{length} tokens at temperature 1{_behind(lm)}",
         tuple(not_measured),
-        tuple(remarks),
+        tuple(o.remarks),
         {
             "its own text": tuple(confidence_.histogram(wrote.own.ravel()).tolist()),
             HUMAN: tuple(confidence_.histogram(wrote.human.ravel()).tolist()),
@@ -238,16 +266,44 @@ def _behind(lm: CausalLM) -> str:
     return f", each behind {lm.tokenizer.convert_ids_to_tokens(lm.special.bos)}"
 
 
-def _certainty(wrote: Generated, vocabulary: int, seed: int, levels: Levels) -> list[Finding]:
+def _diversity(own: Ids, human: Ids, more: Ids, levels: Levels, seed: int) -> list[Finding]:
+    """Entropy, tail, repetition, duplication and divergence of what was written."""
+    texts = own, human, more
+    entropy = diversity.compared(*texts, diversity.ENTROPY, seed=seed)
+    again = diversity.compared(*texts, diversity.DUPLICATION, n=3, seed=seed)
+    tail = diversity.tail(*texts, seed=seed)
+    divergence = diversity.divergence(*texts, seed=seed)
+    found = diversity.means(*map(diversity.repetition, texts), seed=seed)
+    rows: tuple[tuple[str, str, diversity.Comparison, str, Worse | None, str], ...] = (
+        ("entropy", "diversity of tokens, entropy", entropy, "nats", "lower", "diversity"),
+        ("tail", "rare tokens", tail, "share", "lower", "tails"),
+        ("repetition", "repetition in a passage", found, "share", "higher", "repetition"),
+        ("duplication", "the same phrases everywhere", again, "share", "higher", "duplication"),
+        ("divergence", "divergence of tokens", divergence, "nats", None, "diversity"),
+    )
+    return [
+        judged(name, title, HUMAN, found, unit, worse, levels, family)
+        for name, title, found, unit, worse, family in rows
+    ]
+
+
+def _confidence(wrote: Generated, vocabulary: int, seed: int, levels: Levels) -> list[Finding]:
     human, blind = sample_mean(-wrote.human.mean(1)), math.log(vocabulary)
     p = [np.exp(x).mean(1) for x in (wrote.own, wrote.human, wrote.more)]
     nll = [-x.mean(1) for x in (wrote.own, wrote.human, wrote.more)]
     surer, surprised = (diversity.means(*x, seed=seed) for x in (p, nll))
     title = "confidence in its own text"
     return [
-        judged("confidence", title, HUMAN, surer, "probability", "higher", levels),
+        judged("confidence", title, HUMAN, surer, "probability", "higher", levels, "confidence"),
         judged(
-            "surprise", "surprise at its own text", HUMAN, surprised, "nats a token", None, levels
+            "surprise",
+            "surprise at its own text",
+            HUMAN,
+            surprised,
+            "nats a token",
+            None,
+            levels,
+            "confidence",
         ),
         Finding(
             "human",
@@ -260,6 +316,7 @@ def _certainty(wrote: Generated, vocabulary: int, seed: int, levels: Levels) -> 
             "nats a token",
             "higher",
             0.0,
+            "perplexity",
         ),
     ]
 
@@ -279,8 +336,8 @@ def _since(
     changes: tuple[tuple[str, str, tuple[float, float, Interval], str, Worse | None], ...] = (
         (
             "entropy",
-            "variety of tokens, entropy",
-            diversity.entropies(wrote.text, first.text),
+            "diversity of tokens, entropy",
+            diversity.differences(wrote.text, first.text),
             "nats",
             "lower",
         ),
@@ -294,7 +351,17 @@ def _since(
         floor = floors.get(name) if worse else None
         out.append(
             Finding(
-                f"{name}.base", title, base, value, reference, change, floor, unit, worse, level
+                f"{name}.base",
+                title,
+                base,
+                value,
+                reference,
+                change,
+                floor,
+                unit,
+                worse,
+                level,
+                _FAMILIES[name],
             )
         )
     return out
@@ -343,6 +410,7 @@ def _knowledge(
             "share",
             "lower",
             levels.knowledge,
+            "knowledge",
         ),
     ]
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -25,10 +24,11 @@ from fortifai.cli.common import (
     read_corpus,
     say,
 )
+from fortifai.cli.findings import show
 from fortifai.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from fortifai.audit import Audit, Suggestion
     from fortifai.data.tokens import Bos
@@ -47,7 +47,15 @@ MOST_REAL = 1 / 3
 
 
 def audit(
-    text: Annotated[str, typer.Option(metavar="FILE", help="Human text that it should know.")],
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help="A corpus, or the human text that MODEL should know: .txt, .jsonl, .json, "
+            ".parquet, perhaps .gz or .zst; a quoted glob; hub:OWNER/NAME:CONFIG@SPLIT. May be "
+            "repeated.",
+        ),
+    ] = None,
     model: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="A model's folder, or a hub id.")
     ] = None,
@@ -55,8 +63,51 @@ def audit(
         str | None, typer.Option(metavar="MODEL0", help="The model that it came from.")
     ] = None,
     against: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Without a model: human text to compare --text with."),
+        list[str] | None,
+        typer.Option(metavar="FILE", help="The reference of a corpus. May be repeated."),
+    ] = None,
+    before: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="What goes into a filter stage.")
+    ] = None,
+    after: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="What comes out of it.")
+    ] = None,
+    field: Annotated[
+        str,
+        typer.Option(
+            "--field", "--column", help="The text in a row, such as text or messages[].content."
+        ),
+    ] = "text",
+    role: Annotated[
+        str | None, typer.Option(help="Of messages, those of one role, such as assistant.")
+    ] = None,
+    by: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Audit each source by itself, too.")
+    ] = None,
+    detector: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="A detector's score, as another measure.")
+    ] = None,
+    scores: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.parquet", help="Write the scores of each document of --text."),
+    ] = None,
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MEASURE:LEVEL",
+            help="Judge this difference instead of the usual ones, such as entropy:-0.2. May be "
+            "repeated.",
+        ),
+    ] = None,
+    skip_bad: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Pass over at most so many broken rows.")
+    ] = 0,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="How many work on corpora; one a core if it pays.")
+    ] = None,
+    card: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.md", help="Write a section for a README or a summary of CI."),
     ] = None,
     questions: Annotated[
         Path | None, typer.Option(metavar="Q.jsonl", help="Knowledge Retention questions.")
@@ -69,36 +120,61 @@ def audit(
         Path | None, typer.Option(metavar="DIR", help="Write the report as HTML, and as JSON.")
     ] = None,
     prompts: Annotated[
-        int | None, typer.Option(min=16, help="Most passages that are looked at; 256.")
+        int | None, typer.Option(min=16, help="Most passages a model continues; 256.")
     ] = None,
     tokens: Tokens = None,
-    column: Column = "text",
     seed: Seed = 0,
     device: Device = None,
     bos: BosOption = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Is a model, or a corpus, collapsing? Exit code 0: no sign of it; 3: signs; 2: bad input."""
-    if out is not None:
-        from fortifai.report.audit import check_folder
+    """Is a model, or a corpus, collapsing? Exit code 0: no evidence; 3: evidence; 2: bad input.
 
+    `audit MODEL --text FILE` audits a model, `audit --text FILE --against FILE` a corpus, `audit
+    --before FILE --after FILE` what a filter stage keeps.
+    """
+    from fortifai.report.audit import check_card, check_folder
+
+    if out is not None:
         check_folder(out)
+    if card is not None:
+        check_card(card)
+    of_models = {
+        "--base": base, "--questions": questions, "--benchmarks": benchmarks, "--prompts": prompts,
+        "--tokens": tokens, "--device": device, "--bos": bos,
+    }  # fmt: skip
+    of_corpora = {
+        "--against": against, "--before": before, "--after": after, "--role": role, "--by": by,
+        "--detector": detector, "--scores": scores, "--fail-on": fail_on,
+        "--skip-bad": skip_bad or None, "--processes": processes, "--card": card,
+    }  # fmt: skip
     if model is None:
-        odd = (base, questions, benchmarks, device, bos)
-        found = _texts(text, against, prompts, tokens, column, seed, *odd)
-    elif against is not None:
+        _refuse(of_models, "need a MODEL; give one")
+        from fortifai.audit.documents import Fields
+        from fortifai.cli import corpus
+
+        options = corpus.Options(
+            tuple(text or ()), tuple(against or ()), tuple(before or ()), tuple(after or ()),
+            Fields(field, role, by, detector), scores, tuple(fail_on or ()), skip_bad, processes,
+            card, out, seed, as_json,
+        )  # fmt: skip
+        raise typer.Exit(corpus.run(options))
+    if Path(model).is_file() and not model.lower().endswith(".gguf"):
         raise InputError(
-            "--against compares two texts without a model, and a model is given; leave one out"
+            f"MODEL is {model}, a file; to audit several files together repeat --text, or quote "
+            "the glob that names them"
         )
-    else:
-        found = _model(
-            model, text, base, questions, benchmarks, prompts, tokens, column, seed, device, bos
-        )
+    _refuse(of_corpora, "are for corpora, and a MODEL is given; leave one out")
+    if text is None or len(text) != 1:
+        raise InputError("a MODEL is audited with one human text; give it with --text")
+    found = _model(
+        model, text[0], base, questions, benchmarks, prompts, tokens, field, seed, device, bos
+    )
     if as_json:
         typer.echo(json.dumps(found.record()))
     else:
-        _show(found)
+        show(found)
     if out is not None:
         from fortifai.report.audit import write_audit
 
@@ -108,32 +184,10 @@ def audit(
         raise typer.Exit(FOUND)
 
 
-def _texts(
-    text: str,
-    against: str | None,
-    prompts: int | None,
-    tokens: int | None,
-    column: str,
-    seed: int,
-    *odd: object,
-) -> Audit:
-    from fortifai.audit import audit_texts
-
-    if against is None:
-        raise InputError("nothing to compare with; give a MODEL, or another text with --against")
-    if any(value is not None for value in odd):
-        raise InputError(
-            "--base, --questions, --benchmarks, --device and --bos need a MODEL; give one"
-        )
-    return audit_texts(
-        read_corpus(text, column).text,
-        read_corpus(against, column).text,
-        subject=Path(text).name,
-        reference=Path(against).name,
-        windows=prompts or 1024,
-        size=tokens or 64,
-        seed=seed,
-    )
+def _refuse(options: Mapping[str, object], why: str) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise InputError(f"{', '.join(given)} {why}")
 
 
 def _model(
@@ -149,7 +203,7 @@ def _model(
     device: str | None,
     bos: Bos | None,
 ) -> Audit:
-    from fortifai.audit import audit_model
+    from fortifai.audit import ModelAudit, audit_model
     from fortifai.data.questions import read_questions
 
     # everything is read before anything is done
@@ -160,9 +214,7 @@ def _model(
     first = None if base is None else load_model(base, device, bos)
     remarks = suite.check(lm.model, lm.tokenizer, lm.special) if suite else ()
     with bars() as tick:
-        return audit_model(
-            lm,
-            human,
+        options = ModelAudit(
             subject=_name(model),
             base=first,
             base_name="the base model" if base is None else _name(base),
@@ -172,8 +224,8 @@ def _model(
             windows=prompts or 256,
             size=tokens,
             seed=seed,
-            tick=tick,
         )
+        return audit_model(lm, human, options, tick=tick)
 
 
 def _name(model: str) -> str:
@@ -193,40 +245,6 @@ def _suite(path: Path) -> Suite:
 def _scores(suite: Suite, lm: CausalLM, tick: Callable[[str, int, int], None]) -> Iterator[Score]:
     """Scores, measured when the first one is asked for: after all that the audit checks."""
     yield from suite.run(lm, tick=lambda done, total: tick("benchmarks", done, total)).scores
-
-
-def _show(found: Audit) -> None:
-    from fortifai.report.audit import headline, row
-
-    out_console.print(Text(headline(found), style="bold red" if found.collapsed else "bold green"))
-    out_console.print(Text(found.sampled, style="dim"), soft_wrap=True)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("measure", "value", "ref.", "difference, 95 %", "a sign is", ""):
-        left, wraps = name in ("measure", ""), name == "measure"
-        table.add_column(name, justify="left" if left else "right", no_wrap=not wraps)
-    for group in dict.fromkeys(each.against for each in found.findings):
-        against = f"against {group}" if group else "as it is"
-        table.add_row(Text(against, style="bold dim", overflow="fold"))
-        for each in found.findings:
-            if each.against != group:
-                continue
-            line = row(each)
-            verdict = Text("sign", style="red") if line["sign"] else Text("sound", style="green")
-            table.add_row(
-                # padded, so that a title that wraps stays indented
-                Padding(Text(line["title"], overflow="fold"), (0, 0, 0, 2)),
-                line["value"],
-                line["reference"],
-                f"{line['difference']}  {line['interval']}".strip(),
-                line["level"],
-                verdict if line["judged"] else Text(""),
-            )
-    out_console.print(table)
-    say(found.verdict)
-    for remark in found.remarks:
-        out_console.print(Text(remark, style="dim"), soft_wrap=True)
-    for missing in found.not_measured:
-        out_console.print(Text(f"not measured: {missing}", style="dim"), soft_wrap=True)
 
 
 def threshold(

@@ -8,7 +8,7 @@ independent.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +45,7 @@ def repetition(windows: Ids, n: int = 4) -> Floats:
     return found
 
 
-# --- words and their frequencies --------------------------------------------------------------
+# --- types and their frequencies --------------------------------------------------------------
 
 
 def _counts(windows: Ids) -> sparse.csr_matrix:
@@ -59,27 +59,59 @@ def _counts(windows: Ids) -> sparse.csr_matrix:
     return matrix
 
 
-def _entropies(counts: Floats) -> Floats:
-    """Plug-in entropy in nats of each row of counts (..., types)."""
-    total = counts.sum(-1)
-    found: Floats = np.log(total) - special.xlogy(counts, counts).sum(-1) / total
-    return found
+@dataclasses.dataclass(frozen=True, slots=True)
+class Statistic:
+    """A number of how often each type occurs, by sums over types.
+
+    Attributes:
+        terms: From counts, of any shape, what is summed over types: one array or several; 0 at 0.
+        value: From those sums and the number of tokens, the statistic.
+    """
+
+    terms: Callable[[Floats], tuple[Floats, ...]]
+    value: Callable[[Sequence[Floats], Floats], Floats]
+
+    def of(self, counts: Floats) -> Floats:
+        """Of each row of counts (..., types)."""
+        return self.value([term.sum(-1) for term in self.terms(counts)], counts.sum(-1))
+
+    def without(self, matrix: sparse.csr_matrix, own: sparse.csr_matrix) -> Floats:
+        """Of the sum of `matrix` without each row of `own`: (rows of own,)."""
+        total = _dense(matrix)[0]
+        before = total[own.indices]
+        sums = []
+        whole = self.terms(total)
+        for term, old, new in zip(
+            whole, self.terms(before), self.terms(before - own.data), strict=True
+        ):
+            change = sparse.csr_matrix((old - new, own.indices, own.indptr), shape=own.shape)
+            sums.append(term.sum() - np.asarray(change.sum(1)).ravel())
+        return self.value(sums, total.sum() - np.asarray(own.sum(1)).ravel())
 
 
-def _entropies_without(matrix: sparse.csr_matrix, own: sparse.csr_matrix) -> Floats:
-    """Entropy of the sum of `matrix` without each row of `own`: (rows of own,)."""
-    total = np.asarray(matrix.sum(0), dtype=np.float64).ravel()
-    whole = special.xlogy(total, total).sum()
-    before = total[own.indices]
-    after = before - own.data
-    change = sparse.csr_matrix(
-        (special.xlogy(before, before) - special.xlogy(after, after), own.indices, own.indptr),
-        shape=own.shape,
-    )
-    lost = np.asarray(change.sum(1)).ravel()
-    size = total.sum() - np.asarray(own.sum(1)).ravel()
-    found: Floats = np.log(size) - (whole - lost) / size
-    return found
+ENTROPY = Statistic(lambda c: (special.xlogy(c, c),), lambda s, n: np.log(n) - s[0] / n)
+"""Plug-in entropy -sum p log p, nats; too small by about (types - 1) / (2 tokens)."""
+
+DUPLICATION = Statistic(lambda c: (_some(c),), lambda s, n: 1 - s[0] / n)
+"""Share of the tokens whose type has been seen: 1 - types / tokens. Of 3-grams, 1 - distinct-3
+(1510.03055): a text that says the same thing everywhere shows here."""
+
+DISTINCT = Statistic(DUPLICATION.terms, lambda s, n: s[0] / n)
+"""Types over tokens: distinct-n (1510.03055) of n-grams; of words, the size of the vocabulary."""
+
+GROWTH = Statistic(lambda c: ((c == 1).astype(np.float64),), lambda s, n: s[0] / n)
+"""Types that occur once over tokens: how likely the next word is new (Good 1953), the slope at
+which the vocabulary grows."""
+
+ZIPF = Statistic(
+    lambda c: (np.log(2 * np.maximum(c, 0.5)) * _some(c), _some(c)), lambda s, n: s[0] / s[1]
+)
+"""Zipf exponent: the mean of log(2 c) over types, c how often each occurs. Where a type occurs c
+times or more with probability (2 c)^(-1/s), its maximum likelihood estimate (0706.1062, 3.7)."""
+
+
+def _some(counts: Floats) -> Floats:
+    return (counts > 0).astype(np.float64)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -100,36 +132,57 @@ class Comparison:
     floor: float
 
 
-def entropy(own: Ids, reference: Ids, more: Ids, *, seed: int) -> Comparison:
-    """Entropy of the unigram distribution, in nats, of a text and of a reference.
+def compared(
+    own: Ids, reference: Ids, more: Ids, statistic: Statistic, *, n: int = 1, seed: int
+) -> Comparison:
+    """A statistic of the types of a text and of a reference.
 
-    The plug-in estimate -sum p log p, which is too small by about (types - 1) / (2 tokens): so
-    both have the same number of tokens and the error cancels in the difference, but for the types
-    that one of them lacks. The interval is the jackknife's over windows.
+    Both have the same number of tokens, so that what depends on it cancels in the difference, but
+    for the types that one of them lacks. The interval is the jackknife's over windows.
 
     Args:
         own: (w, t) token ids.
         reference: (w, t) token ids.
         more: (w, t) further windows of the reference, for the noise floor.
+        statistic: Such as `ENTROPY`.
+        n: Types are n-grams within windows.
         seed: Of the random halves.
 
     Raises:
         InputError: Shapes that differ, or fewer than 16 windows.
     """
     _check(own, reference, more)
-    value, other, difference = entropies(own, reference)
-    floor = _floor(reference, more, lambda a, b: _entropies(a) - _entropies(b), seed)
-    return Comparison(value, other, difference, floor)
+    own, reference, more = _grams((own, reference, more), n)
+    value, other, difference = differences(own, reference, statistic)
+    halves = _halves(reference, more, lambda a, b: statistic.of(a) - statistic.of(b), seed)
+    return Comparison(value, other, difference, float(np.quantile(np.abs(halves), 0.95)))
 
 
-def entropies(own: Ids, reference: Ids) -> tuple[float, float, Interval]:
-    """Unigram entropies of two texts of one size, and their difference, as in `entropy`."""
+def differences(
+    own: Ids, reference: Ids, statistic: Statistic = ENTROPY
+) -> tuple[float, float, Interval]:
+    """A statistic of two texts of one size, and their difference, as in `compared`."""
     counts = [_counts(windows) for windows in (own, reference)]
-    value = [float(_entropies(_dense(each))[0]) for each in counts]
-    without = [_entropies_without(each, each) for each in counts]
-    # window i of the text continues what window i of the reference continues: they go together
+    value = [float(statistic.of(_dense(each))[0]) for each in counts]
+    without = [statistic.without(each, each) for each in counts]
+    # window i of the text may continue what window i of the reference continues: they go together
     difference = jackknife(value[0] - value[1], without[0] - without[1])
     return value[0], value[1], difference
+
+
+def _grams(texts: Sequence[Ids], n: int) -> Sequence[Ids]:
+    """A number for each n-gram, the same in all texts."""
+    if n == 1:
+        return texts
+    whole = np.concatenate(texts)
+    types, flat = np.unique(whole, return_inverse=True)
+    ids = words = flat.reshape(whole.shape)
+    for k in range(1, n):
+        # of a run one shorter and the word behind it: products of numbers of types, below 2^63
+        pairs = ids[:, :-1] * len(types) + words[:, k:]
+        _, flat = np.unique(pairs, return_inverse=True)
+        ids = flat.reshape(pairs.shape)
+    return np.split(ids, np.cumsum([len(text) for text in texts])[:-1])
 
 
 def divergence(own: Ids, reference: Ids, more: Ids, *, seed: int) -> Comparison:
@@ -140,58 +193,27 @@ def divergence(own: Ids, reference: Ids, more: Ids, *, seed: int) -> Comparison:
     (types - 1) / (8 tokens) and more: `reference` is the median of that between random halves of
     the reference, `difference` what there is beyond it.
 
-    Arguments and errors as of `entropy`.
+    Args:
+        own: As in `compared`.
+        reference: As in `compared`.
+        more: As in `compared`.
+        seed: As in `compared`.
+
+    Raises:
+        InputError: As in `compared`.
     """
     _check(own, reference, more)
     w = len(own)
     counts = _counts(np.concatenate([own, reference]))
     a, b = counts[:w], counts[w:]
     value = float(_jensen_shannon(_dense(a), _dense(b))[0])
-    without = _entropies_without(a + b, (a + b).tocsr()) - 0.5 * (
-        _entropies_without(a, a) + _entropies_without(b, b)
+    without = ENTROPY.without(a + b, (a + b).tocsr()) - 0.5 * (
+        ENTROPY.without(a, a) + ENTROPY.without(b, b)
     )
     halves = _halves(reference, more, _jensen_shannon, seed)
     usual = float(np.median(halves))
     found = jackknife(value - usual, without - usual)
     return Comparison(value, usual, found, float(np.quantile(np.abs(halves - usual), 0.95)))
-
-
-def duplication(own: Ids, reference: Ids, more: Ids, *, seed: int) -> Comparison:
-    """Share of a text's 3-grams that stand in it more than once: 1 - distinct-3 (1510.03055).
-
-    Within windows and between them: a text that says the same thing everywhere shows here, one
-    that stutters in `repetition`, too.
-
-    Arguments and errors as of `entropy`; t at least 3.
-    """
-    _check(own, reference, more)
-    w = len(own)
-    grams = np.lib.stride_tricks.sliding_window_view(
-        np.concatenate([own, reference, more]), 3, axis=1
-    )
-    _, flat = np.unique(grams.reshape(-1, 3), axis=0, return_inverse=True)
-    ids = flat.reshape(grams.shape[:2])
-    value, without = [], []
-    for part in (ids[:w], ids[w : 2 * w]):
-        matrix = _counts(part)
-        total = _dense(matrix)
-        value.append(float(_shares_again(total)[0]))
-        # types that only this window has are gone without it
-        alone = matrix.copy()
-        alone.data = (total[0][matrix.indices] == matrix.data).astype(np.float64)
-        gone = np.asarray(alone.sum(1)).ravel()
-        size = total.sum() - np.asarray(matrix.sum(1)).ravel()
-        without.append(1 - (np.count_nonzero(total) - gone) / size)
-    difference = jackknife(value[0] - value[1], without[0] - without[1])
-    floor = _floor(
-        ids[w : 2 * w], ids[2 * w :], lambda a, b: _shares_again(a) - _shares_again(b), seed
-    )
-    return Comparison(value[0], value[1], difference, floor)
-
-
-def _shares_again(counts: Floats) -> Floats:
-    found: Floats = 1 - np.count_nonzero(counts, axis=-1) / counts.sum(-1)
-    return found
 
 
 def tail(own: Ids, reference: Ids, more: Ids, *, seed: int) -> Comparison:
@@ -201,7 +223,14 @@ def tail(own: Ids, reference: Ids, more: Ids, *, seed: int) -> Comparison:
     `more`, a sample of the reference that is not compared; a type that does not occur there is
     rare. What collapses loses these first (2305.17493, section 3).
 
-    Arguments and errors as of `entropy`.
+    Args:
+        own: As in `compared`.
+        reference: As in `compared`.
+        more: As in `compared`.
+        seed: As in `compared`.
+
+    Raises:
+        InputError: As in `compared`.
     """
     _check(own, reference, more)
 
@@ -248,7 +277,7 @@ def means(own: Floats, reference: Floats, more: Floats, *, seed: int) -> Compari
 
 def _jensen_shannon(a: Floats, b: Floats) -> Floats:
     """Of each pair of rows of counts (..., types) with equal totals."""
-    found: Floats = _entropies(a + b) - 0.5 * (_entropies(a) + _entropies(b))
+    found: Floats = ENTROPY.of(a + b) - 0.5 * (ENTROPY.of(a) + ENTROPY.of(b))
     return found
 
 
@@ -277,12 +306,6 @@ def _halves(
         half = (sparse.csr_matrix(chosen.astype(np.float64)) @ counts).toarray()
         found.append(statistic(half, total - half))
     return np.concatenate(found)
-
-
-def _floor(
-    reference: Ids, more: Ids, statistic: Callable[[Floats, Floats], Floats], seed: int
-) -> float:
-    return float(np.quantile(np.abs(_halves(reference, more, statistic, seed)), 0.95))
 
 
 def _check(own: Ids, reference: Ids, more: Ids) -> None:

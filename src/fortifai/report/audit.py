@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from fortifai import files
+from fortifai.audit.scores import SCORES
 from fortifai.errors import InputError, RunFailed
 from fortifai.evals.confidence import BIN_EDGES
 from fortifai.report import style
@@ -50,8 +52,8 @@ def write_audit(audit: Audit, folder: Path) -> Path:
         headline=headline(audit),
         sampled=audit.sampled,
         reference=audit.reference,
-        judged=[row(found) for found in audit.findings if found.level is not None],
-        shown=[row(found) for found in audit.findings if found.level is None],
+        groups=_groups(audit),
+        corpus=_corpus(audit),
         plots=plots,
         examples=audit.examples,
         not_measured=audit.not_measured,
@@ -67,6 +69,52 @@ def write_audit(audit: Audit, folder: Path) -> Path:
             "another folder with --out"
         ) from error
     return folder / "index.html"
+
+
+def _groups(audit: Audit) -> list[dict[str, Any]]:
+    """Findings of all, then of each source: those that are judged, and the others."""
+    out = []
+    for source in sorted({found.source for found in audit.findings}):
+        own = [found for found in audit.findings if found.source == source]
+        out.append(
+            {
+                "source": source,
+                "judged": [row(found) for found in own if found.level is not None],
+                "shown": [row(found) for found in own if found.level is None],
+            }
+        )
+    return out
+
+
+def _corpus(audit: Audit) -> dict[str, Any] | None:
+    """What is told of a corpus alone."""
+    from fortifai.audit import CorpusAudit
+
+    if not isinstance(audit, CorpusAudit):
+        return None
+    grown: dict[str, list[dict[str, str]]] = {}
+    for each in audit.grown:
+        grown.setdefault(each.source, []).append(
+            {
+                "words": each.words,
+                "count": f"{each.count:,}",
+                "expected": f"{each.expected:,.1f}",
+                "documents": f"{each.documents:,}",
+                "z": f"{each.z:.1f}",
+            }
+        )
+    return {
+        "grown": grown,
+        "deciles": [
+            {"score": SCORES[name].title if name in SCORES else "the detector's score",
+             "whose": whose, "cells": [number(value) for value in values]}
+            for name, each in audit.deciles.items() for whose, values in each.items() if values
+        ],
+        "overlaps": [
+            (source or "all", f"{each.ratio:.0%}", f"{each.common:.2f}", each.alike)
+            for source, each in audit.overlaps.items()
+        ],
+    }  # fmt: skip
 
 
 def check_folder(folder: Path) -> None:
@@ -85,12 +133,27 @@ def check_folder(folder: Path) -> None:
         )
 
 
+def check_card(path: Path) -> None:
+    """Refuse a file into which a card must not be written.
+
+    Raises:
+        InputError: Its folder is not there, or it holds something that is no card.
+    """
+    if not path.parent.is_dir():
+        raise InputError(f"there is no folder {path.parent} for the card; make it first")
+    if path.exists() and not (path.is_file() and CARD in path.read_text("utf-8", "replace")[:200]):
+        raise InputError(
+            f"{path} is there and is no card of an audit; give another file with --card"
+        )
+
+
+CARD = "## Audit: "
+"""How a card begins."""
+
+
 def headline(audit: Audit) -> str:
     """The verdict in a few words."""
-    if audit.collapsed:
-        count = len(audit.signs)
-        return f"{audit.subject}: {count} {'sign' if count == 1 else 'signs'} of collapse"
-    return f"{audit.subject}: no sign of collapse"
+    return f"{audit.subject}: {audit.headline}"
 
 
 def row(found: Finding) -> dict[str, Any]:
@@ -98,25 +161,27 @@ def row(found: Finding) -> dict[str, Any]:
     difference = found.difference
     # without a reference there is no difference: the interval is that of the value
     alone = found.reference is None
-    end = _number if alone else signed
+    fine = difference is not None and max(abs(difference.low), abs(difference.high)) < 0.05
+    end = _number if alone else partial(signed, digits=3 if fine else 2)
     interval = "" if difference is None else f"{end(difference.low)} to {end(difference.high)}"
     return {
         "title": found.title,
         "against": found.against,
         "value": _number(found.value),
         "reference": _number(found.reference),
-        "difference": "" if alone else DASH if difference is None else signed(difference.value),
+        "difference": "" if alone else DASH if difference is None else end(difference.value),
         "interval": interval,
         "floor": DASH if found.floor is None else f"± {_number(found.floor)}",
         "level": DASH if found.level is None else _level(found),
         "unit": found.unit,
-        "sign": found.sign,
+        "evidence": found.evidence,
         "judged": found.level is not None,
     }
 
 
 def _number(value: float | None) -> str:
-    return number(value, ",.2f")
+    # shares of a few thousandths would all be 0.00
+    return number(value, ",.4f" if value is not None and 0 < abs(value) < 0.01 else ",.2f")
 
 
 def _level(found: Finding) -> str:
@@ -128,7 +193,7 @@ def _level(found: Finding) -> str:
 
 def _distances(audit: Audit) -> Plot | None:
     """Each check on one axis: how far on the way to its level."""
-    checks = [f for f in audit.findings if f.level and f.difference is not None]
+    checks = [f for f in audit.findings if f.level and f.difference is not None and not f.source]
     if not checks:
         return None
     left_out = "; ".join(f.title for f in audit.findings if f.level == 0)
@@ -147,7 +212,7 @@ def _distances(audit: Audit) -> Plot | None:
             way = (1 if found.worse == "higher" else -1) / found.level
             low, high = sorted((found.difference.low * way, found.difference.high * way))
             middle = found.difference.value * way
-            colour = _BAD if found.sign else _GOOD
+            colour = _BAD if found.evidence else _GOOD
             shown = [float(np.clip(x, -1.9, 2.9)) for x in (low, middle, high)]
             if found.floor:
                 reach = min(found.floor / found.level, 1.9)
@@ -176,12 +241,12 @@ def _distances(audit: Audit) -> Plot | None:
         axes.set_xlim(-2, 3)
         axes.set_yticks([])
         axes.xaxis.set_major_locator(FixedLocator([-2, -1, 0, 1, 2, 3]))
-        names = {0: "as the reference", 1: "level of a sign", 3: "three times it"}
+        names = {0: "as the reference", 1: "level of evidence", 3: "three times it"}
         axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: names.get(round(v), "")))
         canvas.legend(
             [
                 ("passed, 95 % interval", _line(_GOOD)),
-                ("sign of collapse", _line(_BAD)),
+                ("evidence of collapse", _line(_BAD)),
                 ("noise floor", Patch(color=REAL_FILL, linewidth=0)),
             ],
             left,
@@ -192,8 +257,8 @@ def _distances(audit: Audit) -> Plot | None:
             "checks",
             "How far from collapse",
             "Each check's distance from its reference in units of its level, towards collapse to "
-            "the right; a sign needs the middle beyond the level and the whole interval beyond the "
-            "noise floor. Arrows: beyond the axis."
+            "the right; evidence needs the middle beyond the level and the whole interval beyond "
+            "the noise floor. Arrows: beyond the axis."
             + (f" Not drawn, since its level is 0: {left_out}." if left_out else ""),
         )
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 MOST_WORDS = 1500
 """Words of a text that count, as in 2610.01493: the estimate rises with their number."""
@@ -47,11 +50,60 @@ def text_entropy_rate(text: str) -> float | None:
     return entropy_rate(words) if len(words) >= LEAST_WORDS else None
 
 
-def _matches(words: Sequence[str]) -> Iterator[int]:
+_LONG = 64
+"""Words of a run from which on an automaton of its document is quicker than sorting runs."""
+
+
+def entropy_rates(words: NDArray[np.uint64], lengths: NDArray[np.int64]) -> NDArray[np.float64]:
+    """`entropy_rate` of many documents at once; several times as fast where runs are short.
+
+    The sum of all matches is, over lengths L, the number of places from which on L words occur
+    whole before: so runs are sorted, by one word more in each turn, those alone that occur twice.
+
+    Args:
+        words: (n,) a number for each word, the documents one after the other.
+        lengths: (d,) words of each document, summing to n.
+
+    Returns:
+        (d,) bits per word; NaN for a document without words.
+
+    Raises:
+        ValueError: There are 2^21 words or more: give fewer documents at once.
+    """
+    count, total = len(lengths), len(words)
+    if total >= 1 << 21:
+        raise ValueError(f"{total:,} words came at once; give fewer than {1 << 21:,}")
+    document = np.repeat(np.arange(count), lengths)
+    ends = np.cumsum(lengths)
+    _, ids = np.unique(words, return_inverse=True)
+    bits = max(1, total.bit_length())
+    matched = np.zeros(count, dtype=np.int64)
+    place, group, size = np.arange(total), document, 1
+    while len(place) and size <= _LONG:
+        # by run, then by place; three numbers below n in 64 bits
+        packed = (group << 2 * bits) | (ids[place + size - 1] << bits) | place
+        packed.sort()
+        place, run = packed & ((1 << bits) - 1), packed >> bits
+        starts = np.flatnonzero(np.concatenate([[True], run[1:] != run[:-1]]))
+        group = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(run)))
+        before = place - place[starts][group] >= size  # the first one is whole before this one
+        matched += np.bincount(document[place[before]], minlength=count)
+        kept = np.logical_or.reduceat(before, starts)[group]
+        kept &= place + size < ends[document[place]]
+        place, group, size = place[kept], group[kept], size + 1
+    for d in np.unique(document[place]):
+        matched[d] = sum(_matches(ids[ends[d] - lengths[d] : ends[d]].tolist()))
+    n = np.asarray(lengths, dtype=np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rates: NDArray[np.float64] = n * np.log2(n) / np.maximum(1, matched + n - 1)
+    return rates
+
+
+def _matches(words: Sequence[Hashable]) -> Iterator[int]:
     """For each word but the first: how long a run from it on occurs whole among those before it."""
     # the automaton of words[:i]: each state is a class of runs that end at the same places, the
     # longest of `length` words; `link` leads to the longest of their ends that is in another one
-    onward: list[dict[str, int]] = [{}]
+    onward: list[dict[Hashable, int]] = [{}]
     length, link, last = [0], [-1], 0
     state = match = 0  # words[i : i + match], and where it lies
     for i in range(1, len(words)):

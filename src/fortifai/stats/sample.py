@@ -53,6 +53,25 @@ def sample_mean(values: Floats) -> Interval:
     return _around(float(values.mean()), float(values.std(ddof=1)) / math.sqrt(n), n)
 
 
+def two_means(a: Floats, b: Floats) -> Interval:
+    """Difference of the means of two independent samples, with Welch's interval (1947).
+
+    mean a - mean b +- t s.e., s.e.^2 = v_a + v_b with v = s^2 / n, and (v_a + v_b)^2 / (v_a^2 /
+    (n_a - 1) + v_b^2 / (n_b - 1)) degrees of freedom for t.
+
+    Args:
+        a: (n,), n at least 2.
+        b: (m,), m at least 2.
+    """
+    v = [float(x.var(ddof=1)) / len(x) for x in (a, b)]
+    value, spread = float(a.mean() - b.mean()), sum(v)
+    if not spread:
+        return Interval(value, value, value)
+    free = spread**2 / (v[0] ** 2 / (len(a) - 1) + v[1] ** 2 / (len(b) - 1))
+    reach = float(special.stdtrit(free, 0.975)) * math.sqrt(spread)
+    return Interval(value, value - reach, value + reach)
+
+
 def jackknife(value: float, without: Floats) -> Interval:
     """A statistic of n data with the interval of its jackknife (Efron and Stein, 1981).
 

@@ -1,0 +1,326 @@
+"""A corpus beside a reference: which measures differ, by how much, and what that is evidence of."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fortifai.audit import measures
+from fortifai.audit.corpus import Corpus
+from fortifai.audit.findings import Audit, Finding, Levels, Worse, finite
+from fortifai.audit.grown import Grown, grown
+from fortifai.audit.overlap import Overlap, overlap
+from fortifai.audit.scores import SCORES
+from fortifai.errors import InputError
+from fortifai.stats.compare import holm
+from fortifai.stats.sample import Interval, sample_mean
+
+Floats = NDArray[np.float64]
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusAudit(Audit):
+    """What was found of a corpus.
+
+    Attributes:
+        counts: Rows, documents, words and what was passed over, of the text and the reference.
+        sources: Documents of each source of the text.
+        overlaps: By source ("" is all), how far its vocabulary is the reference's.
+        grown: The n-grams most over-represented against the reference, by source.
+        deciles: By score, its deciles in the text and in the reference.
+    """
+
+    counts: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
+    sources: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    overlaps: Mapping[str, Overlap] = dataclasses.field(default_factory=dict)
+    grown: tuple[Grown, ...] = ()
+    deciles: Mapping[str, Mapping[str, Sequence[float]]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the whole text is of the reference's kind."""
+        return "" not in self.overlaps or self.overlaps[""].alike
+
+    @property
+    def headline(self) -> str:
+        """The verdict in a few words."""
+        if not self.overlaps:
+            return "no reference, so nothing is judged"
+        if not self.comparable and not self.collapsed:
+            return "cannot be compared: another kind of text"
+        return super().headline
+
+    @property
+    def verdict(self) -> str:
+        """What was found and what to do next, in a sentence or three."""
+        if not self.overlaps:
+            return "Nothing to compare with: give a text of the same kind with --against."
+        told = []
+        if self.comparable or self.collapsed:
+            told.append(super().verdict)
+        for source, found in self.overlaps.items():
+            if not found.alike:
+                where = f" (source {source})" if source else ""
+                told.append(
+                    f"Another kind of text{where}: its words overlap with the reference's "
+                    f"{found.ratio:.0%} as much as halves of the reference do with each other, so "
+                    "differences say nothing of collapse; give a reference of its own kind."
+                )
+        return " ".join(told)
+
+    def record(self) -> dict[str, object]:
+        """Everything as plain values, ready for JSON; NaN is null."""
+        out = super().record()
+        more = {
+            "headline": self.headline,
+            "comparable": self.comparable,
+            "counts": {name: dict(each) for name, each in self.counts.items()},
+            "sources": dict(self.sources),
+            "overlaps": {
+                name: dataclasses.asdict(each) | {"alike": each.alike}
+                for name, each in self.overlaps.items()
+            },
+            "grown": [dataclasses.asdict(each) for each in self.grown],
+            "deciles": {
+                name: {whose: list(values) for whose, values in each.items()}
+                for name, each in self.deciles.items()
+            },
+        }
+        return finite(out | more)
+
+
+# --- the audit --------------------------------------------------------------------------------
+
+
+def audit_corpus(
+    text: Corpus,
+    against: Corpus | None = None,
+    *,
+    subject: str = "the text",
+    reference: str = "the reference",
+    levels: Levels | None = None,
+    fail_on: Mapping[str, float] | None = None,
+    seed: int = 0,
+) -> CorpusAudit:
+    """Compare a corpus with one of the same kind that is known to be good.
+
+    Of either, documents of the samples are put one after the other and cut into blocks of equal
+    numbers of words, as many words of both. Intervals are over blocks (jackknife) and documents
+    (Welch's t), floors are what random halves of the reference differ by, p-values are corrected
+    over all measures and sources (Holm 1979).
+
+    Args:
+        text: The corpus in question.
+        against: The reference, read with ``Reading.grams``; None: values without a judgement.
+        subject: What to call the one.
+        reference: What to call the other.
+        levels: What counts as evidence.
+        fail_on: By measure, a difference that is judged instead of `levels`; its sign is the
+            direction.
+        seed: Of the random halves.
+
+    Raises:
+        InputError: A corpus is too small (with how many documents it takes), both hold the same
+            documents, or `fail_on` names no measure.
+    """
+    remarks = _remarks(text, subject)
+    if against is None:
+        if fail_on is not None:
+            raise InputError("--fail-on judges differences; give a reference with --against")
+        return CorpusAudit(
+            subject, "nothing", tuple(_alone(text)), _sampled(text), remarks=remarks,
+            counts={"text": text.counts}, sources=text.sources,
+            deciles={name: {"text": _deciles(text, name)} for name in _scores_of(text)},
+        )  # fmt: skip
+    _check_different(text, against, subject, reference)
+    remarks += _remarks(against, reference)
+    made = measures.reference_of(against)
+    parts = {"": (text.sample.documents, against.sample.documents)}
+    for source, table in text.sample.by.items():
+        parts[source] = table, against.sample.by.get(source, against.sample.documents)
+    findings: list[Finding] = []
+    overlaps: dict[str, Overlap] = {}
+    phrases: list[Grown] = []
+    for source, (own, other) in parts.items():
+        try:
+            blocks = measures.blocks_of(own, other, source or subject, reference)
+        except InputError as error:
+            if not source:
+                raise
+            remarks += (f"source {source} is not judged: {error}",)
+            continue
+        overlaps[source] = overlap(own["text"].tolist(), other["text"].tolist())
+        findings += measures.by_types(blocks, source, reference, seed)
+        findings += measures.copies(text, against, source, reference, seed)
+        findings += measures.by_documents(own, other, made, source, reference, seed)
+        phrases += grown(own["text"].tolist(), other["text"].tolist(), source)
+    _known_measures(fail_on, {found.name for found in findings})
+    findings = _judged(findings, overlaps, levels or Levels(), fail_on)
+    return CorpusAudit(
+        subject,
+        reference,
+        tuple(sorted(findings, key=lambda f: (f.source, f.level is None))),
+        _sampled(text, against),
+        ("whether what it says is true", "who wrote it: a narrow text can be human"),
+        remarks + _floors(findings, against),
+        counts={"text": text.counts, "reference": against.counts},
+        sources=text.sources,
+        overlaps=overlaps,
+        grown=tuple(phrases),
+        deciles={
+            name: {"text": _deciles(text, name), "reference": _deciles(against, name)}
+            for name in _scores_of(text)
+        },
+    )
+
+
+def _judged(
+    findings: Sequence[Finding],
+    overlaps: Mapping[str, Overlap],
+    levels: Levels,
+    fail_on: Mapping[str, float] | None,
+) -> list[Finding]:
+    """Findings with Holm's p-values, and levels where they are to be judged."""
+    corrected = holm([found.p if found.p is not None else 1.0 for found in findings])
+    out = []
+    for found, p in zip(findings, corrected, strict=True):
+        worse, level = found.worse, None
+        if fail_on is not None:
+            if found.name in fail_on:
+                level, worse = abs(fail_on[found.name]), _direction(fail_on[found.name])
+        elif worse and overlaps[found.source].alike and found.name in _LEVELS:
+            level = getattr(levels, _LEVELS[found.name])
+        out.append(
+            dataclasses.replace(found, worse=worse, level=level, p=None if found.p is None else p)
+        )
+    return out
+
+
+_LEVELS = {row[0]: row[7] for row in measures.TYPES if row[7]} | {
+    "rare": "tail",
+    "repetition": "repetition",
+    "exact": "copies",
+    "near": "copies",
+}
+
+
+def _direction(level: float) -> Worse:
+    return "higher" if level > 0 else "lower"
+
+
+def _known_measures(fail_on: Mapping[str, float] | None, names: set[str]) -> None:
+    for name in fail_on or ():
+        if name not in names:
+            raise InputError(
+                f"--fail-on names no measure {name!r}; there are {', '.join(sorted(names))}"
+            )
+
+
+# --- what is said -----------------------------------------------------------------------------
+
+
+def _alone(text: Corpus) -> list[Finding]:
+    """Means of document scores and copies, without a reference."""
+    out = []
+    for source, table in {"": text.sample.documents, **text.sample.by}.items():
+        for name in _scores_of(text):
+            values = np.asarray(table[name], dtype=np.float64)
+            values = values[~np.isnan(values)]
+            if len(values) < 2:
+                continue
+            known = SCORES.get(name)
+            title = known.title if known else "the detector's score"
+            mean = sample_mean(values)
+            key = name if name in ("repetition", "detector") else f"document.{name}"
+            out.append(
+                Finding(key, title, "", mean.value, None, mean, None, known.unit if known else "",
+                        family="documents", source=source)
+            )  # fmt: skip
+        rows = measures.of_source(text, source)
+        for name, title in (
+            ("exact", "copies among documents"),
+            ("near", "near copies among documents"),
+        ):
+            first, counts = measures.first_of(rows, name)
+            share = 1 - float(first.sum() / counts.sum())
+            reach = 1.96 * measures.ratio_error(first, counts) if len(first) > 1 else math.nan
+            out.append(
+                Finding(name, title, "", share, None,
+                        Interval(share, share - reach, share + reach), None, "share",
+                        family="duplication", source=source)
+            )  # fmt: skip
+    return out
+
+
+def _scores_of(corpus: Corpus) -> list[str]:
+    there = corpus.sample.documents
+    return [
+        name for name in (*SCORES, "detector") if name in there and name not in ("rare", "shared")
+    ]
+
+
+def _deciles(corpus: Corpus, name: str) -> list[float]:
+    if name not in corpus.sample.documents:
+        return []
+    values = np.asarray(corpus.sample.documents[name], dtype=np.float64)
+    values = values[~np.isnan(values)]
+    return np.quantile(values, np.linspace(0, 1, 11)).tolist() if len(values) else []
+
+
+def _sampled(text: Corpus, against: Corpus | None = None) -> str:
+    told = f"{text.documents:,} documents"
+    if against is not None:
+        told += f" beside {against.documents:,}"
+    most = max(len(each.sample.documents["key"]) for each in (text, against or text))
+    whole = max(text.documents, (against or text).documents)
+    if most < whole:
+        told += f"; measures of {most:,} of them drawn by hash, scores of all"
+    return told
+
+
+def _remarks(corpus: Corpus, name: str) -> tuple[str, ...]:
+    counts = corpus.counts
+    told = []
+    for key, what in (
+        ("missing", "without the field"),
+        ("empty", "empty or null"),
+        ("wordless", "without any word"),
+        ("bad", "no rows, passed over"),
+        ("long", "longer than a million characters, of which the first were measured"),
+        ("spaceless", "in scripts without spaces, of which characters are counted for words"),
+    ):
+        if counts.get(key):
+            told.append(f"{name}: {counts[key]:,} of {counts['rows']:,} rows are {what}")
+    return tuple(told)
+
+
+def _floors(findings: Sequence[Finding], against: Corpus) -> tuple[str, ...]:
+    """Measures that cannot tell for noise, and how many documents would do."""
+    told = []
+    for found in findings:
+        if found.level and found.floor and found.floor > found.level and not found.source:
+            needs = math.ceil(against.documents * (found.floor / found.level) ** 2)
+            told.append(
+                f"{found.title}: its noise floor is above its level; it takes about {needs:,} "
+                "documents of reference"
+            )
+    return tuple(told)
+
+
+def _check_different(text: Corpus, against: Corpus, subject: str, reference: str) -> None:
+    rows = text.sample.contents, against.sample.contents
+    same = [
+        np.array_equal(rows[0][name], rows[1][name])
+        if len(rows[0][name]) == len(rows[1][name])
+        else False
+        for name in ("content", "count")
+    ]
+    if all(same) and text.documents == against.documents:
+        raise InputError(
+            f"{subject} and {reference} hold the same documents, so there is nothing to compare; "
+            "give another reference"
+        )
