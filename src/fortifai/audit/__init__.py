@@ -6,8 +6,8 @@ from fortifai.audit.documents import Fields
 from fortifai.audit.findings import Audit, Finding, Levels
 from fortifai.audit.measures import reference_of
 from fortifai.audit.model import ModelAudit, audit_model
-from fortifai.audit.scores import score
 from fortifai.audit.threshold import Suggestion, suggest_threshold
+from fortifai.stats.scores import score
 
 __all__ = [
     "Audit",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +15,10 @@ from fortifai.audit.corpus import Corpus
 from fortifai.audit.findings import Audit, Finding, Levels, Worse, finite
 from fortifai.audit.grown import Grown, grown
 from fortifai.audit.overlap import Overlap, overlap
-from fortifai.audit.scores import SCORES
 from fortifai.errors import InputError
 from fortifai.stats.compare import holm
 from fortifai.stats.sample import Interval, sample_mean
+from fortifai.stats.scores import SCORES
 
 Floats = NDArray[np.float64]
 
@@ -72,7 +73,7 @@ class CorpusAudit(Audit):
                 )
         return " ".join(told)
 
-    def record(self) -> dict[str, object]:
+    def record(self) -> dict[str, Any]:
         """Everything as plain values, ready for JSON; NaN is null."""
         out = super().record()
         more = {
@@ -90,7 +91,8 @@ class CorpusAudit(Audit):
                 for name, each in self.deciles.items()
             },
         }
-        return finite(out | more)
+        plain: dict[str, Any] = finite(out | more)
+        return plain
 
 
 # --- the audit --------------------------------------------------------------------------------

@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 
 from fortifai.audit import pieces as pieces_
-from fortifai.audit import scores, sketch
+from fortifai.audit import sketch
 from fortifai.audit.documents import Fields, Piece, decode
-from fortifai.audit.scores import ALL, Reference
 from fortifai.audit.sketch import Lowest, Sample, Table
 from fortifai.audit.table import ScoreFile
 from fortifai.errors import InputError, RunFailed
 from fortifai.file_formats import no_column
+from fortifai.stats import scores
+from fortifai.stats.scores import ALL, Reference
 
 DOCUMENTS, PER_SOURCE, CONTENTS, GRAMS = 10_000, 1_000, 100_000, 2_000_000
 """What is sampled: documents with text, those of each source, different documents, 8-grams."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fortifai.audit import scores
+from fortifai.stats import scores
 
 MOST, LEAST_DOCUMENTS, LONGEST = 50, 5, 4
 """n-grams that are told, documents that one must stand in, and words of the longest."""

@@ -9,15 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from fortifai.audit import scores
 from fortifai.audit.corpus import GRAMS, Corpus
 from fortifai.audit.findings import Finding, Worse
-from fortifai.audit.scores import SCORES, Reference, Words
 from fortifai.audit.sketch import Table, near_duplicates
 from fortifai.errors import InputError
 from fortifai.evals import diversity
 from fortifai.evals.diversity import Comparison, Statistic
+from fortifai.stats import scores
 from fortifai.stats.sample import Interval, two_means
+from fortifai.stats.scores import SCORES, Reference, Words
 
 Floats = NDArray[np.float64]
 
@@ -77,7 +77,7 @@ def blocks_of(own: Table, other: Table, subject: str, reference: str) -> Blocks:
     size = min(len(mine), len(compared), len(more))
     documents = min(len(texts[0]), len(texts[1]) // 2)
     blocks = min(MOST_BLOCKS, documents, size // MOST_WORDS)
-    if blocks < diversity.LEAST:
+    if blocks < diversity.MIN_WINDOWS:
         small = _too_small(texts[0], mine, subject, 1)
         raise InputError(f"{small} and {_too_small(texts[1], compared, reference, 2)}")
     length = min(BLOCK_WORDS, size // blocks)
@@ -87,7 +87,7 @@ def blocks_of(own: Table, other: Table, subject: str, reference: str) -> Blocks:
 
 def _too_small(texts: Sequence[str], words: scores.Hashes, name: str, times: int) -> str:
     mean = max(1.0, len(words) / max(1, len(texts) / times))
-    needs = times * max(diversity.LEAST, math.ceil(diversity.LEAST * MOST_WORDS / mean))
+    needs = times * max(diversity.MIN_WINDOWS, math.ceil(diversity.MIN_WINDOWS * MOST_WORDS / mean))
     return f"{name} has {len(texts):,} documents of {mean:,.0f} words, of which it takes {needs:,}"
 
 
@@ -131,7 +131,7 @@ def by_documents(
             continue
         mine, theirs = (column[name] for column in columns)
         mine, theirs = mine[~np.isnan(mine)], theirs[~np.isnan(theirs)]
-        if min(len(mine), len(theirs)) < diversity.LEAST:
+        if min(len(mine), len(theirs)) < diversity.MIN_WINDOWS:
             continue
         found = Comparison(
             float(mine.mean()), float(theirs.mean()), two_means(mine, theirs),
@@ -190,7 +190,7 @@ def copies(text: Corpus, against: Corpus, source: str, reference: str, seed: int
         ("near", "near copies among documents"),
     ):
         mine, theirs = first_of(own, name), first_of(other, name)
-        if min(len(mine[0]), len(theirs[0])) < diversity.LEAST:
+        if min(len(mine[0]), len(theirs[0])) < diversity.MIN_WINDOWS:
             continue
         shares = [1 - float(first.sum() / counts.sum()) for first, counts in (mine, theirs)]
         errors = [ratio_error(*each) for each in (mine, theirs)]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fortifai.audit import scores
+from fortifai.stats import scores
 
 LEAST_RATIO, NARROW = 0.7, 1.05
 """What another kind has less of, and what a narrow text of the same kind has more of."""

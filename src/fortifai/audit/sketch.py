@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fortifai.audit.scores import ALL, ODD, Hashes, Words, mixed
+from fortifai.stats.scores import ALL, ODD, Hashes, Words, mixed
 
 Table = dict[str, NDArray[Any]]
 """Columns of one length."""

@@ -8,9 +8,9 @@ import dataclasses
 import numpy as np
 
 from fortifai.audit.corpus import Corpus
-from fortifai.audit.scores import SCORES
 from fortifai.errors import InputError
 from fortifai.stats.sample import Share, share
+from fortifai.stats.scores import SCORES
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from fortifai.audit import CorpusAudit
     from fortifai.audit.corpus import Corpus, Tick
     from fortifai.audit.documents import Fields
-    from fortifai.audit.scores import Reference
     from fortifai.audit.survival import Survival
+    from fortifai.stats.scores import Reference
 
 STOPPED, NOT_COMPARED = 130, 2
 

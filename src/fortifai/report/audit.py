@@ -13,7 +13,6 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from fortifai import files
-from fortifai.audit.scores import SCORES
 from fortifai.errors import InputError, RunFailed
 from fortifai.evals.confidence import BIN_EDGES
 from fortifai.report import style
@@ -22,6 +21,7 @@ from fortifai.report.page import fill
 from fortifai.report.scene import Plot, plot
 from fortifai.report.style import INK, REAL_FILL, SOFT, WIDE, Canvas
 from fortifai.report.text import DASH
+from fortifai.stats.scores import SCORES
 
 if TYPE_CHECKING:
     from fortifai.audit import Audit, Finding

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fortifai.audit import scores
-from fortifai.audit.scores import LONGEST, Reference, encode, score, words_of
+from fortifai.stats import scores
 from fortifai.stats.entropy_rate import entropy_rate
+from fortifai.stats.scores import LONGEST, Reference, encode, score, words_of
 
 TEXTS = [
     "The cat sat on the mat. The cat sat on the mat again, and again, and again.",
@@ -160,7 +160,7 @@ def test_words_have_the_same_number_in_every_process():
     import subprocess
     import sys
 
-    code = "from fortifai.audit.scores import encode; print(encode(['a b zebra']).hashes.tolist())"
+    code = "from fortifai.stats.scores import encode; print(encode(['a b zebra']).hashes.tolist())"
     done = [
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120,

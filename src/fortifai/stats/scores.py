@@ -194,7 +194,7 @@ def score(texts: Iterable[str | None], reference: Reference | None = None) -> Co
 
     Args:
         texts: The documents, of each the first million characters.
-        reference: That of a corpus (`fortifai.audit.read`); without it, no ``rare`` and ``shared``.
+        reference: That of a corpus (`fortifai.audit.reference_of`); else no ``rare``, ``shared``.
 
     Returns:
         A column of one number a document for each of `SCORES`; int64 ``words``, float64 else.
@@ -223,6 +223,19 @@ def batches(texts: Iterable[str | None]) -> Iterator[list[str]]:
 def scored(texts: Sequence[str], words: Words, reference: Reference | None) -> Columns:
     """As `score`, of documents whose words are known and whose number is small."""
     count, documents = len(texts), words.documents
+    out = scored_types(words)
+    out["entropy_rate"] = entropy_rate(words)
+    out["compression"] = np.array([_compression(text) for text in texts], dtype=np.float64)
+    if reference is not None:
+        rare = ~is_in(words.hashes, reference.common)
+        out["rare"] = _share(np.bincount(documents[rare], minlength=count), words.lengths)
+        out["shared"] = shared(words, reference.grams, reference.limit)
+    return out
+
+
+def scored_types(words: Words) -> Columns:
+    """The scores that count words and n-grams: the first five of `score`."""
+    count, documents = len(words.lengths), words.documents
     out: Columns = {"words": words.lengths, "entropy": _entropy(words)}
     for n in (2, 3):
         hashes, at = words.grams(n)
@@ -231,12 +244,6 @@ def scored(texts: Sequence[str], words: Words, reference: Reference | None) -> C
             np.bincount(runs, minlength=count), np.maximum(0, words.lengths - n + 1)
         )
     out["repetition"] = _repetition(words)
-    out["entropy_rate"] = _entropy_rate(words)
-    out["compression"] = np.array([_compression(text) for text in texts], dtype=np.float64)
-    if reference is not None:
-        rare = ~is_in(words.hashes, reference.common)
-        out["rare"] = _share(np.bincount(documents[rare], minlength=count), words.lengths)
-        out["shared"] = shared(words, reference.grams, reference.limit)
     return out
 
 
@@ -303,7 +310,8 @@ def _repetition(words: Words) -> Floats:
     return _share(np.bincount(seen, minlength=count), np.maximum(0, words.lengths - 3))
 
 
-def _entropy_rate(words: Words) -> Floats:
+def entropy_rate(words: Words) -> Floats:
+    """Of each document of 50 words and more, that of its first 1,500."""
     starts = np.cumsum(words.lengths) - words.lengths
     lengths = np.where(words.lengths >= LEAST_WORDS, np.minimum(words.lengths, MOST_WORDS), 0)
     places = np.arange(len(words.hashes)) - np.repeat(starts, words.lengths)
