@@ -98,10 +98,10 @@ def cut(lm: CausalLM, text: str, *, windows: int, size: int | None) -> Passages:
     ids = lm.encode(text)
     count = min(windows, len(ids) // (2 * length) // 2)
     if count < diversity.MIN_WINDOWS:
+        least = 2 * diversity.MIN_WINDOWS
         raise InputError(
             f"the text has {len(ids):,} tokens; an audit needs at least "
-            f"{4 * length * diversity.MIN_WINDOWS:,} ({2 * diversity.MIN_WINDOWS} passages of {2 * length}), "
-            "give a longer text"
+            f"{2 * length * least:,} ({least} passages of {2 * length}), give a longer text"
         )
     both = _spread(ids, 2 * count, 2 * length)
     return Passages(both[::2, :length], both[::2, length:], both[1::2])
