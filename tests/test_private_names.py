@@ -6,6 +6,7 @@ import ast
 import inspect
 import re
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,11 @@ USED: dict[str, tuple[str, str, Callable[[], bool]]] = {
             parameters(Trainer._get_num_items_in_batch) == ["self", "batch_samples", "device"]
             and reads(Trainer.get_batch_samples, "_get_num_items_in_batch")
         ),
+    ),
+    "_processes": (
+        "concurrent.futures.ProcessPoolExecutor",
+        "audit.corpus stops the processes of a reading that was interrupted",
+        lambda: ProcessPoolExecutor(1)._processes == {},
     ),
     "_loss_shifts_labels": (
         "transformers.Trainer",

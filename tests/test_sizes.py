@@ -18,7 +18,6 @@ KNOWN = {
     "losses/triton_softmax.py _softmax_kernel",
     "losses/triton_softmax.py _gaps_kernel",
     "losses/linear.py linear_loss",
-    "audit/model.py audit_model",
     "cli/audit.py _model",
     "report/audit.py _distances",
 }
