@@ -169,6 +169,12 @@ def test_an_arm_of_other_updates_is_refused(smoke):
         enter([smoke])
 
 
+def test_entries_on_other_texts_are_refused(smoke, entered):
+    rewrite(smoke / "shared" / "sources.json", {"fingerprint": "another"})
+    with pytest.raises(InputError, match="on another text, questions or base model than"):
+        enter([entered / "runs" / "league-smoke", smoke])
+
+
 def test_more_generated_text_and_real_data_stand_apart(smoke):
     for ledger in (smoke / "arms" / "varied").rglob("ledger.json"):
         told = json.loads(ledger.read_text())

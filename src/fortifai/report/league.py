@@ -23,6 +23,7 @@ from fortifai import configuration
 from fortifai.errors import InputError
 from fortifai.lab.run_folder import difference, plain
 from fortifai.lab.spec import FailureLevel
+from fortifai.lab.store import read_manifest
 from fortifai.losses.rows import RowLoss
 from fortifai.report.compare import last_of, mean_at
 from fortifai.report.failure import ratio, times_of
@@ -155,8 +156,8 @@ def enter(folders: Sequence[Path]) -> League:
         first, data = texts.setdefault(track, (folder, facts["data"]))
         if data != facts["data"]:
             raise InputError(
-                f"{folder} was run on other texts or questions than {first}; enter runs on the "
-                f"same files, those of the preset {track}"
+                f"{folder} was run on another text, questions or base model than {first}; enter "
+                f"runs on the same files, those of the preset {track}"
             )
         entries.append(Entry(track, run, facts))
         rows += _rows(entries[-1], frozen)
@@ -263,14 +264,20 @@ def _check_whole(folder: Path, run: Run, config: Mapping[str, Any]) -> None:
 
 
 def _facts(folder: Path, run: Run, frozen: Mapping[str, Any]) -> dict[str, Any]:
-    sources = json.loads((folder / "shared" / "sources.json").read_text("utf-8"))
+    shared = folder / "shared"
+    data = str(json.loads((shared / "sources.json").read_text("utf-8"))["fingerprint"])
+    if _at(frozen["arms"][frozen["baseline"]], "family.base") is not None:
+        # a pretrained model is data too; one made from sizes differs from machine to machine
+        kept, _ = read_manifest(shared)
+        sums = [told.sha256 for name, told in sorted(kept.items()) if name.endswith(".safetensors")]
+        data = hashlib.sha256(" ".join([data, *sums]).encode()).hexdigest()
     manifests = sorted(folder.rglob("manifest.json"))
     digest = hashlib.sha256()
     for path in manifests:
         digest.update(f"{path.relative_to(folder).as_posix()} ".encode() + path.read_bytes())
     return {
         "frozen": frozen_sum(frozen),
-        "data": str(sources["fingerprint"]),
+        "data": data,
         "folder": digest.hexdigest(),
         "seeds": list(frozen["seeds"]),
         **run.head,
