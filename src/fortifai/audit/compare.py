@@ -62,7 +62,7 @@ class CorpusAudit(Audit):
             return "Nothing to compare with: give a text of the same kind with --against."
         told = []
         if self.comparable or self.collapsed:
-            told.append(super().verdict)
+            told.append(self._judgement())
         for source, found in self.overlaps.items():
             if not found.alike:
                 where = f" (source {source})" if source else ""
@@ -72,6 +72,23 @@ class CorpusAudit(Audit):
                     "differences say nothing of collapse; give a reference of its own kind."
                 )
         return " ".join(told)
+
+    def _judgement(self) -> str:
+        whole = [found for found in self.evidence if not found.source]
+        parts = sorted({found.source for found in self.evidence} - {""})
+        if not whole and not parts:
+            return super().verdict
+        told = [
+            f"{found.title} {found.difference.value:+.3g} ({found.difference.low:+.3g} to "
+            f"{found.difference.high:+.3g}, noise floor {found.floor or 0:.2g})"
+            for found in whole
+            if found.difference is not None
+        ]
+        told += [f"in source{'s' * (len(parts) > 1)} {', '.join(parts)}"] if parts else []
+        return (
+            f"Evidence of collapse: {'; '.join(told)}. Next: see which phrases grew and which "
+            "sources they are in, and drop or replace the documents of the worst scores."
+        )
 
     def record(self) -> dict[str, Any]:
         """Everything as plain values, ready for JSON; NaN is null."""

@@ -28,7 +28,9 @@ def show(found: Audit) -> None:
     style = "bold red" if found.collapsed else "bold green" if found.comparable else "bold yellow"
     out_console.print(Text(neutral(headline(found)), style=style))
     out_console.print(Text(found.sampled, style="dim"), soft_wrap=True)
-    out_console.print(_table(found.findings))
+    # of a source by itself what is judged; the page has all
+    shown = [each for each in found.findings if each.level is not None or not each.source]
+    out_console.print(_table(shown))
     say(neutral(found.verdict))
     for line in found.remarks:
         out_console.print(Text(neutral(line), style="dim"), soft_wrap=True)
