@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from fortifai.cli import doctor
 from fortifai.cli.app import app
+from fortifai.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -65,15 +66,27 @@ def test_a_package_for_another_system_is_not_asked_for(asked):
     assert told().exit_code == 0
 
 
+def test_a_package_that_is_not_installed_is_told(monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "requires", missing)
+    with pytest.raises(InputError, match="not installed"):
+        doctor.examine()
+
+
 def test_every_extra_has_its_feature():
     assert set(doctor.FEATURES) == set(EXTRAS) - OUR_OWN
 
 
 def test_lowest_constraints_are_the_lower_bounds():
-    """constraints-lowest.txt pins what pyproject.toml declares, and no more."""
+    """constraints-lowest.txt pins what pyproject.toml declares for the core and the trainers."""
     lines = (ROOT / "constraints-lowest.txt").read_text("utf-8").splitlines()
     pinned = dict(line.split("==") for line in lines if line and line[0] != "#")
-    wanted = [*PROJECT["dependencies"], *(r for e in set(EXTRAS) - OUR_OWN for r in EXTRAS[e])]
+    wanted = [
+        *PROJECT["dependencies"],
+        *(r for e in ("trl", "peft", "lightning") for r in EXTRAS[e]),
+    ]
     bounds = {}
     for requirement in map(Requirement, wanted):
         (bound,) = [s.version for s in requirement.specifier if s.operator == ">="]

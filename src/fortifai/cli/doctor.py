@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fortifai.cli.common import FOUND, Debug, Json, out_console, say
+from fortifai.errors import InputError
 
 FEATURES = {
     "benchmarks": "published benchmarks, and self-BLEU",
@@ -43,12 +44,21 @@ def examine() -> dict[str, Any]:
     Returns:
         ``versions``; ``machine``; ``devices``; ``needed``, packages as (what is asked for, version,
         what is wrong or ""); and ``optional``, by extra: what it is ``for`` and its ``packages``.
+
+    Raises:
+        InputError: The package is not installed.
     """
     import torch
 
     from fortifai.machine import machine
 
-    asked = [Requirement(text) for text in importlib.metadata.requires("fortifai") or ()]
+    try:
+        asked = [Requirement(text) for text in importlib.metadata.requires("fortifai") or ()]
+    except importlib.metadata.PackageNotFoundError as error:
+        raise InputError(
+            "fortifai is on Python's path and not installed, so nobody knows what it needs; "
+            "pip install it"
+        ) from error
     devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     devices += ["mps"] if torch.backends.mps.is_available() else []
     optional = {
