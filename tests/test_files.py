@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import signal
 import stat
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from pathlib import Path
 
 import filelock
+import psutil
 import pytest
 
 from fortifai import files
@@ -152,24 +156,25 @@ def test_lines_end_alike_on_every_system(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL])
-def test_where_there_are_no_locks_a_marker_stands_for_one(tmp_path, monkeypatch, number):
+def test_a_lock_needs_no_locks_of_the_system(tmp_path, monkeypatch, number):
     monkeypatch.setattr("fcntl.flock", refusing(number))
     told: list[str] = []
-    with locked(tmp_path, tell=told.append):
-        (sentence,) = told
-        assert "has no file locks" in sentence
-        assert ".lock.soft" in sentence
-        with pytest.raises(InputError, match=r"in use by another run.*remove .*\.lock\.soft"):
-            locked(tmp_path).__enter__()
-    with locked(tmp_path):  # and let go afterwards
+    with (
+        locked(tmp_path, tell=told.append),
+        pytest.raises(InputError, match=rf"in use by .*wait for it \(process {os.getpid()} on"),
+    ):
+        locked(tmp_path).__enter__()
+    with locked(tmp_path, tell=told.append):  # and let go afterwards
         pass
+    assert told == []
 
 
 def test_a_lock_that_works_is_not_told(tmp_path):
     told: list[str] = []
     with locked(tmp_path, tell=told.append):
-        assert not (tmp_path / ".lock.soft").exists()
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
     assert told == []
+    assert list(tmp_path.iterdir()) == []
 
 
 CONTEND = textwrap.dedent("""
@@ -206,38 +211,32 @@ def test_waiting_for_a_lock_ends(tmp_path):
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
 def test_a_folder_that_cannot_be_written_to_is_told(tmp_path, monkeypatch, number):
-    monkeypatch.setattr(filelock.FileLock, "acquire", refusing(number))
+    monkeypatch.setattr(filelock.SoftFileLease, "acquire", refusing(number))
     with pytest.raises(InputError, match=f"cannot be locked .*{os.strerror(number)}"):
         locked(tmp_path).__enter__()
 
 
 def test_a_full_disk_is_no_bad_input(tmp_path, monkeypatch):
-    monkeypatch.setattr(filelock.FileLock, "acquire", refusing(errno.ENOSPC))
+    monkeypatch.setattr(filelock.SoftFileLease, "acquire", refusing(errno.ENOSPC))
     with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)) as caught:
         locked(tmp_path).__enter__()
     assert not isinstance(caught.value, InputError)
 
 
 HOLD = textwrap.dedent("""
-    import errno, fcntl, os, sys, time
+    import sys, time
     from pathlib import Path
-
-    def refuse(*_):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    if sys.argv[2] == "soft":
-        fcntl.flock = refuse
     from fortifai.lab.store import locked
-    with locked(Path(sys.argv[1])):
+
+    with locked(Path(sys.argv[1]), tell=lambda text: print(text, file=sys.stderr)):
         print("held", flush=True)
-        time.sleep(float(sys.argv[3]))
+        time.sleep(float(sys.argv[2]))
 """)
 
 
-@pytest.mark.parametrize("kind", ["native", "soft"])
-def test_a_killed_holder_holds_nothing(tmp_path, kind):
-    """The same command finds the folder free, also where a marker stood for the lock."""
-    command = [sys.executable, "-c", HOLD, str(tmp_path), kind]
+def test_a_killed_holder_holds_nothing(tmp_path):
+    """The same command finds the folder free, and says so."""
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
     first = subprocess.Popen([*command, "600"], stdout=subprocess.PIPE, text=True)
     assert first.stdout is not None
     assert first.stdout.readline() == "held\n"
@@ -249,3 +248,86 @@ def test_a_killed_holder_holds_nothing(tmp_path, kind):
     first.stdout.close()
     third = subprocess.run([*command, "0"], capture_output=True, text=True, check=False)
     assert third.stdout == "held\n", third.stderr
+    told = f"the lock of {tmp_path} was taken over from process {first.pid} on "
+    assert told in third.stderr
+    assert third.stderr.endswith(", which is gone\n")
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A lock of a process on another host, which has a second and a half to give a sign of life."""
+    monkeypatch.setattr(files, "SILENT", 1.5)
+    marker = tmp_path / ".lock"
+    with locked(tmp_path):
+        told = marker.read_text()
+    marker.write_text(re.sub("host=.*", "host=elsewhere", re.sub("pid=.*", "pid=7", told)))
+    return marker
+
+
+def test_a_silent_host_loses_its_lock(tmp_path, elsewhere):
+    told: list[str] = []
+    begin = time.monotonic()
+    with locked(tmp_path, tell=told.append):
+        assert time.monotonic() - begin >= files.SILENT
+        assert "elsewhere" not in elsewhere.read_text()
+    assert told == [
+        f"waiting for process 7 on elsewhere to let go of {tmp_path}",
+        f"the lock of {tmp_path} was taken over from process 7 on elsewhere, which is gone",
+    ]
+
+
+def test_a_host_that_answers_keeps_its_lock(tmp_path, elsewhere):
+    stop = threading.Event()
+
+    def beat():
+        while not stop.wait(0.3):
+            os.utime(elsewhere)
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    begin = time.monotonic()
+    with pytest.raises(InputError, match=r"in use by .* \(process 7 on elsewhere\)"):
+        locked(tmp_path).__enter__()
+    assert time.monotonic() - begin < 1.5, "a sign of life ends the wait"
+    stop.set()
+    thread.join()
+    assert "elsewhere" in elsewhere.read_text()
+
+
+def test_who_has_lost_its_lock_is_asked_to_leave(tmp_path, monkeypatch):
+    """As a machine that slept while another took over."""
+    monkeypatch.setattr(files, "SILENT", 0.6)
+    asked, told = threading.Event(), []
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        with locked(tmp_path, tell=told.append):
+            marker = tmp_path / ".lock"
+            other = tmp_path / "other"
+            other.write_text(re.sub("host=.*", "host=elsewhere", marker.read_text()))
+            other.replace(marker)
+            assert asked.wait(10)
+        assert "elsewhere" in marker.read_text(), "the other's lock is left alone"
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    (sentence,) = told
+    assert "was taken over by another run" in sentence
+
+
+def test_a_lock_without_a_name_does_not_last(tmp_path):
+    """A process may be killed between making the file and writing into it."""
+    marker = tmp_path / ".lock"
+    marker.touch()
+    with locked(tmp_path):
+        assert marker.stat().st_size
+
+
+def test_a_number_that_was_given_anew_is_not_the_holder(tmp_path):
+    """This process is younger than the last sign of life of who had its number before."""
+    with locked(tmp_path):
+        marker = tmp_path / ".lock"
+        found = files.holder(marker)
+        assert found is not None
+        assert (found.pid, found.here, found.alive) == (os.getpid(), True, True)
+        os.utime(marker, (0, psutil.Process().create_time() - 60))
+        assert not files.holder(marker).alive
+    assert files.holder(marker) is None

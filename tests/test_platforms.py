@@ -93,7 +93,10 @@ def test_a_run_and_its_report_without_what_is_posix(tmp_path, workers):
     (tmp_path / "tiny.yaml").write_text(TINY)
     done = elsewhere(tmp_path, "run", "tiny.yaml", "--out", "run", "--workers", workers)
     assert done.returncode == 0, done.stderr
-    assert "has no file locks" in done.stderr, "the stand-in stands in"
+    assert "only soft file lock is available" in done.stderr, "the stand-in stands in"
+    again = elsewhere(tmp_path, "run", "tiny.yaml", "--out", "run")
+    assert again.returncode == 0, again.stderr
+    assert elsewhere(tmp_path, "report", "run").returncode == 0
     # taken up on another system, where a lock file of this one's lies about
     (tmp_path / "run" / ".lock").touch()
     assert elsewhere(tmp_path, "run", "tiny.yaml", "--out", "run").returncode == 0
@@ -129,14 +132,12 @@ def test_the_machine_in_a_few_words(monkeypatch):
 def test_no_more_processes_than_windows_can_wait_for(monkeypatch):
     asked: list[int] = []
 
-    class Pool:
-        def __init__(self, workers, **_):
-            asked.append(workers)
-            raise KeyboardInterrupt
+    def run(jobs, count, start, listen):
+        asked.append(count)
+        return []
 
-    monkeypatch.setattr(executor, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(executor, "_run_in_processes", run)
     monkeypatch.setattr(executor, "_MOST_PROCESSES", 61)
     jobs = [("arm", f"seed-{k}") for k in range(100)]
-    with pytest.raises(KeyboardInterrupt):
-        executor.run_jobs(print, None, jobs, workers=100, threads=1, listen=print)
+    executor.run_jobs(print, None, jobs, workers=100, threads=1, listen=print)
     assert asked == [61]

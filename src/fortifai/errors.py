@@ -36,6 +36,17 @@ class Diverged(Exception):  # noqa: N818 - reads as the event that it is
     """
 
 
+class Stopped(BaseException):
+    """A signal has asked this process to leave; what is committed stays.
+
+    Attributes:
+        exit_code: What a shell says of a process that a signal ended: 128 and its number.
+    """
+
+    def __init__(self, signal: int) -> None:
+        self.exit_code = 128 + signal
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """A hint such as ``; did you mean 'threshold'?`` or an empty string when nothing is near."""
     found = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.6)

@@ -1,21 +1,28 @@
 """Files that are whole or not there, and locks, on the file systems that people have.
 
-Network, FUSE and Windows file systems refuse some of what Linux's own offer: locks, syncing a
-folder, renaming one. What was computed must not be lost to that, so what can be done without is
-left out, and what cannot is done in another way.
+Network, FUSE and Windows file systems refuse some of what Linux's own offer: locks of the system,
+syncing a folder, renaming one. What was computed must not be lost to that, so what can be done
+without is left out, and what cannot is done in another way.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
+import math
 import os
 import shutil
+import signal
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import filelock
+import psutil
 
 from fortifai.errors import InputError
 
@@ -109,64 +116,143 @@ def sync_descriptor(descriptor: int) -> None:
 
 # --- locks ------------------------------------------------------------------------------------
 
+SILENT = 60.0
+"""Seconds without a sign of life after which another host no longer holds a lock."""
+
+_NAMELESS = 2.0
+"""Seconds after which a lock without a name is no longer one that is just being made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """The process that a lock names.
+
+    Attributes:
+        host: Its host; a container is one of its own.
+        pid: Its number there.
+        here: Whether that is this host.
+        alive: Whether it is still there: of another host, whether it gave a sign of life lately.
+    """
+
+    host: str
+    pid: int
+    here: bool
+    alive: bool
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+def holder(path: Path) -> Holder | None:
+    """Who holds a lock, or died with it; None: nobody."""
+    owner = filelock.SoftFileLease(path, lease_duration=SILENT).owner
+    try:
+        beat = path.stat().st_mtime
+    except FileNotFoundError:
+        return None
+    if owner is None:
+        return None
+    here = owner.hostname == _this_host()
+    alive = time.time() - beat < SILENT
+    if here:
+        try:  # a process that began after the last sign of life has been given the number anew
+            alive = psutil.Process(owner.pid).create_time() <= beat + 1
+        except psutil.Error:
+            alive = False
+    return Holder(owner.hostname, owner.pid, here, alive)
+
+
+@functools.cache
+def _this_host() -> str:
+    """As locks name it."""
+    with tempfile.TemporaryDirectory() as folder, filelock.SoftFileLease(f"{folder}/lock") as lease:
+        owner = lease.owner
+    assert owner is not None
+    return owner.hostname
+
 
 @contextmanager
 def lock(
     path: Path, what: str, way_out: str, *, wait: float = 0.0, tell: Callable[[str], None]
 ) -> Iterator[None]:
-    """Hold a lock for this process alone; it is let go when the process ends, however it does.
+    """Hold a lock for this process alone.
 
-    Where the file system has no locks, a marker file ``PATH.soft`` stands for one, which a process
-    on the same machine takes over when its owner is gone.
+    It is a file that names host and process and is touched every `SILENT` / 3 seconds, so it works
+    on every file system and between hosts. The lock of a process that is gone is taken over at
+    once on the same host, and after `SILENT` seconds without a sign of life on another; a process
+    that has lost its lock so is asked to leave by a SIGTERM, where it handles that.
 
     Args:
         path: The lock file, gone afterwards; its folder must be there.
         what: What it locks, as told.
         way_out: What to do where it is held or cannot be made, as told.
-        wait: Seconds to wait for another process to let go.
-        tell: Receives one sentence where there are no locks.
+        wait: Seconds to wait for another process to let go; may be infinite.
+        tell: Receives one sentence where it waits, and where the lock is taken over.
 
     Raises:
         InputError: Another process holds it, or it cannot be made.
     """
-    soft = path.with_name(f"{path.name}.soft")
-    held: filelock.BaseFileLock | None = None
+
+    def lost(_: object) -> None:
+        tell(f"{what} was taken over by another run, since this machine gave no sign of life")
+        if callable(signal.getsignal(signal.SIGTERM)):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    lease = filelock.SoftFileLease(
+        path, lease_duration=SILENT, poll_interval=0.2, on_compromise=lost, thread_local=False
+    )
+    found: Holder | None = None
     try:
-        if filelock.has_fcntl or sys.platform == "win32":
-            held = _native(path, wait)
-        if held is None:
-            held = filelock.SoftFileLock(soft, timeout=wait, poll_interval=0.2)
-            held.acquire()
-            tell(
-                f"the file system of {path.parent} has no file locks, so {soft.name} stands for "
-                "one: start no other run there, and if a machine fails remove that file"
-            )
+        _remove_nameless(path)
+        found, since = holder(path), time.monotonic()
+        _acquire(lease, path, found, wait, lambda: tell(f"waiting for {found} to let go of {what}"))
     except filelock.Timeout:
-        left = f", or remove {soft} if a failed machine left it" if soft.exists() else ""
+        by = holder(path) or found
         raise InputError(
-            f"{what} is in use by another run of fortifai; wait for it{left}, or {way_out}"
+            f"{what} is in use by another run of fortifai; wait for it{f' ({by})' if by else ''}, "
+            f"or {way_out}"
         ) from None
     except OSError as error:
         if error.errno in FULL:
             raise
         raise InputError(f"{what} cannot be locked ({error.strerror}); {way_out}") from error
     try:
+        if found and (not found.alive if found.here else time.monotonic() - since >= SILENT):
+            tell(f"the lock of {what} was taken over from {found}, which is gone")
         yield
     finally:
-        # before it is let go: whoever waits finds that the file has no name, and makes another;
-        # Windows removes it itself
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
-        held.release()
+        lease.release()
 
 
-def _native(path: Path, wait: float) -> filelock.BaseFileLock | None:
-    """The system's lock, acquired; None where the file system refuses locks."""
-    found = filelock.FileLock(path, timeout=wait, poll_interval=0.2, fallback_to_soft=False)
-    try:
-        found.acquire()
-    except OSError as error:
-        if isinstance(error, filelock.Timeout) or error.errno not in _REFUSED:
-            raise
-        return None
-    return found
+def _acquire(
+    lease: filelock.SoftFileLease,
+    path: Path,
+    found: Holder | None,
+    wait: float,
+    tell: Callable[[], None],
+) -> None:
+    since = time.monotonic()
+    if found is None or (found.here and not found.alive):
+        lease.acquire(timeout=-1 if math.isinf(wait) else wait)
+        return
+    if wait or not found.here:
+        tell()
+    # whether another host is gone shows in its silence alone; with a sign of life the wait ends
+    timeout = wait if found.here else max(wait, SILENT + 5)
+    beat = path.stat().st_mtime if path.exists() else 0.0
+
+    def answered() -> bool:
+        beats = path.exists() and path.stat().st_mtime != beat
+        return beats and time.monotonic() - since >= wait
+
+    lease.acquire(timeout=-1 if math.isinf(timeout) else timeout, cancel_check=answered)
+
+
+def _remove_nameless(path: Path) -> None:
+    """Remove a lock that a process was killed over before it had put its name in."""
+    end = time.monotonic() + _NAMELESS
+    with suppress(FileNotFoundError):
+        while not path.stat().st_size:
+            if time.monotonic() > end:
+                path.unlink()
+            time.sleep(0.1)

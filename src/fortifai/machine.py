@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,43 @@ def cores() -> int:
     if hasattr(process, "cpu_affinity"):  # macOS has none
         return len(process.cpu_affinity())
     return os.cpu_count() or 1
+
+
+def accelerators() -> tuple[str, tuple[str, ...]]:
+    """The accelerators that this process may use, and the variable that chooses among them.
+
+    An accelerator is named as the variable names it: by its number, or by the id of a GPU or of a
+    part of one (MIG), of which a process without the variable would see the first alone.
+    """
+    names = ["CUDA_VISIBLE_DEVICES"]
+    if torch.version.hip:  # the first two choose among what the last has left
+        names = ["HIP_VISIBLE_DEVICES", *names, "ROCR_VISIBLE_DEVICES"]
+    name = next((name for name in names if name in os.environ), names[-1])
+    if not torch.cuda.is_available():
+        return name, ()
+    if name in os.environ:
+        told = [one.strip() for one in os.environ[name].split(",")]
+        end = next((i for i, one in enumerate(told) if one in ("", "-1")), len(told))
+        return name, tuple(told[:end])
+    return name, _mig_ids() or tuple(map(str, range(torch.cuda.device_count())))
+
+
+def _mig_ids() -> tuple[str, ...]:
+    """Ids of parts of GPUs and of GPUs that are whole; none where no GPU is in parts."""
+    try:
+        told = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, check=True, timeout=30
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ()  # without the tool there is nothing to learn of parts
+    found: list[str] = []
+    for line in told.splitlines():
+        uuid = line.rpartition("UUID: ")[2].rstrip(")")
+        # a GPU in parts is listed before them, and cannot be used as a whole
+        if line.startswith(" ") and found and found[-1].startswith("GPU"):
+            found.pop()
+        found.append(uuid)
+    return tuple(found) if any(one.startswith("MIG") for one in found) else ()
 
 
 def machine() -> dict[str, Any]:

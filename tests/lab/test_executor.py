@@ -1,62 +1,211 @@
-"""Chains here and in processes of their own."""
+"""Chains in processes: they end with their parent, and see the accelerators that are theirs."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
+import psutil
 import pytest
-import torch
 
+from fortifai import machine
 from fortifai.errors import InputError, RunFailed
-from fortifai.lab.executor import Event, run_jobs, torch_threads
+from fortifai.lab import executor, experiment
+from fortifai.lab.executor import run_jobs
 
-JOBS = [("a", "seed-0"), ("a", "seed-1"), ("b", "seed-0")]
-
-
-def says(shared, job, progress, tell):
-    """A job that tells who it is; module-level, so that a process finds it."""
-    progress.begin(3)
-    progress.step("train", 1, 1, tokens=7)
-    tell(f"{shared} {os.getpid()} {torch.get_num_threads()}")
-    if job[0] in shared:
-        raise (InputError if shared == "b" else RunFailed)(f"{'.'.join(job)} fails")
+JOBS = [("arm", f"seed-{k}") for k in range(4)]
+ROOT = Path(__file__).parents[2]
 
 
-def run(shared="", workers=1, jobs=JOBS) -> list[Event]:
-    told: list[Event] = []
-    run_jobs(says, shared, jobs, workers=workers, threads=1, listen=told.append)
-    return told
+def deep(folder, job, progress, tell):
+    """Minutes inside one call of a library, where Python calls no handler of a signal."""
+    Path(folder, f"{job[1]}.pid").write_text(str(os.getpid()))
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
 
 
-def test_events_say_whose_they_are():
-    told = run()
-    assert [event.job for event in told if event.kind == "begin"] == JOBS
-    steps = [event for event in told if event.kind == "step"]
-    assert {(s.generation, s.stage, s.done, s.tokens) for s in steps} == {(3, "train", 1, 7)}
+def quick(folder, job, progress, tell):
+    place = {k: v for k, v in os.environ.items() if k.endswith("VISIBLE_DEVICES")}
+    Path(folder, job[1]).write_text(f"{os.getpid()} {place}")
+    time.sleep(0.3)  # so that no process takes all jobs
 
 
-def test_a_failure_stops_no_other_and_several_are_named():
-    told: list[Event] = []
-    with pytest.raises(InputError, match=r"^b.seed-0 fails$"):
-        run_jobs(says, "b", JOBS[::-1], workers=1, threads=1, listen=told.append)
-    assert [event.job for event in told if event.kind == "begin"] == JOBS[::-1]
-    with pytest.raises(RunFailed, match=r"a.seed-0 fails; a.seed-1 fails"):
-        run("a")
+def dies(folder, job, progress, tell):
+    Path(folder, f"{job[1]}.tried").touch()
+    if job[1] in ("seed-0", "seed-1"):
+        os._exit(9)
 
 
-@pytest.mark.slow
-def test_processes_of_their_own_tell_the_same():
-    alone, several = run(), run(workers=2)
-    assert sorted(e.job for e in several if e.kind == "note") == sorted(JOBS)
-    pids = {e.text.split()[0] for e in several if e.kind == "note"}
-    assert str(os.getpid()) not in pids
-    assert len(several) == len(alone)
-    with pytest.raises(RunFailed, match=r"a.seed-\d fails; a.seed-\d fails"):
-        run("a", workers=2)
+class OddError(Exception):
+    def __init__(self, a, b):
+        super().__init__(f"{a} and {b}")
 
 
-def test_threads_are_given_back():
-    before = torch.get_num_threads()
-    with torch_threads(before + 1):
-        assert torch.get_num_threads() == before + 1
-    assert torch.get_num_threads() == before
+def fails(folder, job, progress, tell):
+    raise OddError("this", "that")
+
+
+PARENT = """
+import sys, time, threading
+from tests.lab.test_executor import JOBS, deep
+from fortifai.lab.executor import run_jobs
+if __name__ == "__main__":
+    run_jobs(deep, sys.argv[1], JOBS[:2], workers=2, threads=1, listen=print)
+"""
+
+
+def until(reached, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not (found := reached()):
+        assert time.monotonic() < end, "in vain"
+        time.sleep(0.02)
+    return found
+
+
+def pids(folder, count=2):
+    found = [p.read_text() for p in Path(folder).glob("*.pid")]
+    return len(found) == count and all(found) and [int(text) for text in found]
+
+
+def gone(pid):
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_killed_parent_takes_its_processes_along(tmp_path):
+    """However deep in a computation they are."""
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"}
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], env=environment)
+    children = until(lambda: pids(tmp_path))
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    until(lambda: all(gone(pid) for pid in children), seconds=5)
+
+
+def test_the_watch_on_the_parent_alone_ends_a_process_too(tmp_path):
+    """As on systems that have no signal for the death of a parent."""
+    code = PARENT.replace("import sys,", "import ctypes, sys,", 1).replace(
+        "if __name__", "sys.platform = 'elsewhere'\nif __name__", 1
+    )
+    file = tmp_path / "parent.py"  # a module of its own, which processes import again
+    file.write_text(code)
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"}
+    parent = subprocess.Popen([sys.executable, file, str(tmp_path)], env=environment)
+    children = until(lambda: pids(tmp_path))
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    until(lambda: all(gone(pid) for pid in children), seconds=5)
+
+
+def test_a_process_that_is_killed_is_told_and_the_others_go_on(tmp_path):
+    with pytest.raises(RunFailed) as told:
+        run_jobs(dies, str(tmp_path), JOBS, workers=2, threads=1, listen=print)
+    for seed in (0, 1):
+        assert f"arm arm, seed {seed}: its process was killed (out of memory?)" in str(told.value)
+    assert "seed 2" not in str(told.value)
+    assert len(list(tmp_path.glob("*.tried"))) == 4
+
+
+def test_an_error_that_cannot_travel_between_processes_is_told(tmp_path):
+    with pytest.raises(RuntimeError, match="OddError: this and that"):
+        run_jobs(fails, str(tmp_path), JOBS[:2], workers=2, threads=1, listen=print)
+
+
+@pytest.mark.parametrize(
+    ("workers", "seen"), [(2, ["0,1", "2,3"]), (3, ["0,1", "2,3"]), (1, ["0,1"])]
+)
+def test_each_process_sees_accelerators_of_its_own(tmp_path, workers, seen):
+    places = [{"CUDA_VISIBLE_DEVICES": "0,1"}, {"CUDA_VISIBLE_DEVICES": "2,3"}]
+    run_jobs(quick, str(tmp_path), JOBS, workers=workers, threads=1, listen=print, places=places)
+    told = dict(p.read_text().split(" ", 1) for p in tmp_path.iterdir())
+    assert str(os.getpid()) not in told
+    assert len(told) == workers
+    assert {eval(text)["CUDA_VISIBLE_DEVICES"] for text in told.values()} == set(seen)
+
+
+# --- which accelerators there are ------------------------------------------------------------
+
+
+@pytest.fixture
+def stand_ins(monkeypatch, tmp_path):
+    """A machine with so many GPUs, and what nvidia-smi says of them."""
+
+    def make(count, listing="", hip=None, **environment):
+        for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(f"{name}_VISIBLE_DEVICES", value)
+        monkeypatch.setattr("torch.cuda.is_available", lambda: count > 0)
+        monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+        monkeypatch.setattr("torch.version.hip", hip)
+        (tmp_path / "listing").write_text(listing)
+        tool = tmp_path / "nvidia-smi"
+        tool.write_text(f"#!/bin/sh\ncat {tmp_path / 'listing'}\n")
+        tool.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+
+    return make
+
+
+WHOLE = "GPU 0: NVIDIA H200 (UUID: GPU-aa)\nGPU 1: NVIDIA H200 (UUID: GPU-bb)\n"
+PARTS = """GPU 0: NVIDIA H200 (UUID: GPU-aa)
+  MIG 1g.18gb     Device  0: (UUID: MIG-11)
+  MIG 1g.18gb     Device  1: (UUID: MIG-22)
+GPU 1: NVIDIA H200 (UUID: GPU-bb)
+"""
+
+
+@pytest.mark.parametrize(
+    ("machine_", "variable", "ids"),
+    [
+        ({"count": 0}, "CUDA", ""),
+        ({"count": 0, "CUDA": "0,1"}, "CUDA", ""),
+        ({"count": 2, "listing": WHOLE}, "CUDA", "0 1"),
+        ({"count": 1, "listing": PARTS}, "CUDA", "MIG-11 MIG-22 GPU-bb"),
+        ({"count": 1, "listing": PARTS, "CUDA": "MIG-22"}, "CUDA", "MIG-22"),
+        ({"count": 2, "CUDA": "3, GPU-aa"}, "CUDA", "3 GPU-aa"),
+        ({"count": 1, "CUDA": "5,-1,6"}, "CUDA", "5"),
+        ({"count": 2, "hip": "6.2"}, "ROCR", "0 1"),
+        ({"count": 2, "hip": "6.2", "ROCR": "4,7"}, "ROCR", "4 7"),
+        ({"count": 1, "hip": "6.2", "ROCR": "4,7", "HIP": "1"}, "HIP", "1"),
+    ],
+)
+def test_the_accelerators_of_a_machine(stand_ins, machine_, variable, ids):
+    stand_ins(**machine_)
+    assert machine.accelerators() == (f"{variable}_VISIBLE_DEVICES", tuple(ids.split()))
+
+
+def test_without_the_tool_gpus_have_numbers(stand_ins, monkeypatch):
+    stand_ins(3, PARTS)
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert machine.accelerators()[1] == ("0", "1", "2")
+
+
+@pytest.mark.parametrize(
+    ("devices", "shares"),
+    [(None, ["0", "1", "2", "3", "4"]), (1, ["0", "1", "2", "3", "4"]), (2, ["0,1", "2,3"])],
+)
+def test_accelerators_are_shared_out(stand_ins, devices, shares):
+    stand_ins(5)
+    assert experiment.shares(devices) == [{"CUDA_VISIBLE_DEVICES": ids} for ids in shares]
+
+
+@pytest.mark.parametrize(
+    ("count", "told"), [(2, "may use 2 accelerators; ask for 2 at most"), (0, "leave it out")]
+)
+def test_more_accelerators_a_chain_than_there_are(stand_ins, count, told):
+    stand_ins(count)
+    with pytest.raises(InputError, match=f"--devices-per-chain is 3, and .*{told}"):
+        experiment.shares(3)
+
+
+def test_no_more_chains_at_a_time_than_accelerators(stand_ins, monkeypatch):
+    monkeypatch.setattr(experiment, "cores", lambda: 64)
+    resolved = type("", (), {"threads": 4})
+    assert experiment._default_workers(resolved, jobs=20, places=8) == 8
+    assert experiment._default_workers(resolved, jobs=3, places=8) == 3
+    assert experiment._default_workers(resolved, jobs=20, places=0) == 16
+    assert executor._MOST_PROCESSES >= 61

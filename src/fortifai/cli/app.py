@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,7 +19,11 @@ from fortifai.cli import kr
 from fortifai.cli.audit import audit, threshold
 from fortifai.cli.common import Debug
 from fortifai.cli.doctor import doctor
-from fortifai.errors import FortifaiError
+from fortifai.cli.stopping import stoppable
+from fortifai.errors import FortifaiError, InputError, Stopped
+
+if TYPE_CHECKING:
+    from fortifai.lab.spec import AnyExperiment
 
 app = typer.Typer(
     name="fortifai",
@@ -105,42 +110,121 @@ def run(
     set_: Set = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Arms and seeds at a time; the cores' number if not given."),
+        typer.Option(
+            min=1,
+            help="Arms and seeds at a time; as many as have accelerators of their own, else the "
+            "cores' number, if not given.",
+        ),
+    ] = None,
+    devices_per_chain: Annotated[
+        int | None, typer.Option(min=1, help="Accelerators of each; 1 if not given.")
+    ] = None,
+    chain: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ARM/SEED",
+            help="Run this one alone, such as ce/seed-0; others may run elsewhere.",
+        ),
     ] = None,
     plugin: Plugin = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the plan, do nothing.")
     ] = False,
+    slurm: Annotated[
+        bool,
+        typer.Option("--slurm", help="Print a job array for SLURM, a task a chain; do nothing."),
+    ] = False,
+    sbatch: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="An option of that array; may be repeated."),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Train, rewrite and measure generation after generation, then write the report."""
-    from fortifai import configuration
-    from fortifai.lab import plugins
+    with _left_on_signals():
+        from fortifai import configuration
+        from fortifai.lab import plugins
 
-    raw, root = configuration.read_raw(source)
-    parts = plugins.load(plugin or [])
-    resolved = configuration.resolve(configuration.apply_set(raw, set_ or []), parts)
-    _quiet_libraries()
-    from fortifai.cli import terminal
-    from fortifai.lab import experiment
-    from fortifai.lab.plan import plan
+        raw, root = configuration.read_raw(source)
+        parts = plugins.load(plugin or [])
+        resolved = configuration.resolve(configuration.apply_set(raw, set_ or []), parts)
+        _quiet_libraries()
+        from fortifai.cli import terminal
+        from fortifai.lab import experiment
+        from fortifai.lab.plan import plan
 
-    folder = out or Path("runs") / resolved.name
-    if dry_run:
-        data = resolved.read(root)
-        terminal.print_plan(out_console, resolved, plan(resolved, data), folder)
-        return
+        folder = out or Path("runs") / resolved.name
+        if sbatch and not slurm:
+            raise InputError("--sbatch is for the script that --slurm prints; give both or neither")
+        if chain is not None and slurm:
+            raise InputError("--slurm prints a script of all chains; give it without --chain")
+        if slurm:
+            typer.echo(_slurm_script(resolved, source, folder, set_, plugin, sbatch), nl=False)
+            return
+        only = None if chain is None else experiment.chain_named(resolved, chain)
+        if dry_run:
+            data = resolved.read(root)
+            terminal.print_plan(out_console, resolved, plan(resolved, data), folder)
+            return
+        count = len(experiment.chains(resolved)) if only is None else 1
+        with terminal.watching(resolved, err_console, count) as listen:
+            experiment.run(
+                *(resolved, root, folder),
+                workers=workers,
+                devices=devices_per_chain,
+                only=only,
+                listen=listen,
+            )
+        if only is not None:
+            out_console.print(Text(f"finished: {chain} of {folder}"), soft_wrap=True)
+            return
+        from fortifai.report import write_report
+
+        _show_report(write_report([folder], tell=_warn))
+
+
+@contextmanager
+def _left_on_signals() -> Iterator[None]:
     try:
-        with terminal.watching(resolved, err_console) as listen:
-            experiment.run(resolved, root, folder, workers=workers, listen=listen)
-    except KeyboardInterrupt:
+        with stoppable():
+            yield
+    except Stopped as stopped:
         err_console.print(
             "stopped; the same command goes on from the last whole generation", soft_wrap=True
         )
-        raise typer.Exit(130) from None
-    from fortifai.report import write_report
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(stopped.exit_code)  # what libraries tidy up at an ordinary exit takes seconds
 
-    _show_report(write_report([folder], tell=_warn))
+
+def _slurm_script(
+    resolved: AnyExperiment,
+    source: str,
+    folder: Path,
+    set_: list[str] | None,
+    plugin: list[str] | None,
+    sbatch: list[str] | None,
+) -> str:
+    from fortifai.cli import slurm
+    from fortifai.lab import experiment
+
+    command = ["fortifai", "run", source, "--out", str(folder)]
+    command += [word for one in set_ or [] for word in ("--set", one)]
+    command += [word for one in plugin or [] for word in ("--plugin", one)]
+    options = [f"cpus-per-task={resolved.threads}", *(sbatch or [])]
+    return slurm.script(resolved.name, str(folder), command, experiment.chains(resolved), options)
+
+
+@app.command()
+def status(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    debug: Debug = False,
+) -> None:
+    """Show which chains of a run are finished, running (and where), waiting or failed."""
+    from fortifai.cli import terminal
+    from fortifai.lab import status as found
+
+    terminal.print_status(out_console, found.read(folder))
 
 
 @app.command()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import get_args
 
 from rich.console import Console
 from rich.markup import escape
@@ -25,11 +27,18 @@ from fortifai.lab.executor import Event, Job, Listen
 from fortifai.lab.experiment import SHARED
 from fortifai.lab.plan import RunPlan
 from fortifai.lab.spec import AnyExperiment
+from fortifai.lab.status import ChainStatus, State
 
 
 @contextmanager
-def watching(config: AnyExperiment, console: Console) -> Iterator[Listen]:
-    """A listener that draws progress on a terminal, and prints one line a generation elsewhere."""
+def watching(config: AnyExperiment, console: Console, chains: int) -> Iterator[Listen]:
+    """A listener that draws progress on a terminal, and prints one line a generation elsewhere.
+
+    Args:
+        config: What is run.
+        console: Where to.
+        chains: How many of its chains.
+    """
     if not console.is_terminal:
         yield _Lines(config, console)
         return
@@ -41,7 +50,7 @@ def watching(config: AnyExperiment, console: Console) -> Iterator[Listen]:
         _Left(),
     )
     with Progress(*columns, console=console, transient=False) as progress:
-        yield _Bars(config, progress)
+        yield _Bars(config, progress, chains)
 
 
 class _Left(ProgressColumn):
@@ -75,14 +84,13 @@ class _Rate:
 class _Bars:
     """One bar for the whole, one for each chain at work."""
 
-    def __init__(self, config: AnyExperiment, progress: Progress) -> None:
+    def __init__(self, config: AnyExperiment, progress: Progress, chains: int) -> None:
         self._config, self._progress = config, progress
         self._lock = threading.Lock()
-        count = len(config.arms) * len(config.chains())
         self._whole = progress.add_task(
             f"[bold]{escape(config.name)}[/]",
-            total=count * config.generations,
-            info=f"{count} chains x {config.generations} generations",
+            total=chains * config.generations,
+            info=f"{chains} chains x {config.generations} generations",
         )
         self._reached: dict[Job, int] = {}
         self._tasks: dict[Job, int] = {}
@@ -189,6 +197,22 @@ def print_plan(console: Console, config: AnyExperiment, plan: RunPlan, folder: P
         )
     console.print(table)
     console.print("nothing was written; run it without --dry-run", highlight=False)
+
+
+def print_status(console: Console, chains: Sequence[ChainStatus]) -> None:
+    """The chains of a run as a table, and how many are in which state."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("chain", "state", "generations", ""):
+        table.add_column(heading, no_wrap=heading != "", overflow="fold")
+    for one in chains:
+        color = {"failed": "red", "finished": "green", "running": "cyan"}.get(one.state, "")
+        table.add_row(
+            *(one.chain, Text(one.state, style=color), f"{one.done} of {one.due}", Text(one.told))
+        )
+    console.print(table)
+    states = Counter(one.state for one in chains)
+    told = ", ".join(f"{states[state]} {state}" for state in get_args(State) if states[state])
+    console.print(f"{len(chains)} chains: {told}", highlight=False)
 
 
 def _shares(shares: tuple[float, ...], generations: int) -> str:

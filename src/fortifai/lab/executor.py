@@ -7,21 +7,26 @@ otherwise, and a result must not depend on `workers`.
 
 from __future__ import annotations
 
+import collections
+import ctypes
 import dataclasses
 import multiprocessing
+import multiprocessing.connection
 import os
+import pickle
+import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing.process import BaseProcess
 from typing import Any, Literal
 
 import torch
 
-from fortifai.errors import FortifaiError, RunFailed
+from fortifai.errors import FortifaiError, RunFailed, Stopped
 from fortifai.lab.measures import Score
 from fortifai.lab.progress import Progress
 
@@ -50,6 +55,8 @@ class Event:
 
 Listen = Callable[[Event], None]
 
+PATIENCE = 1.0
+"""Seconds that processes which are asked to leave have for it."""
 _MOST_PROCESSES = 61 if sys.platform == "win32" else 1 << 16  # Windows waits for no more at once
 
 
@@ -61,7 +68,6 @@ class _Sender:
         self._generation, self._last = 0, 0.0
 
     def step(self, stage: str, done: int, total: int, *, tokens: int = 0) -> None:
-        self._leave_if_orphaned()
         now = time.monotonic()
         if now - self._last >= 0.1 or done >= total:
             self._last = now
@@ -77,35 +83,45 @@ class _Sender:
     def note(self, text: str) -> None:
         self._send(Event("note", self._job, self._generation, text=text))
 
-    def _leave_if_orphaned(self) -> None:
-        # a parent that was killed takes its chains along: nobody would wait for them, and the same
-        # command started again must find the folder free
-        parent = multiprocessing.parent_process()
-        if parent is not None and not parent.is_alive():
-            os._exit(1)
-
 
 def run_jobs(
-    work: Work, shared: Any, jobs: Sequence[Job], *, workers: int, threads: int, listen: Listen
+    work: Work,
+    shared: Any,
+    jobs: Sequence[Job],
+    *,
+    workers: int,
+    threads: int,
+    listen: Listen,
+    places: Sequence[Mapping[str, str]] = (),
 ) -> None:
     """Run every job; one that fails does not stop the others.
+
+    However this process ends, its own end: on an exception they are asked to leave and, soon
+    after, killed; where this process is killed, the system kills them.
 
     Args:
         work: Does one job.
         shared: First argument of `work`; small and picklable.
         jobs: What to do.
-        workers: How many at a time; 1 runs them in this process.
+        workers: How many at a time; 1 runs them in this process, unless there are several places.
         threads: PyTorch threads for each.
         listen: Receives events, one at a time.
+        places: Environment variables of each process, in turn: which accelerators are its own.
 
     Raises:
         FortifaiError: What the first failed job raised, once the others have ended; `RunFailed`
             naming every failed job if there are several.
     """
-    if workers == 1:
+    if workers == 1 and len(places) < 2:
         failures = _run_here(work, shared, jobs, threads, listen)
     else:
-        failures = _run_in_processes(work, shared, jobs, workers, threads, listen)
+
+        def start(number: int) -> _Process:
+            place = places[number % len(places)] if places else {}
+            return _Process(number, work, shared, threads, place)
+
+        count = min(workers, len(jobs), _MOST_PROCESSES)
+        failures = _run_in_processes(jobs, count, start, listen)
     if len(failures) == 1:
         raise failures[0][1]
     if failures:
@@ -138,57 +154,152 @@ def torch_threads(threads: int) -> Iterator[None]:
 
 
 def _run_in_processes(
-    work: Work, shared: Any, jobs: Sequence[Job], workers: int, threads: int, listen: Listen
+    jobs: Sequence[Job], count: int, start: Callable[[int], _Process], listen: Listen
 ) -> list[tuple[Job, Exception]]:
-    context = multiprocessing.get_context("spawn")  # fork and threaded libraries do not mix
-    queue: Any = context.Queue()
-    listener = threading.Thread(target=_drain, args=(queue, listen), daemon=True)
-    listener.start()
+    """Run the jobs in so many processes; `start` makes the one of a number."""
+    waiting = collections.deque(jobs)
     failures: list[tuple[Job, Exception]] = []
-    pool = ProcessPoolExecutor(
-        min(workers, len(jobs), _MOST_PROCESSES),
-        mp_context=context,
-        initializer=_initialize,
-        initargs=(queue, threads),
-    )
+    processes: dict[Any, _Process] = {}
     try:
-        futures = {pool.submit(_run_there, work, shared, job): job for job in jobs}
-        for future in as_completed(futures):
-            try:
-                future.result()
-            except FortifaiError as error:
-                failures.append((futures[future], error))
-            except BrokenProcessPool as error:
-                arm, chain = futures[future]
-                raise RunFailed(
-                    f"arm {arm}, {chain.replace('-', ' ')}: its process was killed (out of "
-                    "memory?); start the same command again to go on from the last whole generation"
-                ) from error
-        pool.shutdown()  # a process that ends has sent all that it said
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
-            process.terminate()
-        raise
+        for number in range(count):
+            process = start(number)
+            processes[process.pipe] = process
+            process.take(waiting.popleft())
+        while processes:
+            for pipe in multiprocessing.connection.wait(list(processes)):
+                process = processes[pipe]
+                try:
+                    told = process.pipe.recv()
+                except (EOFError, OSError):
+                    told = process.was_killed()
+                if isinstance(told, Event):
+                    listen(told)
+                    continue
+                if isinstance(told, FortifaiError):
+                    failures.append((process.job, told))
+                elif told is not None:
+                    raise told
+                if waiting and process.ended:  # another in its place
+                    del processes[pipe]
+                    process = start(process.number)
+                    processes[process.pipe] = process
+                if waiting:
+                    process.take(waiting.popleft())
+                else:
+                    process.leave()
+                    del processes[pipe]
     finally:
-        queue.put(None)
-        listener.join(timeout=10)
+        _end([process.process for process in processes.values()])
     return failures
 
 
-def _drain(queue: Any, listen: Listen) -> None:
-    while (event := queue.get()) is not None:
-        listen(event)
+class _Process:
+    """A process that does one job after the other, and the pipe to it."""
+
+    job: Job
+
+    def __init__(
+        self, number: int, work: Work, shared: Any, threads: int, place: Mapping[str, str]
+    ) -> None:
+        context = multiprocessing.get_context("spawn")  # fork and threaded libraries do not mix
+        self.number, self.ended = number, False
+        self.pipe, there = context.Pipe()
+        self.process = context.Process(target=_serve, args=(there, work, shared, threads, place))
+        self.process.start()
+        there.close()
+
+    def take(self, job: Job) -> None:
+        self.job = job
+        with suppress(OSError):  # it was killed, which shows when it is listened to
+            self.pipe.send(job)
+
+    def was_killed(self) -> RunFailed:
+        self.ended = True
+        self.process.join()
+        arm, chain = self.job
+        return RunFailed(
+            f"arm {arm}, {chain.replace('-', ' ')}: its process was killed (out of memory?); start "
+            "the same command again to go on from the last whole generation"
+        )
+
+    def leave(self) -> None:
+        with suppress(OSError):
+            self.pipe.send(None)
+        self.process.join()
 
 
-_worker: dict[str, Any] = {}
+def _end(processes: Iterable[BaseProcess]) -> None:
+    """Ask processes to leave, and kill those that are deep in a computation."""
+    deadline = time.monotonic() + PATIENCE
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+        process.kill()
+        process.join()
 
 
-def _initialize(queue: Any, threads: int) -> None:
+# --- in such a process ------------------------------------------------------------------------
+
+_busy = threading.Event()
+
+
+def _serve(pipe: Any, work: Work, shared: Any, threads: int, place: Mapping[str, str]) -> None:
+    signal.signal(signal.SIGTERM, _leave)
+    # that of a terminal goes to all processes, and the parent sees to them
+    signal.signal(signal.SIGINT, lambda *_: None)
+    _end_with_parent()
+    os.environ.update(place)
     torch.set_num_threads(threads)
-    _worker.update(send=queue.put)
+    turn = threading.Lock()
+
+    def send(told: Any) -> None:
+        with turn:
+            pipe.send(told)
+
+    while (job := pipe.recv()) is not None:
+        failed: Exception | None = None
+        _busy.set()
+        try:
+            sender = _Sender(job, send)
+            work(shared, job, sender, sender.note)
+        except Stopped as stopped:
+            os._exit(stopped.exit_code)  # behind the work's own clearing up
+        except Exception as error:
+            failed = _as_sent(error)
+        _busy.clear()
+        send(failed)
 
 
-def _run_there(work: Work, shared: Any, job: Job) -> None:
-    sender = _Sender(job, _worker["send"])
-    work(shared, job, sender, sender.note)
+def _as_sent(error: Exception) -> Exception:
+    """The error with its traceback as a note, which a pipe carries; another where it cannot."""
+    error.add_note(traceback.format_exc())
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def _leave(number: int, _: Any) -> None:
+    signal.signal(number, signal.SIG_IGN)  # once is enough
+    if not _busy.is_set():
+        os._exit(128 + number)
+    raise Stopped(number)
+
+
+def _end_with_parent() -> None:
+    """Have this process killed when its parent is gone, however deep in a computation it is."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    if sys.platform == "linux":
+        set_death_signal, kill = 1, 9  # of sys/prctl.h and signal.h
+        ctypes.CDLL(None).prctl(set_death_signal, kill)
+    # on other systems, and where the parent was gone before that call
+    sentinel = parent.sentinel
+    threading.Thread(target=_watch, args=(sentinel,), daemon=True).start()
+
+
+def _watch(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)

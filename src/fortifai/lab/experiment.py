@@ -5,18 +5,18 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from threadpoolctl import threadpool_limits
 
 from fortifai import files
-from fortifai.errors import InputError, RunFailed
+from fortifai.errors import InputError, RunFailed, nearest
 from fortifai.lab import plugins, run_folder
 from fortifai.lab.domain import Domain
 from fortifai.lab.executor import Event, Job, Listen, Tell, run_jobs, torch_threads
@@ -26,13 +26,15 @@ from fortifai.lab.plan import plan
 from fortifai.lab.progress import Progress
 from fortifai.lab.seeds import Seed
 from fortifai.lab.spec import AnyExperiment, with_plugins
-from fortifai.lab.store import ChainStore, committing, inspect, locked, write_json
-from fortifai.machine import cores
+from fortifai.lab.store import LOCK, ChainStore, at_work, committing, inspect, locked, write_json
+from fortifai.machine import accelerators, cores
 
 RUN: Job = ("run", "")
 """The run as a whole, where events name a chain."""
 SHARED: Job = ("shared data", "")
 """What is prepared for all chains, where events name a chain; no arm's name has a space."""
+PREPARING = f"{LOCK}-shared"
+"""The lock of who writes the head and what all chains share."""
 GIVE_WAY = 30.0
 """Seconds that a chain waits for a killed run's process to let go of its folder."""
 
@@ -46,6 +48,8 @@ def run(
     out: Path,
     *,
     workers: int | None = None,
+    devices: int | None = None,
+    only: Job | None = None,
     listen: Listen = lambda _: None,
 ) -> None:
     """Run an experiment, or what is missing of it, into the folder `out`.
@@ -54,56 +58,121 @@ def run(
         experiment: The resolved configuration.
         root: Folder that its file names are relative to.
         out: The run folder; created, or taken up again.
-        workers: Chains at a time; None: as many as the cores allow, 1 with an accelerator.
+        workers: Chains at a time; None: as many as the accelerators allow, else the cores.
+        devices: Accelerators of each chain; None: 1 where there are any.
+        only: The one chain to run. Others may be run at the same time, by other processes.
         listen: Receives events.
 
     Raises:
         InputError: The configuration or what it names is wrong, or `out` holds another run.
         RunFailed: Work that had started could not go on; what was finished is kept.
     """
-    with _disk_told(out):
-        earlier = run_folder.earlier(experiment, out)
+
+    def tell(sentence: str) -> None:
+        listen(Event("note", RUN, text=sentence))
+
+    jobs = chains(experiment) if only is None else [only]
+    places = shares(devices)
+    with _disk_told(out), ExitStack() as held:
+        run_folder.earlier(experiment, out)  # refuses before anything is read
         data = experiment.read(root)
-        before = data
-        if earlier is not None and earlier.generations < experiment.generations:
-            before = earlier.read(root)
-            _check_foundation(earlier, before, data, out)
-
-        def tell(sentence: str) -> None:
-            listen(Event("note", RUN, text=sentence))
-
-        with locked(out, tell=tell):
-            _check_disk(experiment, data, out)
-            run_folder.sweep(out)
-            if earlier is None:
-                run_folder.write_head(experiment, data, out)
-            _prepare(experiment, data, before, out, listen)
-            if earlier is not None:
-                run_folder.renew_head(experiment, earlier, data, out, tell)
-            jobs: list[Job] = [
-                (arm, name) for name in experiment.chains() for arm in experiment.arms
-            ]
-            run_jobs(
-                run_chain,
-                Place(str(out), experiment.without_plugins(), experiment.plugins.names),
-                jobs,
-                workers=default_workers(experiment, len(jobs)) if workers is None else workers,
-                threads=experiment.threads,
-                listen=listen,
+        if only is None:
+            held.enter_context(locked(out, tell=tell))
+        elif (whole := files.holder(out / LOCK)) and whole.alive:
+            raise InputError(
+                f"{out} is in use by a run of all its chains ({whole}); wait for it, or choose "
+                "another --out"
             )
+        with locked(out, name=PREPARING, wait=math.inf, tell=tell):
+            _prepare(experiment, root, data, out, listen)
+        run_jobs(
+            run_chain,
+            Place(str(out), experiment.without_plugins(), experiment.plugins.names),
+            _longest_first(experiment, data, jobs),
+            workers=workers or _default_workers(experiment, len(jobs), len(places)),
+            threads=experiment.threads,
+            listen=listen,
+            places=places,
+        )
 
 
-def default_workers(experiment: AnyExperiment, jobs: int) -> int:
-    """As many chains at a time as the cores allow; one where they would share an accelerator."""
-    if torch.cuda.is_available():
-        return 1
-    return max(1, min(jobs, cores() // experiment.threads))
+def chains(experiment: AnyExperiment) -> list[Job]:
+    """All of them, the first seed of every arm first."""
+    return [(arm, name) for name in experiment.chains() for arm in experiment.arms]
+
+
+def chain_named(experiment: AnyExperiment, name: str) -> Job:
+    """The chain of a name such as ``ce/seed-0``.
+
+    Raises:
+        InputError: There is none.
+    """
+    known = {"/".join(job): job for job in chains(experiment)}
+    if name not in known:
+        told = ", ".join([*known][:5]) + (", ..." if len(known) > 5 else "")
+        raise InputError(
+            f"there is no chain {name!r}{nearest(name, known)}; the {len(known)} chains of this "
+            f"run are {told}"
+        )
+    return known[name]
+
+
+def shares(devices: int | None) -> list[dict[str, str]]:
+    """The environment of each chain that runs at a time: which accelerators it sees.
+
+    Args:
+        devices: Accelerators of each; None: 1, where there are any.
+
+    Raises:
+        InputError: There are fewer.
+    """
+    variable, ids = accelerators()
+    if devices is not None and devices > len(ids):
+        raise InputError(
+            f"--devices-per-chain is {devices}, and a run here may use {len(ids)} accelerators; "
+            + (f"ask for {len(ids)} at most" if ids else "leave it out to run on the processor")
+        )
+    n = devices or 1
+    return [{variable: ",".join(ids[i : i + n])} for i in range(0, len(ids) - n + 1, n)]
+
+
+def _default_workers(experiment: AnyExperiment, jobs: int, places: int) -> int:
+    """As many chains at a time as have accelerators of their own, else as the cores allow."""
+    return max(1, min(jobs, places or cores() // experiment.threads))
+
+
+def _longest_first(experiment: AnyExperiment, data: Domain, jobs: list[Job]) -> list[Job]:
+    """So that no long chain is left to the end, when others have nothing to do."""
+    if len(jobs) == 1:
+        return jobs
+    work = {arm.arm: arm.trained + arm.rewritten for arm in plan(experiment, data).arms}
+    return sorted(jobs, key=lambda job: -work[job[0]])
 
 
 # --- what all chains share --------------------------------------------------------------------
 
 
 def _prepare(
+    experiment: AnyExperiment, root: Path, data: Domain, out: Path, listen: Listen
+) -> None:
+    """Write what is missing of the head and of ``shared/``, or what more generations change."""
+    earlier = run_folder.earlier(experiment, out)  # another process may have been here
+    before = data
+    if earlier is not None and earlier.generations < experiment.generations:
+        before = earlier.read(root)
+        _check_foundation(earlier, before, data, out)
+    _check_disk(experiment, data, out)
+    run_folder.sweep(out)
+    if earlier is None:
+        run_folder.write_head(experiment, data, out)
+    _share(experiment, data, before, out, listen)
+    if earlier is not None:
+        run_folder.renew_head(
+            experiment, earlier, data, out, lambda text: listen(Event("note", RUN, text=text))
+        )
+
+
+def _share(
     experiment: AnyExperiment, data: Domain, before: Domain, out: Path, listen: Listen
 ) -> None:
     """Write ``shared/`` where it is not there, not whole, or made for fewer generations."""
@@ -202,7 +271,12 @@ def run_chain(place: Place, job: Job, progress: Progress, tell: Tell) -> None:
     folder, experiment = Path(place.out), place.read()
     data = experiment.load(folder / "shared")
     chain_folder = folder / "arms" / arm / name
-    with locked(chain_folder, wait=GIVE_WAY), _disk_told(folder), _where(arm, name):
+    with (
+        locked(chain_folder, wait=GIVE_WAY, tell=tell),
+        at_work(chain_folder),
+        _disk_told(folder),
+        _where(arm, name),
+    ):
         chain = build_chain(experiment, arm, experiment.chains()[name], data, chain_folder)
         # here, where every library that the chain uses is loaded: a pool that is loaded later
         # would keep all cores, and the order of its sums would depend on `workers`

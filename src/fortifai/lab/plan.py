@@ -42,6 +42,7 @@ class RunPlan:
 
     Attributes:
         arms: What each arm will do.
+        chains: Names of the chains of each arm, one a seed or one for all seeds.
         seeds: How many.
         generations: How many.
         unit: What samples are counted in.
@@ -51,6 +52,7 @@ class RunPlan:
     """
 
     arms: tuple[ArmPlan, ...]
+    chains: tuple[str, ...]
     seeds: int
     generations: int
     unit: str
@@ -72,6 +74,7 @@ def plan(experiment: AnyExperiment, data: Domain) -> RunPlan:
         written = min(written, 2 * len(data.real[0]) * data.sample_bytes * chain_seeds)
     return RunPlan(
         arms=arms,
+        chains=tuple(experiment.chains()),
         seeds=len(experiment.seeds),
         generations=experiment.generations,
         unit=experiment.unit,

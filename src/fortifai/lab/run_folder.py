@@ -44,6 +44,24 @@ def read_config(folder: Path, kind: type[AnyExperiment]) -> AnyExperiment:
         InputError: It is not a run folder, or its configuration cannot be read as such.
     """
     path = folder / CONFIG
+    try:
+        return kind.model_validate(read_plain(folder))
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in error.errors()]
+        raise InputError(
+            f"{path} cannot be read as a run of {kind.unit} by this version of fortifai "
+            f"({'; '.join(faults[:3])}); choose another --out, or go on with the version that "
+            "started the run"
+        ) from error
+
+
+def read_plain(folder: Path) -> dict[str, Any]:
+    """The same, as plain lists, mappings and numbers, whatever the kind of experiment.
+
+    Raises:
+        InputError: It is not a run folder, or its configuration is no YAML mapping.
+    """
+    path = folder / CONFIG
     if not path.is_file():
         raise InputError(f"{folder} is not a run folder: it has no {CONFIG}")
     try:
@@ -52,15 +70,7 @@ def read_config(folder: Path, kind: type[AnyExperiment]) -> AnyExperiment:
         raise InputError(f"{path} cannot be read as YAML; choose another --out") from error
     if not isinstance(raw, dict):
         raise InputError(f"{path} holds no configuration; choose another --out")
-    try:
-        return kind.model_validate(as_today(raw))
-    except ValidationError as error:
-        faults = [f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in error.errors()]
-        raise InputError(
-            f"{path} cannot be read as a run of {kind.unit} by this version of fortifai "
-            f"({'; '.join(faults[:3])}); choose another --out, or go on with the version that "
-            "started the run"
-        ) from error
+    return as_today(raw)
 
 
 def plain(experiment: AnyExperiment) -> dict[str, Any]:

@@ -13,8 +13,9 @@ import hashlib
 import json
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ MODEL = "model"
 SAMPLES = "samples.safetensors"
 ENDED = "ended.json"
 STALE = "stale.json"
+STATE = "state.json"
 LOCK = ".lock"
 
 
@@ -293,15 +295,37 @@ def _remove(path: Path) -> None:
 
 
 @contextmanager
+def at_work(folder: Path) -> Iterator[None]:
+    """Leave word in a chain's folder that it is being worked on, or why that failed."""
+    state = {"since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    files.write_whole(folder / STATE, _json_text(state))
+    try:
+        yield
+    except Exception as error:
+        with suppress(OSError):  # such as a full disk, which is what is told then
+            files.write_whole(folder / STATE, _json_text(state | {"failed": str(error)}))
+        raise
+    except BaseException:
+        (folder / STATE).unlink(missing_ok=True)
+        raise
+    (folder / STATE).unlink(missing_ok=True)
+
+
+@contextmanager
 def locked(
-    folder: Path, *, wait: float = 0.0, tell: Callable[[str], None] = lambda _: None
+    folder: Path,
+    *,
+    name: str = LOCK,
+    wait: float = 0.0,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Iterator[None]:
-    """Hold `folder` for this process alone.
+    """Hold `folder` for this process alone; see `files.lock`.
 
     Args:
         folder: Created if it is not there.
+        name: Of the lock, where a folder has several.
         wait: Seconds to wait for another process to let go.
-        tell: Receives one sentence where the file system has no locks.
+        tell: Receives one sentence where it waits, and where the lock is taken over.
 
     Raises:
         InputError: Another process holds it, or it cannot be made.
@@ -314,5 +338,5 @@ def locked(
         raise InputError(
             f"{folder} cannot be made ({error.strerror}); choose another --out"
         ) from error
-    with files.lock(folder / LOCK, str(folder), "choose another --out", wait=wait, tell=tell):
+    with files.lock(folder / name, str(folder), "choose another --out", wait=wait, tell=tell):
         yield

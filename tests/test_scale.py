@@ -1,0 +1,387 @@
+"""Runs that are stopped, killed, spread over jobs of a cluster, and looked at from aside."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from fortifai import configuration, files
+from fortifai.errors import InputError
+from fortifai.lab import experiment, status
+from tests.lab.test_executor import gone, until
+
+ROOT = Path(__file__).parents[1]
+RAW = yaml.safe_load("""
+name: scale
+generations: 6
+seeds: {count: 2}
+baseline: mle
+corpus: {kind: points, source: {kind: gaussian}, samples: 50, held_out: 50}
+cures: [{kind: deduplicate}]
+regime: {kind: replace}
+measures: [probe]
+family: {kind: gaussian}
+arms: {mle: {}, acc: {regime: {kind: accumulate}}}
+""")
+NAMES = ["mle/seed-0", "mle/seed-1", "acc/seed-0", "acc/seed-1"]
+PROBE = textwrap.dedent("""
+    import hashlib, os, time
+    from pathlib import Path
+    from fortifai.lab.measures import Score, measure
+
+    @measure("probe", title="Probe", panel="Probe", unit="none", real=True)
+    def probe(generation):
+        asked = os.environ.get("PROBE", "")
+        if generation.number == 3:
+            if asked:
+                with open(os.environ["PROBED"], "a") as told:
+                    told.write(f"{os.getpid()}\\n")
+            if asked == "deep":
+                hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+            if asked == "wait":
+                time.sleep(600)
+            if asked == "fail":
+                raise RuntimeError("the probe broke")
+        if asked == "slow":
+            time.sleep(0.02)
+        yield Score("probe", 1.0, "rewritten", 1)
+
+    PLUGIN = [probe]
+""")
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    (tmp_path / "scale.yaml").write_text(yaml.safe_dump(RAW, sort_keys=False))
+    (tmp_path / "probing.py").write_text(PROBE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT / 'src'}")
+    monkeypatch.setenv("PROBED", str(tmp_path / "probed"))
+    return tmp_path
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "fortifai.cli", *map(str, arguments)]
+
+
+def run(*arguments: object) -> list[str]:
+    return command("run", "scale.yaml", "--plugin", "probing", "--out", "run", *arguments)
+
+
+def start(asked: str, *arguments: object) -> subprocess.Popen[str]:
+    environment = os.environ | {"PROBE": asked}
+    return subprocess.Popen(run(*arguments), env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def finish(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(run(*arguments), capture_output=True, text=True, check=False)
+
+
+def probed(count: int = 1) -> list[int]:
+    told = Path("probed")
+
+    def found():
+        lines = told.read_text().split() if told.exists() else []
+        return len(lines) >= count and [int(line) for line in lines]
+
+    return until(found)
+
+
+def outcome(folder: Path) -> dict[str, str]:
+    return {
+        p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name != "run.json" and p != folder / "manifest.json"
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> dict[str, str]:
+    """What a run that nobody disturbs leaves, but for its report."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "probing.py").write_text(PROBE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        from fortifai.lab import plugins
+
+        resolved = configuration.resolve(RAW, plugins.load(["probing"]))
+        experiment.run(resolved, folder, folder / "run", workers=1)
+    sys.modules.pop("probing")
+    return outcome(folder / "run")
+
+
+def without_report(found: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in found.items() if not name.startswith("report/")}
+
+
+# --- being stopped ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("asked", ["deep", "wait"])
+def test_a_signal_ends_a_run_at_once(place, whole, number, workers, asked):
+    """In the middle of a computation, too; what is committed stays, and no process does."""
+    process = start(asked, "--workers", workers)
+    at_work = probed(workers)
+    left = [process.pid, *(c.pid for c in psutil.Process(process.pid).children(recursive=True))]
+    assert set(at_work) <= set(left)
+    begin = time.monotonic()
+    process.send_signal(number)
+    _, told = process.communicate(timeout=30)
+    assert time.monotonic() - begin < 5
+    assert process.returncode == 128 + number
+    until(lambda: all(gone(pid) for pid in left), seconds=1)
+    if asked == "wait":
+        assert "stopped; the same command goes on" in told
+        assert "Traceback" not in told
+        assert not list(Path("run").rglob(".lock*")), "let go of"
+        assert {one.state for one in status.read(Path("run"))} <= {"waiting", "finished"}
+    again = finish("--workers", "2")
+    assert again.returncode == 0, again.stderr
+    assert ("was taken over" in again.stderr) == (asked == "deep")
+    assert without_report(outcome(Path("run"))) == whole
+
+
+def test_a_signal_to_all_processes_of_a_job_is_one_to_the_run(place):
+    """As a terminal's and a cluster's are."""
+    environment = os.environ | {"PROBE": "wait"}
+    process = subprocess.Popen(
+        run("--workers", "2"), env=environment, stderr=subprocess.PIPE, start_new_session=True
+    )
+    probed(2)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 143, told
+    assert b"stopped; the same" in told
+
+
+def test_a_second_run_on_a_folder_gets_one_sentence(place):
+    first = start("wait", "--workers", "1")
+    probed()
+    second = finish()
+    assert second.returncode == 2
+    assert re.fullmatch(
+        rf"error: run is in use by another run of fortifai; wait for it "
+        rf"\(process {first.pid} on \S+\), or choose another --out\n",
+        second.stderr,
+    )
+    third = finish("--chain", "acc/seed-1")
+    assert third.returncode == 2
+    assert "run is in use by a run of all its chains (process" in third.stderr
+    first.kill()
+    first.communicate()
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_lose_nothing(place, whole):
+    """Killed where it may be, a run ends with the bytes of one that was not."""
+    rng, kills, moments = random.Random(0), 0, []
+    while kills < 50:
+        process = start("slow", "--workers", "2")
+        if kills % 2:  # every other one early on, while it starts or prepares
+            time.sleep(rng.uniform(0, 3))
+        else:
+            held = Path("run", "arms")
+            while not any(held.rglob(".lock")) and process.poll() is None:
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 0.4))
+        children = psutil.Process(process.pid).children(recursive=True)
+        if kills % 5 == 4 and children:
+            rng.choice(children).kill()
+            process.communicate(timeout=120)
+        else:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+        kills += 1
+        until(lambda children=children: all(gone(c.pid) for c in children), seconds=5)
+        manifests = len(list(Path("run").glob("arms/*/*/generation-*/manifest.json")))
+        moments.append(manifests)
+        if manifests == 24 and kills < 50:  # so that there is something to do again
+            damaged = rng.choice([*Path("run").glob("arms/*/*/generation-*")])
+            (damaged / "manifest.json").unlink()
+    assert len(set(moments)) > 5, "the kills came at different moments"
+    again = finish("--workers", "2")
+    assert again.returncode == 0, again.stderr
+    assert without_report(outcome(Path("run"))) == whole
+
+
+# --- one chain alone --------------------------------------------------------------------------
+
+
+def test_chains_one_by_one_and_at_once_are_the_run(place, whole):
+    processes = [start("", "--chain", name) for name in NAMES]
+    for process in processes:
+        _, told = process.communicate(timeout=300)
+        assert process.returncode == 0, told
+    assert outcome(Path("run")) == whole
+    again = finish("--chain", NAMES[2])
+    assert (again.returncode, again.stderr) == (0, ""), "there was nothing to do"
+    assert again.stdout == f"finished: {NAMES[2]} of run\n"
+    assert outcome(Path("run")) == whole
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--chain", "mle/seed-9"), r"no chain 'mle/seed-9'; did you mean 'mle/seed-\d'\?; the 4"),
+        (("--chain", "mle"), "there is no chain 'mle'"),
+        (("--devices-per-chain", "2"), "--devices-per-chain is 2"),
+        (("--sbatch", "time=1"), "--sbatch is for the script that --slurm prints"),
+        (("--slurm", "--sbatch", "time"), "--sbatch is 'time'; it must be KEY=VALUE"),
+        (("--slurm", "--sbatch", "a=b c"), "it must be KEY=VALUE"),
+        (("--slurm", "--chain", "mle/seed-0"), "give it without --chain"),
+    ],
+)
+def test_bad_input_is_told_in_one_sentence(place, arguments, told):
+    done = finish(*arguments)
+    assert done.returncode == 2
+    assert re.search(told, done.stderr)
+    assert done.stderr.count("\n") == 1
+    assert not Path("run").exists()
+
+
+def test_long_chains_come_first(place, monkeypatch):
+    asked = []
+    monkeypatch.setattr(experiment, "run_jobs", lambda work, shared, jobs, **_: asked.append(jobs))
+    resolved = configuration.resolve(RAW | {"measures": []})
+    experiment.run(resolved, place, place / "run")
+    assert asked == [[("acc", "seed-0"), ("acc", "seed-1"), ("mle", "seed-0"), ("mle", "seed-1")]]
+
+
+# --- SLURM ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def array(place, monkeypatch):
+    """The script, on a machine whose fortifai is this one and whose scontrol writes a file."""
+    tools = place / "tools"
+    tools.mkdir()
+    for name, line in (
+        ("fortifai", f'exec "{sys.executable}" -m fortifai.cli "$@"'),
+        ("scontrol", 'echo "$@" > requeued'),
+    ):
+        (tools / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    printed = finish("--slurm", "--sbatch", "time=4:00:00", "--sbatch", "signal=B:USR1@300")
+    assert printed.returncode == 0, printed.stderr
+    assert not Path("run").exists()
+    (place / "array.sh").write_text(printed.stdout)
+    return printed.stdout
+
+
+def test_a_task_of_the_array_runs_its_chain(array):
+    lines = array.splitlines()
+    assert lines[0] == "#!/bin/bash"
+    assert [line for line in lines if "signal" in line] == ["#SBATCH --signal=B:USR1@300"]
+    for line in ("--array=0-3", "--time=4:00:00", "--requeue", "--cpus-per-task=1"):
+        assert f"#SBATCH {line}" in lines
+    done = subprocess.run(["bash", "array.sh"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {one.chain: one.state for one in status.read(Path("run"))} == {
+        name: "finished" if name == "acc/seed-1" else "waiting" for name in NAMES
+    }
+
+
+def test_before_its_time_limit_a_task_is_queued_again(array, monkeypatch):
+    monkeypatch.setenv("PROBE", "wait")
+    process = subprocess.Popen(["bash", "array.sh"], stderr=subprocess.PIPE, text=True)
+    (pid,) = probed()
+    process.send_signal(signal.SIGUSR1)
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert gone(pid)
+    assert "stopped; the same command goes on" in told
+    assert Path("requeued").read_text() == "requeue 17_3\n"
+
+
+# --- status -----------------------------------------------------------------------------------
+
+
+def test_what_is_finished_running_and_waiting(place):
+    process = start("wait", "--workers", "1")
+    probed()
+    found = {one.chain: one for one in status.read(Path("run"))}
+    assert list(found) == NAMES
+    running = found["acc/seed-0"]  # the longest arm comes first
+    assert (running.state, running.done, running.due) == ("running", 3, 6)
+    assert re.fullmatch(rf"process {process.pid} on \S+ since 20\d\d-\S+Z", running.told)
+    assert {one.state for one in found.values() if one != running} == {"waiting"}
+    process.kill()
+    process.communicate()
+    killed = {one.chain: one for one in status.read(Path("run"))}["acc/seed-0"]
+    assert (killed.state, killed.done) == ("failed", 3)
+    assert f"process {process.pid} on" in killed.told
+    assert "is gone" in killed.told
+    assert finish().returncode == 0
+    shown = subprocess.run(command("status", "run"), capture_output=True, text=True, check=True)
+    assert "4 chains: 4 finished" in shown.stdout
+    assert "acc/seed-0  finished  6 of 6" in shown.stdout
+
+
+def test_what_failed_and_why(place):
+    process = start("fail", "--chain", "mle/seed-1")
+    process.communicate(timeout=120)
+    assert process.returncode == 1
+    failed = {one.chain: one for one in status.read(Path("run"))}["mle/seed-1"]
+    assert (failed.state, failed.done) == ("failed", 3)
+    assert "the probe broke" in failed.told
+    assert finish("--chain", "mle/seed-1").returncode == 0
+    assert {one.chain: one for one in status.read(Path("run"))}["mle/seed-1"].state == "finished"
+
+
+def test_files_are_held_against_their_sums(place):
+    assert finish("--chain", "mle/seed-0").returncode == 0
+    scores = Path("run/arms/mle/seed-0/generation-02/scores.jsonl")
+    scores.write_text(scores.read_text().replace("1", "2"))
+    found = status.read(Path("run"))[0]
+    assert (found.state, found.done) == ("waiting", 5)
+    assert "scores.jsonl" in found.told
+
+
+def test_a_run_of_an_earlier_version_has_its_chains_too(place):
+    assert finish("--chain", "mle/seed-0").returncode == 0
+    plan = json.loads(Path("run/plan.json").read_text())
+    del plan["chains"]
+    Path("run/plan.json").write_text(json.dumps(plan))
+    assert [one.chain for one in status.read(Path("run"))] == ["mle/seed-0", *NAMES[2:]]
+
+
+def test_status_of_what_is_no_run(place):
+    with pytest.raises(InputError, match="is not a run folder"):
+        status.read(place)
+    (place / "config.yaml").write_text("a: 1\n")
+    with pytest.raises(InputError, match="is not a run folder"):
+        status.read(place)
+
+
+def test_a_host_that_is_silent_holds_nothing(place, monkeypatch):
+    """By status, at once; by a run, when it has seen the silence."""
+    folder = place / "run" / "arms" / "mle" / "seed-0"
+    assert finish("--chain", "mle/seed-0").returncode == 0
+    marker = folder / ".lock"
+    with files.lock(marker, "it", "", tell=print):
+        told = marker.read_text()
+    marker.write_text(re.sub("host=.*", "host=elsewhere", told))
+    holder = files.holder(marker)
+    assert holder is not None
+    assert (holder.host, holder.here, holder.alive) == ("elsewhere", False, True)
+    assert status.read(place / "run")[0].state == "running"
+    os.utime(marker, (0, time.time() - files.SILENT - 1))
+    assert status.read(place / "run")[0].state == "finished"
