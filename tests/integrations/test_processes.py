@@ -70,6 +70,8 @@ def test_torchrun(tmp_path: Path) -> None:
     weights, shares = with_trainer(1)
     assert furthest(results["trainer"], weights) < ROUNDING
     assert results["shares"] == pytest.approx(shares, abs=1e-12)  # of both processes
+    assert furthest(results["watched"], results["trainer"]) == 0  # a monitor changes nothing
+    assert results["readings"] == [0, 4]
     assert results["evaluated"] == pytest.approx(evaluated(), rel=2e-6)  # fp32
     for one, other in zip(results["lightning"], with_lightning(), strict=True):
         assert (one - other).norm() < 1e-5 * other.norm()

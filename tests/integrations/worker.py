@@ -24,7 +24,15 @@ from fortifai.integrations.transformers import (
 )
 from fortifai.weights import Truncate
 from tests.integrations.page import PAGE, examples
-from tests.integrations.tiny import batch_of, build, ragged, trained, trainer, weights_of
+from tests.integrations.tiny import (
+    VOCABULARY,
+    batch_of,
+    build,
+    ragged,
+    trained,
+    trainer,
+    weights_of,
+)
 
 THRESHOLD = 0.05
 WEIGHT = Truncate(THRESHOLD)
@@ -44,6 +52,28 @@ def with_trainer(processes: int) -> tuple[dict[str, torch.Tensor], list[float]]:
             per_device_train_batch_size=ROWS // processes,
         )
     return weights, [entry["kept_share"] for entry in logs]
+
+
+def watched(processes: int) -> tuple[dict[str, torch.Tensor], list[int]]:
+    """As `with_trainer`, beside a monitor; and the steps at which this process has read."""
+    from fortifai.integrations.monitor import CollapseMonitor
+    from tests.tokenizers_made import byte_level
+
+    # no token beyond the tiny vocabulary
+    tokenizer = byte_level()
+    text = tokenizer.decode(range(5, VOCABULARY))
+    with tempfile.TemporaryDirectory() as folder:
+        run = trainer(
+            ConfidenceTrainer,
+            Path(folder),
+            build(),
+            DATA,
+            more={"threshold": THRESHOLD, "processing_class": tokenizer},
+            per_device_train_batch_size=ROWS // processes,
+        )
+        monitor = CollapseMonitor([text[:3]], [text, text], samples=8, tokens=8).attach(run)
+        run.train()
+    return weights_of(run.model), list(monitor.readings)
 
 
 def evaluated() -> dict[str, float]:
@@ -318,6 +348,7 @@ def main() -> None:
     else:
         results["trainer"], results["shares"] = with_trainer(2)
         results["evaluated"] = evaluated()
+        results["watched"], results["readings"] = watched(2)
         rank, processes = distributed.get_rank(), distributed.get_world_size()
         model = build()
         wrapped = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
