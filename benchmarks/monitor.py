@@ -74,7 +74,7 @@ def main() -> None:
                 use_cpu=True,
             ),
             train_dataset=[{"input_ids": row, "labels": row} for row in ids],
-            processing_class=PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="w0"),
+            processing_class=PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="w0"),
         )
         trainer.remove_callback(PrinterCallback)
         texts = [" ".join(f"w{i}" for i in range(300))] * 4

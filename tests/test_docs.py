@@ -35,6 +35,7 @@ RUN_BY = {
     "docs/guides/audit.md": "tests/test_readme.py",
     "docs/losses.md": "tests/losses/test_docs.py",
     "docs/trainers.md": "tests/integrations/page.py",
+    "docs/audit.md": "tests/audit/test_gate.py",
     "docs/plugins.md": "tests/test_plugins.py",
     "docs/measures.md": "tests/test_docs.py",
     "docs/statistics.md": "tests/test_docs.py",
