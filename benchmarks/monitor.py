@@ -1,7 +1,7 @@
 """Processor time of `CollapseMonitor` at its defaults, as a share of that of the training.
 
 A small LLaMA trains on tokens drawn at random, with transformers' Trainer; a reading stands before
-the first step, every 500 steps and after the last.
+the first step, every 1,000 steps and after the last.
 
 Run ``python benchmarks/monitor.py --help``.
 """

@@ -128,7 +128,7 @@ def _mean(values: Floats) -> float:
 class CollapseMonitor(TrainerCallback):
     """Samples from a model while it trains, and logs how diverse that is and how sure it is of it.
 
-        CollapseMonitor(prompts, every=500).attach(trainer)
+        CollapseMonitor(prompts, every=1000).attach(trainer)
 
     Continues the prompts at temperature 1, and logs the measures of `Reading.measures`, as
     ``collapse_entropy`` and so on, through the trainer, so to all services of `report_to`;
@@ -165,7 +165,7 @@ class CollapseMonitor(TrainerCallback):
         prompts: Sequence[str],
         held_out: Sequence[str] | None = None,
         *,
-        every: int = 500,
+        every: int = 1000,
         first: int = 0,
         samples: int = 32,
         tokens: int = 64,
