@@ -36,6 +36,7 @@ RUN_BY = {
     "docs/losses.md": "tests/losses/test_docs.py",
     "docs/trainers.md": "tests/integrations/page.py",
     "docs/audit.md": "tests/audit/test_gate.py",
+    "docs/league.md": "tests/report/test_league.py",
     "docs/plugins.md": "tests/test_plugins.py",
     "docs/measures.md": "tests/test_docs.py",
     "docs/statistics.md": "tests/test_docs.py",
