@@ -185,7 +185,10 @@ def test_a_seed_alone_is_what_it_is_among_others(tmp_path):
         ("{kind: oracle}", "'oracle' needs real data in every generation, and regime 'replace' g"),
         ("{kind: golden_ratio, real: 1.0}", "cures.0.real is 1.0; it must be less than 1"),
         ("{share: 0.5}", "needs a kind, one of deduplicate"),
-        ("{kind: deduplicate, share: 1}", "unknown key 'cures.0.share'; allowed here are kind, un"),
+        (
+            "{kind: deduplicate, share: 1}",
+            "unknown key 'cures.0.share'; allowed here are kind, refill, un",
+        ),
     ],
 )
 def test_a_wrong_cure_gets_one_sentence(cure, message):

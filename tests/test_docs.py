@@ -152,7 +152,7 @@ def test_python_of_the_page_about_statistics():
     adherent = np.ones_like(right)
     adherent[:, 4] = 0
     names = run(
-        "docs/statistics.md", right=right, adherent=adherent, certainty=np.full(right.shape, 0.9)
+        "docs/statistics.md", right=right, adherent=adherent, confidence=np.full(right.shape, 0.9)
     )
     assert names["corrected"][0] < 0.05 < names["corrected"][1]
     assert tuple(names["found"]["multiple-choice"].by_generation) == ("A", "A", "B", "B", "C")

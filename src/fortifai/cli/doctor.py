@@ -22,6 +22,7 @@ FEATURES = {
     "lightning": "the losses under Lightning",
     "peft": "train.lora, and adapters wherever a model is named",
     "gguf": "models from GGUF files",
+    "datatrove": "statistics and a filter in pipelines of datatrove",
     "triton": "the losses as Triton kernels",
 }
 """What each extra of the package is for."""
