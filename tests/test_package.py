@@ -86,7 +86,7 @@ def test_it_runs_where_it_is_installed(python, tmp_path):
     where = run(python, "-c", "import fortifai; print(fortifai.__file__)", cwd=tmp_path)
     assert Path(where.strip()).is_relative_to(python.parents[1]), "not the checkout"
     smaller = [
-        "corpus.samples=60", "corpus.held_out=100", "generations=3", "every=1", "seeds=[0]",
+        "corpus.samples=60", "corpus.held_out=100", "generations=3", "eval_every=1", "seeds=[0]",
     ]  # fmt: skip
     settings = [word for setting in smaller for word in ("--set", setting)]
     program = python.with_name("fortifai")
