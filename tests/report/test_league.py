@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import math
 import re
@@ -17,6 +19,7 @@ import yaml
 from fortifai.errors import InputError
 from fortifai.report.league import CLOSED, REAL, enter
 from fortifai.report.league_page import advice, markdown, write_league
+from fortifai.stats import Ratio
 
 DOCS = (Path(__file__).parents[2] / "docs" / "league.md").read_text("utf-8")
 MODULE = re.findall(r"^```python\n(.*?)^```", DOCS, re.DOTALL | re.MULTILINE)[0]
@@ -52,18 +55,9 @@ def smoke(entered: Path, tmp_path: Path) -> Path:
 
 def change(folder: Path, edit) -> None:
     """Another configuration in a run folder, with the sums that go with it."""
-    import hashlib
-
-    file, sums = folder / "config.yaml", folder / "manifest.json"
-    config = yaml.safe_load(file.read_text())
+    config = yaml.safe_load((folder / "config.yaml").read_text())
     edit(config)
-    file.write_text(yaml.safe_dump(config, sort_keys=False))
-    manifest = json.loads(sums.read_text())
-    data = file.read_bytes()
-    for group in manifest.values():
-        if isinstance(group, dict) and "config.yaml" in group:
-            group["config.yaml"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    sums.write_text(json.dumps(manifest))
+    rewrite(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
 
 
 def test_an_entry_is_judged_by_its_numbers(entered):
@@ -169,6 +163,31 @@ def test_an_arm_of_other_updates_is_refused(smoke):
         enter([smoke])
 
 
+def test_an_arm_like_the_baseline_is_an_arm(smoke):
+    shutil.copytree(smoke / "arms" / "ce", smoke / "arms" / "twin")
+    change(smoke, lambda c: c["arms"].update(twin=c["arms"]["ce"]))
+    rows = {row.arm: row for row in enter([smoke]).rows}
+    assert [name for name, row in rows.items() if row.baseline] == ["ce"]
+    assert rows["twin"].cure == {}
+    # one seed of the two has not failed, in either arm
+    assert rows["twin"].longer is not None
+    assert rows["twin"].longer.bound == "unknown" or rows["twin"].longer.value == 1
+
+
+def test_what_starts_at_chance_has_no_decay(smoke):
+    """As a pretrained model that knows none of the answers."""
+    for scores in (smoke / "arms" / "varied").glob("seed-*/generation-00/scores.jsonl"):
+        rows = [json.loads(line) for line in scores.read_text().splitlines()]
+        for row in rows:
+            if (row["measure"], row["on"]) == ("kr.mean", "split-0"):
+                row["value"] = 0.5
+        rewrite(scores, "".join(f"{json.dumps(row)}\n" for row in rows))
+    row = next(row for row in enter([smoke]).rows if row.arm == "varied")
+    assert row.decay is None
+    assert row.knowledge is not None
+    assert row.knowledge[0] == 0.5
+
+
 def test_entries_on_other_texts_are_refused(smoke, entered):
     rewrite(smoke / "shared" / "sources.json", {"fingerprint": "another"})
     with pytest.raises(InputError, match="on another text, questions or base model than"):
@@ -188,11 +207,9 @@ def test_more_generated_text_and_real_data_stand_apart(smoke):
     assert "league-smoke: with real data, at a larger budget" in markdown(league)
 
 
-def rewrite(file: Path, told: dict) -> None:
-    """Another JSON file of a generation, with its sum."""
-    import hashlib
-
-    file.write_text(json.dumps(told))
+def rewrite(file: Path, told: dict | str) -> None:
+    """Another file, of JSON unless it is text, with the sum that goes with it."""
+    file.write_text(told if isinstance(told, str) else json.dumps(told))
     sums = file.parent / "manifest.json"
     manifest = json.loads(sums.read_text())
     data = file.read_bytes()
@@ -203,10 +220,6 @@ def rewrite(file: Path, told: dict) -> None:
 
 
 def test_advice_says_no_more_than_the_table(entered):
-    import dataclasses
-
-    from fortifai.stats import Ratio
-
     row = next(r for r in enter([entered / "runs" / "league-smoke"]).rows if r.arm == "varied")
 
     def judged(low, high, p):

@@ -44,6 +44,7 @@ SLACK = 0.01
 
 _FREE = ("weight", "cures", "regime", "init_from", "after_fit", "regenerate.decoding")
 _FREE_OF_TRAIN = (*(field.name for field in dataclasses.fields(RowLoss)), "normalize")
+_ABSENT = object()
 _PLACES = ("corpus.files", "corpus.held_out", "questions.files", "family.base")
 """Where files lie, which differs from machine to machine; their contents are compared instead."""
 
@@ -70,6 +71,7 @@ class Row:
     Attributes:
         track: The preset.
         arm: Its name, that of the baseline too.
+        baseline: Whether others are judged against it.
         cure: What makes it: the settings in which it differs from the baseline.
         group: One of `CLASSES`.
         larger: It was given more updates, or more generated tokens, than the baseline.
@@ -84,11 +86,12 @@ class Row:
         corrected: p-value of `longer` after Holm's correction over the class.
         diversity: Distinct-3 of what it wrote last over that of the real text.
         budget: What it took.
-        entry: Folder, sum, commit, versions and machine of its run.
+        entry: Sums of what is frozen, of the data and of the run folder, with versions and machine.
     """
 
     track: str
     arm: str
+    baseline: bool
     cure: Mapping[str, Any]
     group: str
     larger: bool
@@ -104,11 +107,6 @@ class Row:
     diversity: float | None
     budget: Budget
     entry: Mapping[str, Any]
-
-    @property
-    def baseline(self) -> bool:
-        """Whether others are judged against it."""
-        return not self.cure
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -150,8 +148,8 @@ def enter(folders: Sequence[Path]) -> League:
     for folder, run in zip(map(Path, folders), runs, strict=True):
         config = yaml.safe_load(run.yaml)
         track, frozen = _track(folder, config)
-        _check_frozen(folder, track, frozen, config)
         _check_whole(folder, run, config)
+        _check_frozen(folder, track, frozen, config)
         facts = _facts(folder, run, frozen)
         first, data = texts.setdefault(track, (folder, facts["data"]))
         if data != facts["data"]:
@@ -198,15 +196,16 @@ def _made_of(arm: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, A
     """What makes a cure: the free settings that are not the baseline's."""
     out = {}
     for path in (*_FREE, *(f"train.{name}" for name in _FREE_OF_TRAIN)):
-        mine, its = _at(arm, path), _at(baseline, path)
-        if mine is not None and mine != its:
+        mine = _at(arm, path)
+        if mine is not _ABSENT and mine != _at(baseline, path):
             out[path] = mine
     return out
 
 
 def _at(tree: Any, path: str) -> Any:
+    """The value of a dotted key, or `_ABSENT`."""
     for key in path.split("."):
-        tree = tree.get(key) if isinstance(tree, Mapping) else None
+        tree = tree.get(key, _ABSENT) if isinstance(tree, Mapping) else _ABSENT
     return tree
 
 
@@ -225,7 +224,6 @@ def _check_frozen(
     changed += _differing(arms[baseline], frozen["arms"][baseline], f"arms.{baseline}")
     for name, arm in arms.items():
         changed += _differing(_held(arm), _held(frozen["arms"][baseline]), f"arms.{name}")
-    # what a run does not say, a version before did not know: it is as it was
     if changed:
         raise InputError(
             f"{folder} differs from the preset {track} in {', '.join(dict.fromkeys(changed))}; in "
@@ -235,19 +233,10 @@ def _check_frozen(
 
 
 def _differing(own: Mapping[str, Any], its: Mapping[str, Any], prefix: str = "") -> list[str]:
-    told = ("description", "name", *_PLACES)
-    found = difference(its, own)
-    kept = [key for key in found if key not in told and _at(own, key) is not None]
-    # a key that the preset sets and the run has not at all is of a later version
-    kept += [k for k in found if k not in (*told, *kept) and _has(own, k)]
-    return [f"{prefix}.{key}" if prefix else key for key in kept]
-
-
-def _has(tree: Any, path: str) -> bool:
-    *above, last = path.split(".")
-    for key in above:
-        tree = tree.get(key) if isinstance(tree, Mapping) else None
-    return isinstance(tree, Mapping) and last in tree
+    """Keys in which a run differs from its preset; one that it lacks is of a later version."""
+    may = ("description", "name", *_PLACES)
+    found = [k for k in difference(its, own) if k not in may and _at(own, k) is not _ABSENT]
+    return [f"{prefix}.{key}" if prefix else key for key in found]
 
 
 def _check_whole(folder: Path, run: Run, config: Mapping[str, Any]) -> None:
@@ -266,7 +255,7 @@ def _check_whole(folder: Path, run: Run, config: Mapping[str, Any]) -> None:
 def _facts(folder: Path, run: Run, frozen: Mapping[str, Any]) -> dict[str, Any]:
     shared = folder / "shared"
     data = str(json.loads((shared / "sources.json").read_text("utf-8"))["fingerprint"])
-    if _at(frozen["arms"][frozen["baseline"]], "family.base") is not None:
+    if _at(frozen["arms"][frozen["baseline"]], "family.base") not in (None, _ABSENT):
         # a pretrained model is data too; one made from sizes differs from machine to machine
         kept, _ = read_manifest(shared)
         sums = [told.sha256 for name, told in sorted(kept.items()) if name.endswith(".safetensors")]
@@ -307,6 +296,7 @@ def _rows(entry: Entry, frozen: Mapping[str, Any]) -> Iterator[Row]:
         yield Row(
             track=entry.track,
             arm=arm.name,
+            baseline=arm.baseline,
             cure=_made_of(arm.settings, plain_arm),
             group=_group(arm),
             larger=budget.trained > its.trained * (1 + SLACK)
@@ -333,15 +323,14 @@ def _corrected(rows: Sequence[Row]) -> list[Row]:
     out = list(rows)
     tables = dict.fromkeys((row.track, row.group, row.larger) for row in rows)
     for table in tables:
-        tested = [
-            i
+        tested = {
+            i: row.longer.p
             for i, row in enumerate(rows)
             if (row.track, row.group, row.larger) == table
-            and row.longer is not None
+            and row.longer
             and row.longer.p is not None
-        ]
-        values = [rows[i].longer.p for i in tested]  # type: ignore[union-attr] # looked at above
-        for i, p in zip(tested, holm([v for v in values if v is not None]), strict=True):
+        }
+        for i, p in zip(tested, holm(list(tested.values())), strict=True):
             out[i] = dataclasses.replace(rows[i], corrected=p)
     return out
 
@@ -365,7 +354,8 @@ def _decay(arm: Arm) -> tuple[float, float | None, float | None] | None:
         ),
         None,
     )
-    if length < 3 or chance is None:
+    # what never rose above chance has nothing that could decay
+    if length < 3 or chance is None or np.mean([curve[0] for curve in curves]) <= chance:
         return None
     found = decay_rate([curve[:length] for curve in curves], chance)
     return found.value, found.low, found.high
