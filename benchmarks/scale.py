@@ -70,7 +70,7 @@ def gaussian(
             "name": "scale",
             "generations": generations,
             "seeds": {"count": seeds},
-            "keep_samples": "needed",
+            "save_samples": "needed",
             "baseline": "keep",
             "corpus": {
                 "kind": "points",

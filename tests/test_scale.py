@@ -360,6 +360,14 @@ def test_a_run_of_an_earlier_version_has_its_chains_too(place):
     assert [one.chain for one in status.read(Path("run"))] == ["mle/seed-0", *NAMES[2:]]
 
 
+def test_status_of_a_run_that_measures_every_other_generation(place):
+    done = finish("--set", "eval_every=2", "--set", "generations=5", "--set", "arms={mle: {}}")
+    assert done.returncode == 0, done.stderr
+    found = status.read(Path("run"))
+    # 0, 2 and 4: the first, every other and the last
+    assert {(one.state, one.done, one.due) for one in found} == {("finished", 3, 3)}
+
+
 def test_status_of_what_is_no_run(place):
     with pytest.raises(InputError, match="is not a run folder"):
         status.read(place)

@@ -43,7 +43,7 @@ def read(folder: Path) -> list[ChainStatus]:
     """
     config = read_plain(folder)
     try:
-        count, every = int(config["generations"]), int(config.get("every", 1))
+        count, every = int(config["generations"]), int(config.get("eval_every", 1))
         arms = [str(arm) for arm in config["arms"]]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{folder} is not a run folder of fortifai; give that of a run") from error
