@@ -29,7 +29,7 @@ PAGES = {
     "study.md": ROOT / "docs" / "guides" / "study.md",
     "audit.md": ROOT / "docs" / "guides" / "audit.md",
 }
-SIGNS = (0, 3)
+MADE = (0, 3)
 """Exit codes of an audit that was made."""
 
 
@@ -51,7 +51,7 @@ def first_screen() -> str:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which every file and model that a page names is there."""
     folder = tmp_path_factory.mktemp("user")
-    text = bios.bios(60, 0)[0].text
+    text = bios.bios(160, 0)[0].text
     lines = text.splitlines()
     for name, part in (("human.txt", lines[::2]), ("corpus.txt", lines[1::2])):
         (folder / name).write_text("\n".join(part), "utf-8")
@@ -82,7 +82,7 @@ def shell(line: str, place: Path) -> subprocess.CompletedProcess[str]:
 
 def follow(line: str, place: Path) -> None:
     done = shell(line, place)
-    wanted = SIGNS if line.startswith(("fortifai audit", "fortifai doctor")) else (0,)
+    wanted = MADE if line.startswith(("fortifai audit", "fortifai doctor")) else (0,)
     assert done.returncode in wanted, f"{line}\n{done.stdout}{done.stderr}"
 
 
@@ -147,7 +147,7 @@ def test_a_guide_from_its_first_line_to_its_last(page, place):
         elif language == "bash":
             done = shell(block, place)
             assert done.returncode == 0, done.stderr
-            assert done.stdout.strip() in ("no sign of collapse", "stop: 3")
+            assert done.stdout.strip() in ("no evidence of collapse", "stop: 3")
     if page == "fine-tune.md":
         assert (place / "adapter" / "adapter_config.json").is_file()
     if page == "study.md":

@@ -492,7 +492,7 @@ def test_a_missing_text_speaks_of_no_yaml(saved):
         (["{}/sound", "--text", "{}/human.txt", "--tokens", "64"], "the model reads 64 at most"),
         (["{}/sound", "--text", "{}/human.txt", "--against", "{}/again.txt"], "leave one out"),
         (["--text", "{}/again.txt", "--against", "{}/human.txt", "--base", "x"], "need a MODEL"),
-        (["--text", "{}/short.txt", "--against", "{}/human.txt"], "of which it takes"),
+        (["--text", "{}/short.txt", "--against", "{}/human.txt"], "and an audit takes"),
     ],
 )
 def test_bad_input_is_one_sentence(args, words, saved):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,17 +78,22 @@ def blocks_of(own: Table, other: Table, subject: str, reference: str) -> Blocks:
     documents = min(len(texts[0]), len(texts[1]) // 2)
     blocks = min(MOST_BLOCKS, documents, size // MOST_WORDS)
     if blocks < diversity.MIN_WINDOWS:
-        small = _too_small(texts[0], mine, subject, 1)
-        raise InputError(f"{small} and {_too_small(texts[1], compared, reference, 2)}")
+        sides = (texts[0], mine, subject, 1), (texts[1], compared, reference, 2)
+        raise InputError(f"{_too_small(sides)}; give more text")
     length = min(BLOCK_WORDS, size // blocks)
     cut = tuple(part[: blocks * length].reshape(blocks, length) for part in (mine, compared, more))
     return cut[0], cut[1], cut[2]
 
 
-def _too_small(texts: Sequence[str], words: scores.Hashes, name: str, times: int) -> str:
-    mean = max(1.0, len(words) / max(1, len(texts) / times))
-    needs = times * max(diversity.MIN_WINDOWS, math.ceil(diversity.MIN_WINDOWS * MOST_WORDS / mean))
-    return f"{name} has {len(texts):,} documents of {mean:,.0f} words, of which it takes {needs:,}"
+def _too_small(sides: Iterable[tuple[Sequence[str], scores.Hashes, str, int]]) -> str:
+    """Which of the texts are too small, each with how many such documents it takes."""
+    said: dict[str, bool] = {}
+    for texts, words, name, times in sides:
+        mean = max(1.0, len(words) / max(1, len(texts) / times))
+        least = max(diversity.MIN_WINDOWS, math.ceil(diversity.MIN_WINDOWS * MOST_WORDS / mean))
+        has = f"{name} has {len(texts):,} documents of about {mean:,.0f} words"
+        said[f"{has}, and an audit takes {times * least:,} such"] = len(texts) < times * least
+    return " and ".join([one for one, lacks in said.items() if lacks] or said)
 
 
 def by_types(blocks: Blocks, source: str, reference: str, seed: int) -> list[Finding]:
