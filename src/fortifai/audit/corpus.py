@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import itertools
 import multiprocessing
 import signal
 import threading
@@ -130,17 +131,15 @@ def read(
             or more than 64 sources.
         RunFailed: A process was killed, or the scores could not be written.
     """
-    total = sum(map(pieces_.size, names))
+    before = list(itertools.accumulate(map(pieces_.size, names), initial=0))
     merged = _Merged(names, reading)
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(ScoreFile(scores_to, reading.fields)) if scores_to else None
-        before = 0
         for digest in _digests(names, reading, reference, merged.limits):
             merged.add(digest)
             if file is not None:
                 file.write(names[digest.file], digest.numbers, digest.columns, digest.by)
-            before = sum(map(pieces_.size, names[: digest.file]))
-            tick(before + digest.done, total, merged.counts["rows"])
+            tick(before[digest.file] + digest.done, before[-1], merged.counts["rows"])
         found = merged.corpus()
     return found
 

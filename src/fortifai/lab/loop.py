@@ -165,6 +165,7 @@ class _Recursion(Generic[M]):
 
     def run(self) -> None:
         todo = self._missing()
+        kept = set(self.store.committed())  # by earlier runs
         while todo:
             interval = todo.pop(0)
             before = self.store.sum_of(interval[-1], SAMPLES)
@@ -174,8 +175,10 @@ class _Recursion(Generic[M]):
                 self._end(interval, reason)
                 todo = [s for s in self._missing() if s[0] >= interval[0]]
                 continue
-            later = [s for s in self.intervals() if s[0] > interval[-1]]
-            stale = [s for s in later if s not in todo and self.store.path(s[-1]).exists()]
+            later = {c for c in kept if c > interval[-1]}
+            stale: list[range] = []
+            if later:  # so that a new chain does not look at all generations behind each
+                stale = [s for s in self.intervals() if s[-1] in later and s not in todo]
             if stale and before != self.store.sum_of(interval[-1], SAMPLES):
                 self.tell(
                     f"generation {interval[-1]} came out different from the one that was damaged; "
@@ -246,6 +249,8 @@ class _Recursion(Generic[M]):
 
         A chain that has grown may have its old last generation inside one, where it goes on.
         """
+        if len(interval) == 1:
+            return interval
         there = [g for g in self.store.committed() if g in interval[:-1] and g not in self.stale]
         for generation in reversed(there):
             health = inspect(self.store.path(generation))
