@@ -284,7 +284,7 @@ def _telling(benchmark: Benchmark, task: str, *, local: bool = True) -> Iterator
 # --- the model --------------------------------------------------------------------------------
 
 
-class _Progress(CacheHook):  # type: ignore[misc]  # nor here
+class _Progress(CacheHook):  # type: ignore[misc]  # the harness has no types
     """Told by the harness of each answer."""
 
     def __init__(self, tick: Tick, total: int) -> None:
@@ -297,7 +297,7 @@ class _Progress(CacheHook):  # type: ignore[misc]  # nor here
         self.tick(self.done, self.total)
 
 
-class Model(HFLM):  # type: ignore[misc]  # nor here
+class Model(HFLM):  # type: ignore[misc]  # the harness has no types
     """The harness's own model class, which reads what several answers share only once.
 
     Args:

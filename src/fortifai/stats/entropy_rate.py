@@ -44,12 +44,6 @@ def entropy_rate(words: Sequence[str]) -> float:
     return n * math.log2(n) / max(1, sum(match + 1 for match in _matches(words)))
 
 
-def text_entropy_rate(text: str) -> float | None:
-    """`entropy_rate` of the first `MOST_WORDS` of a text; None below `LEAST_WORDS`."""
-    words = words_of(text)[:MOST_WORDS]
-    return entropy_rate(words) if len(words) >= LEAST_WORDS else None
-
-
 _LONG = 64
 """Words of a run from which on an automaton of its document is quicker than sorting runs."""
 
