@@ -111,12 +111,59 @@ def test_a_layer_computes_what_pefts_layer_does(bias):
         return [out, *torch.autograd.grad((out * factors).sum(), wanted)]
 
     expected = found(layer)
-    lora._in_few_passes(wrapped)
-    assert "_LowRank" in layer(x).grad_fn.name()
-    for one, other in zip(found(layer), expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
-    with torch.autocast("cpu", dtype=torch.bfloat16):  # peft's own casts
-        assert wrapped.float()(x.float()).dtype == torch.bfloat16
+    with lora._in_few_passes(wrapped):
+        assert "_LowRank" in layer(x).grad_fn.name()
+        for one, other in zip(found(layer), expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+        with torch.autocast("cpu", dtype=torch.bfloat16):  # peft's own casts
+            assert wrapped.float()(x.float()).dtype == torch.bfloat16
+    assert "_LowRank" not in layer(x.float()).grad_fn.name()
+
+
+class Gated(torch.nn.Module):
+    """As the models of many families have it; `down` says what the inner layer is read as."""
+
+    def __init__(self, act, bias, down=lambda inner: inner):
+        super().__init__()
+        self.gate_proj, self.up_proj = (torch.nn.Linear(5, 8, bias=bias) for _ in range(2))
+        self.down_proj = torch.nn.Linear(8, 5, bias=bias)
+        self.act_fn, self.down = act, down
+
+    def forward(self, x):
+        return self.down_proj(self.down(self.act_fn(self.gate_proj(x)) * self.up_proj(x)))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("act", [torch.nn.SiLU(), torch.nn.GELU("tanh")])
+def test_a_gated_layer_computes_what_it_does_by_itself(act, bias):
+    torch.manual_seed(0)
+    config = PeftConfig(r=3, lora_alpha=7, target_modules="all-linear", init_lora_weights=False)
+    wrapped = get_peft_model(torch.nn.Sequential(Gated(act, bias)), config).double()
+    layer = wrapped.base_model.model[0]
+    x = torch.randn(2, 6, 5, dtype=torch.float64, requires_grad=True)
+    wanted = [x, *(p for p in wrapped.parameters() if p.requires_grad)]
+    assert len(wanted) == 7
+    factors = torch.randn(2, 6, 5, dtype=torch.float64)
+
+    def found(forward):
+        out = forward(x)
+        return [out, *torch.autograd.grad((out * factors).sum(), wanted)]
+
+    expected = found(layer)
+    with lora._in_few_passes(wrapped):
+        assert "_Gated" in layer(x).grad_fn.name()
+        for one, other in zip(found(layer), expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    assert "_Gated" not in layer(x).grad_fn.name()
+
+
+@pytest.mark.parametrize("down", [torch.nn.LayerNorm(8), torch.nn.Dropout(0.5), torch.abs])
+def test_a_layer_that_only_looks_gated_is_left_alone(down):
+    torch.manual_seed(0)
+    config = PeftConfig(r=3, target_modules=["gate_proj", "up_proj", "down_proj"])
+    wrapped = get_peft_model(torch.nn.Sequential(Gated(torch.nn.SiLU(), False, down)), config)
+    with lora._in_few_passes(wrapped):
+        assert "_Gated" not in wrapped(torch.randn(2, 6, 5)).grad_fn.name()
 
 
 def test_dropout_is_left_to_peft(make, fit, monkeypatch):
@@ -129,14 +176,20 @@ def test_dropout_is_left_to_peft(make, fit, monkeypatch):
     assert used
 
 
-@pytest.mark.parametrize("size", [1, 3, 4, 12])
-def test_pieces_of_a_batch_are_the_batch(make, fit, monkeypatch, size):
+@pytest.mark.parametrize(("size", "at_once"), [(1, 1), (3, 3), (5, 4), (12, 6)])
+def test_pieces_of_a_batch_are_the_batch(make, fit, monkeypatch, size, at_once):
+    """Never more than half of its rows; against the same batch gathered by accumulation alone."""
     train = TRAIN.model_copy(update={"batch_size": 12, "epochs": 3})
+    rows = {"batch_size": 2, "gradient_accumulation": 6}
     whole, pieces = make(seed=1), make(seed=1)
-    monkeypatch.setattr(training, "TOKENS_AT_ONCE", 12 * 16)
-    first = fit(whole, train)
+    first = fit(whole, train.model_copy(update=rows))
     monkeypatch.setattr(training, "TOKENS_AT_ONCE", size * 16)
+    seen = []
+    pieces.model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
     second = fit(pieces, train)
+    assert max(seen[1:]) == at_once  # the first is the trainer's trial
     assert first.steps == second.steps == 6  # 13 rows: a batch of 12 and one of 1
     assert first.loss == pytest.approx(second.loss, rel=1e-4)
     for name, value in state(whole).items():

@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 CHECK_EVERY = 16
 """On an accelerator losses are looked at this often: each look waits for the device."""
 
-TOKENS_AT_ONCE = 256
-"""Of a batch under LoRA on a CPU; with more, products of matrices are hardly faster."""
+TOKENS_AT_ONCE = 512
+"""Of a batch under LoRA on a CPU, and half of its rows at most; with more, products of matrices are
+hardly faster, and what is kept for the backward takes more than half of full fine-tuning's memory.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,7 +284,7 @@ def _arguments(
 
 
 def _rows_at_once(model: PreTrainedModel, train: TrainOptions) -> int:
-    """Rows of a batch that are read at once: under LoRA on a CPU as few as fill its cores.
+    """Rows of a batch that are read at once: under LoRA on a CPU a half at most.
 
     Without gradients and an optimizer's state for the weights, what is kept for the backward is
     most of the memory. The gradients of pieces add up to the batch's where each label counts the
@@ -290,7 +292,7 @@ def _rows_at_once(model: PreTrainedModel, train: TrainOptions) -> int:
     """
     if train.lora is None or train.normalize != "valid" or model.device.type != "cpu":
         return train.batch_size
-    few = max(1, TOKENS_AT_ONCE // train.block)
+    few = max(1, min(TOKENS_AT_ONCE // train.block, train.batch_size // 2))
     return max(n for n in range(1, train.batch_size + 1) if train.batch_size % n == 0 and n <= few)
 
 
