@@ -33,7 +33,7 @@ def reads(function: Callable[..., Any], name: str) -> bool:
 
 
 def lm_eval_model() -> Any:
-    return pytest.importorskip("lm_eval.api.model").TemplateLM
+    return pytest.importorskip("lm_eval.models.huggingface").HFLM
 
 
 def schema() -> str:
@@ -122,10 +122,21 @@ USED: dict[str, tuple[str, str, Callable[[], bool]]] = {
         "integrations.trl stands in the head that it makes",
         lambda: callable(trl_utils.add_fused_lm_head),
     ),
-    "_encode_pair": (
-        "lm_eval.api.model.TemplateLM",
-        "evals.harness cuts context and continuation by it",
-        lambda: parameters(lm_eval_model()._encode_pair) == ["self", "context", "continuation"],
+    "_loglikelihood_tokens": (
+        "lm_eval.models.huggingface.HFLM",
+        "evals.harness answers in it what the harness has cut into context and continuation",
+        lambda: (
+            parameters(lm_eval_model()._loglikelihood_tokens)
+            == ["self", "requests", "disable_tqdm", "override_bs"]
+        ),
+    ),
+    "_factory": (
+        "lm_eval.tasks",
+        "evals.harness has tasks made of its own class by the TaskFactory in it",
+        lambda: (
+            parameters(pytest.importorskip("lm_eval.tasks._factory").TaskFactory.build)
+            == ["self", "entry", "overrides", "registry"]
+        ),
     ),
     "_linear_pointwise": (
         "torch.ops.mkldnn",

@@ -15,17 +15,17 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from fortifai.errors import InputError, nearest
 from fortifai.lab.plugins import NONE, Plugins
 from fortifai.lab.spec import AnyExperiment, with_plugins
 
 if TYPE_CHECKING:
-    from fortifai.text.options import BenchmarkOptions
+    from fortifai.evals.benchmarks import Benchmark
 
 KINDS: Mapping[str, str] = {
     "causal_lm": "fortifai.text.spec:TextExperiment",
@@ -80,14 +80,14 @@ def read_raw(preset_or_file: str) -> tuple[dict[str, Any], Path]:
     return _mapping(text, preset_or_file), root
 
 
-def read_benchmarks(path: Path) -> dict[str, BenchmarkOptions]:
+def read_benchmarks(path: Path) -> list[Benchmark]:
     """Benchmarks from a YAML file: what stands under `benchmarks` in an experiment's.
 
     Raises:
         InputError: There is no such file, or a fault in it, named by its key.
     """
     # here, so that a Gaussian need not wait for what only text has
-    from fortifai.text.options import BenchmarkOptions
+    from fortifai.evals.benchmarks import Benchmark, Named
 
     if not path.is_file():
         raise InputError(f"there is no file {str(path)!r}; give a YAML file that names benchmarks")
@@ -96,9 +96,10 @@ def read_benchmarks(path: Path) -> dict[str, BenchmarkOptions]:
     if not isinstance(entries, dict) or not entries:
         raise InputError(f"{path} names no benchmarks; write such as `hellaswag: {{data: FILE}}`")
     try:
-        return {name: BenchmarkOptions.model_validate(entry) for name, entry in entries.items()}
+        named = TypeAdapter(Annotated[dict[str, Benchmark], Named]).validate_python(entries)
+        return list(named.values())
     except ValidationError as error:
-        allowed = ", ".join(BenchmarkOptions.model_fields)
+        allowed = ", ".join(_fields(Benchmark))
         faults = [
             f"{'.'.join(map(str, fault['loc'])) or 'a benchmark'}: "
             f"{fault['msg'].removeprefix('Value error, ')}"
@@ -329,7 +330,9 @@ def _fields(section: Any) -> dict[str, Any]:
     if issubclass(section, BaseModel):
         return {name: field.annotation for name, field in section.model_fields.items()}
     hints = typing.get_type_hints(section)
-    return {field.name: hints[field.name] for field in dataclasses.fields(section)}
+    # what a field's metadata says is that the YAML tells it in another way, such as by the key
+    told = [field.name for field in dataclasses.fields(section) if not field.metadata]
+    return {name: hints[name] for name in told}
 
 
 def _walk(where: Sequence[str], schema: type[AnyExperiment]) -> tuple[list[type], list[str]]:

@@ -993,4 +993,4 @@ def test_what_the_yaml_may_say():
     assert "did you mean 'limit'?" in told("benchmarks={blimp: {data: x, limt: 3}}")
     assert "benchmarks.blimp.limit is 0" in told("benchmarks={blimp: {data: x, limit: 0}}")
     built = resolved("benchmarks={mmlu: {hub: true, num_fewshot: 5}}").benchmarks["mmlu"]
-    assert built.build("mmlu") == Benchmark("mmlu", None, num_fewshot=5)
+    assert built == Benchmark("mmlu", None, num_fewshot=5)

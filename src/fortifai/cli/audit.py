@@ -238,8 +238,7 @@ def _suite(path: Path) -> Suite:
     from fortifai.configuration import read_benchmarks
     from fortifai.evals.benchmarks import read
 
-    wanted = read_benchmarks(path)
-    return read([config.build(name) for name, config in wanted.items()], path.parent)
+    return read(read_benchmarks(path), path.parent)
 
 
 def _scores(suite: Suite, lm: CausalLM, tick: Callable[[str, int, int], None]) -> Iterator[Score]:

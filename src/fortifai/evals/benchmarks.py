@@ -15,26 +15,106 @@ import importlib.util
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BeforeValidator, ConfigDict, Field, PositiveInt
 
 from fortifai import files
 from fortifai.data.tokens import SpecialTokens
 from fortifai.errors import InputError
 from fortifai.evals import benchmarks_data
-from fortifai.evals.benchmarks_data import Benchmark, Rows
+from fortifai.evals.benchmarks_data import Rows
 from fortifai.lab.measures import Score
 
 if TYPE_CHECKING:
     from fortifai.evals.harness import Built
     from fortifai.models.causal_lm import CausalLM
 
-__all__ = ["Benchmark", "Results", "Suite", "read", "run_benchmarks"]
-
 CHANCE_METRICS = ("acc", "acc_norm", "acc_bytes")
 """Metrics that guessing among the answers gets right once in as many times as there are answers."""
+KEY = "the key"
+"""What tells a benchmark's name in a YAML, where it is no setting."""
 
-NOT_COUNTED = ("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache")
-"""Parts of a configuration that saving writes into it, or that say nothing the weights do not."""
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """One benchmark as it is asked for; the names are those of lm-evaluation-harness.
+
+    Attributes:
+        name: A task, group or tag of the harness, such as ``blimp``; of a YAML, the key.
+        data: A local file or folder, or files by split. It has no default: None, said outright (in
+            a YAML by ``hub: true``), has the harness fetch its own data set from the hub.
+        limit: Items of each task, the first ones; None for all.
+        only: Tasks or groups within `name` to take; empty for all.
+        num_fewshot: Examples before each item; None for the task's own number.
+        max_gen_toks: Tokens written per answer; None for the task's own number, or 256.
+        apply_chat_template: Put prompts into the tokenizer's chat template.
+        chat_template_args: What the template is told, such as ``{"enable_thinking": False}``.
+        hub: Whether `data` is None; need not be said but in a YAML.
+
+    Raises:
+        InputError: A setting is of another type, or a number too small.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    name: Annotated[str, Field(alias=KEY, exclude=True)] = dataclasses.field(metadata={KEY: True})
+    data: str | dict[str, str] | None
+    limit: PositiveInt | None = None
+    only: tuple[str, ...] = ()
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    max_gen_toks: PositiveInt | None = None
+    apply_chat_template: bool = False
+    chat_template_args: dict[str, Any] = dataclasses.field(default_factory=dict)
+    hub: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.hub is None:
+            self._check_types()
+            object.__setattr__(self, "hub", self.data is None)
+        elif self.data in ("", {}):
+            raise InputError("data is empty; name a file, a folder, or files by split")
+        elif self.hub != (self.data is None):
+            raise InputError(
+                "a benchmark takes exactly one of data (local files) and hub: true (its own data "
+                "set, fetched from the hub)"
+            )
+        elif self.chat_template_args and not self.apply_chat_template:
+            raise InputError("chat_template_args need apply_chat_template: true")
+
+    def _check_types(self) -> None:
+        """What pydantic does for a YAML."""
+        key, only = f"benchmarks.{self.name}", self.only
+        paths = list(self.data.values()) if isinstance(self.data, dict) else [self.data]
+        if self.data is not None and not all(isinstance(p, str) and p for p in paths or [None]):
+            raise InputError(
+                f"{key}.data is {self.data!r}; name a file, a folder, or files by split, as "
+                "strings, or give None for the hub's data set"
+            )
+        if not isinstance(only, tuple):
+            raise InputError(f"{key}.only is {only!r}; give a tuple, ({only!r},)")
+        for name, least in (("limit", 1), ("num_fewshot", 0), ("max_gen_toks", 1)):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < least):
+                raise InputError(
+                    f"{key}.{name} is {value!r}; give a whole number, {least} or more, or leave "
+                    "it out"
+                )
+
+
+def _named(entries: Any) -> Any:
+    """Entries of a YAML, each with its key, and with what it leaves out where Python may not."""
+    if not isinstance(entries, Mapping):
+        return entries
+    told = {"data": None, "hub": False}
+    return {
+        key: told | entry | {KEY: key} if isinstance(entry, dict) else entry
+        for key, entry in entries.items()
+    }
+
+
+Named = BeforeValidator(_named)
+"""Makes each `Benchmark` of a mapping in a YAML know its name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,17 +167,13 @@ class Suite:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of all items."""
-        return benchmarks_data.sha256([self._data_sum(built) for built in self.built])
+        return _sha256([self._data_sum(built) for built in self.built])
 
     def _data_sum(self, built: Built) -> str:
-        rows = self.rows.get(built.benchmark.name)
-        if rows is not None:
-            return benchmarks_data.digest(rows)
-        return benchmarks_data.sha256([list(task.eval_docs) for task in built.tasks.values()])
-
-    def _key(self, built: Built, weights: object) -> str:
-        asked = dataclasses.asdict(built.benchmark) | {"data": self._data_sum(built)}
-        return benchmarks_data.sha256([importlib.metadata.version("lm-eval"), weights, asked])
+        local = self.rows.get(built.benchmark.name)
+        if local is None:
+            return _sha256([list(task.eval_docs) for task in built.tasks.values()])
+        return _sha256({t: {s: local[t][s].to_pylist() for s in local[t]} for t in local})
 
     def check(self, model: Any, tokenizer: Any, special: SpecialTokens) -> list[str]:
         """Whether a model can be asked, told before it is trained; returns what will be cut.
@@ -113,7 +189,7 @@ class Suite:
         from fortifai.evals import harness
 
         with harness.as_command():
-            lm = harness.Model(model, tokenizer, special, _silent)
+            lm = harness.Ruler(model, tokenizer, special)
             return [note for built in self.built for note in harness.check(built, lm)]
 
     def save(self, folder: Path) -> None:
@@ -134,7 +210,7 @@ class Suite:
         lm: CausalLM,
         *,
         cache: Path | None = None,
-        tick: Callable[[int, int], None] | None = None,
+        tick: Callable[[int, int], None] = lambda done, total: None,
     ) -> Results:
         """Put all benchmarks to a model.
 
@@ -149,22 +225,27 @@ class Suite:
         """
         from fortifai.evals import harness
 
-        found = []
+        scores: list[Score] = []
+        items: list[dict[str, Any]] = []
         with harness.as_command():
-            model = harness.Model(lm.model, lm.tokenizer, lm.special, tick or _silent)
-            weights = [model_sum(lm.model, lm.tokenizer), lm.special.front] if cache else []
+            model = harness.Model(lm.model, lm.tokenizer, lm.special, tick)
+            weights = [lm.sha256(), lm.special.front] if cache else []
             for built in self.built:
                 path = cache and cache / f"{self._key(built, weights)}.json"
-                result = _read_cached(path) if path else None
-                if result is None:
-                    result = _results(built, harness.evaluate(built, model))
-                    if path:
-                        _write_cached(path, result)
-                found.append(result)
-        return Results(
-            tuple(score for result in found for score in result.scores),
-            tuple(item for result in found for item in result.items),
-        )
+                found = _read_cached(path) if path else None
+                if found is None:
+                    found = _results(built, harness.evaluate(built, model))
+                    if path:  # chains share the folder
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                        files.write_whole(path, json.dumps(dataclasses.asdict(found)))
+                scores += found.scores
+                items += found.items
+        return Results(tuple(scores), tuple(items))
+
+    def _key(self, built: Built, weights: object) -> str:
+        asked = dataclasses.asdict(built.benchmark) | {"data": self._data_sum(built)}
+        del asked["hub"]  # which `data` says
+        return _sha256([importlib.metadata.version("lm-eval"), weights, asked])
 
 
 def read(benchmarks: Iterable[Benchmark], root: Path) -> Suite:
@@ -188,10 +269,9 @@ def read(benchmarks: Iterable[Benchmark], root: Path) -> Suite:
     asked, rows = tuple(benchmarks), {}
     with harness.as_command():
         for benchmark in asked:
-            tasks = harness.find(benchmark).tasks.values()
+            tasks = list(harness.find(benchmark).tasks.values())
             if benchmark.data is not None:
-                sources = [task.source(f"benchmarks.{benchmark.name}") for task in tasks]
-                rows[benchmark.name] = benchmarks_data.read_rows(benchmark, sources, root)
+                rows[benchmark.name] = benchmarks_data.read_rows(benchmark, tasks, root)
     suite = Suite(asked, rows)
     _ = suite.built  # so that what is wrong with a task is told now
     return suite
@@ -206,11 +286,23 @@ def run_benchmarks(
     return suite.run(lm, cache=cache)
 
 
+def _sha256(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _read_cached(path: Path) -> Results | None:
+    try:
+        data = json.loads(path.read_text("utf-8"))
+        return Results(tuple(Score(**row) for row in data["scores"]), tuple(data["items"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # not there, or not whole: it is computed again
+
+
 # --- scores -----------------------------------------------------------------------------------
 
 
 def _results(built: Built, found: Mapping[str, Any]) -> Results:
-    items = tuple(_items(built, found))
+    items = tuple(_items(built.benchmark.name, found["samples"]))
     broken = {row["measure"] for row in items if row["value"] not in (0.0, 1.0)}
     shares = {row["measure"] for row in items} - broken
     chances = _chances(built)
@@ -221,7 +313,8 @@ def _results(built: Built, found: Mapping[str, Any]) -> Results:
             if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
             better = found["higher_is_better"].get(on, {}).get(metric)
-            measure, stderr = _measure(built, key), metrics.get(f"{metric}_stderr,{chosen}")
+            stderr = metrics.get(f"{metric}_stderr,{chosen}")
+            measure = _measure(built.benchmark.name, metric, chosen)
             scores.append(
                 Score(
                     measure=measure,
@@ -237,23 +330,19 @@ def _results(built: Built, found: Mapping[str, Any]) -> Results:
     return Results(tuple(scores), items)
 
 
-def _measure(built: Built, key: str) -> str:
-    return f"{built.benchmark.name}.{key.removesuffix(',none').replace(',', '.')}"
+def _measure(benchmark: str, metric: str, chosen: str) -> str:
+    return f"{benchmark}.{metric}" + ("" if chosen == "none" else f".{chosen}")
 
 
-def _items(built: Built, found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    for task, samples in found["samples"].items():
+def _items(name: str, tasks: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for task, samples in tasks.items():
         for sample in samples:
             for metric in sample["metrics"]:
                 value = sample[metric]
                 if isinstance(value, int | float):  # metrics of the whole, such as F1, have none
-                    yield {
-                        "benchmark": built.benchmark.name,
-                        "task": task,
-                        "item": int(sample["doc_id"]),
-                        "measure": _measure(built, f"{metric},{sample['filter']}"),
-                        "value": float(value),
-                    }
+                    measure = _measure(name, metric, sample["filter"])
+                    told = {"benchmark": name, "task": task, "item": int(sample["doc_id"])}
+                    yield told | {"measure": measure, "value": float(value)}
 
 
 def _chances(built: Built) -> dict[str, dict[str, Any]]:
@@ -271,40 +360,3 @@ def _chances(built: Built) -> dict[str, dict[str, Any]]:
         if {task.task_name for task in group.get_all_tasks()} <= out.keys():
             out[name] = dict(group.aggregate(out))
     return out
-
-
-# --- cache ------------------------------------------------------------------------------------
-
-
-def model_sum(model: Any, tokenizer: Any) -> str:
-    """SHA-256 of weights, configuration and tokenizer; the model's name and place do not count."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy())
-    told = [part.to_dict() for part in (model.config, model.generation_config)]
-    settings = [{k: v for k, v in part.items() if k not in NOT_COUNTED} for part in told]
-    spoken = [tokenizer.special_tokens_map, tokenizer.chat_template, tokenizer.model_max_length]
-    digest.update(tokenizer.backend_tokenizer.to_str().encode())
-    digest.update(benchmarks_data.sha256([settings, spoken]).encode())
-    return digest.hexdigest()
-
-
-def _read_cached(path: Path) -> Results | None:
-    try:
-        data = json.loads(path.read_text("utf-8"))
-        return Results(tuple(Score(**row) for row in data["scores"]), tuple(data["items"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # not there, or not whole: it is computed again
-
-
-def _write_cached(path: Path, results: Results) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_whole(path, json.dumps(dataclasses.asdict(results)))  # chains share the folder
-
-
-def _silent(done: int, total: int) -> None:
-    """Nobody listens."""

@@ -1,6 +1,6 @@
 """lm-evaluation-harness on a model in memory: its tasks, prompts, metrics and standard errors.
 
-What is ours is where local items come from (`Task`) and how sequences are read (`Model`). This
+What is ours is where local items come from (`Task`) and how answers are read (`Model`). This
 module imports the harness, so it is imported where a benchmark is asked for.
 """
 
@@ -24,19 +24,21 @@ import numpy as np
 import torch
 from lm_eval import evaluator
 from lm_eval.api.group import Group
-from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import METRIC_REGISTRY
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.config.task import TaskConfig
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._factory import TaskFactory
 
 from fortifai.data.tokens import SpecialTokens, beginning, check_template, put_before
 from fortifai.errors import InputError, nearest
-from fortifai.evals.benchmarks_data import Benchmark, Rows, Source
-from fortifai.models import generation
+from fortifai.evals.benchmarks import Benchmark
+from fortifai.evals.benchmarks_data import Rows
 from fortifai.models.continuations import continuation_log_prob
+from fortifai.models.generation import side_by_side
+from fortifai.models.training import random_state_kept
 
 PYTHON_SEED, SEED = 0, 1234
 """The seeds of the harness's command; few-shot examples are drawn with the second."""
@@ -44,53 +46,40 @@ PYTHON_SEED, SEED = 0, 1234
 FOLDERS = ("blimp", "hellaswag", "gsm8k", "mmlu")
 """Folders whose tasks stand in them alone: reading all 14,000 of the harness takes seconds."""
 
-Tick = Callable[[int, int], None]
-
 
 @contextlib.contextmanager
 def as_command() -> Iterator[None]:
     """Within: the seeds of the harness's command, no remarks of its own; then all is as before."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - tasks draw from it
     muted = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    devices = list(range(torch.cuda.device_count()))
-    with torch.random.fork_rng(devices), contextlib.redirect_stdout(io.StringIO()):
+    with random_state_kept(), contextlib.redirect_stdout(io.StringIO()):
+        logging.disable(logging.WARNING)
         random.seed(PYTHON_SEED)
-        np.random.seed(SEED)  # noqa: NPY002
+        np.random.seed(SEED)  # noqa: NPY002 - tasks draw from it
         torch.manual_seed(SEED)
         try:
             yield
         finally:
             logging.disable(muted)
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
 
 
 # --- tasks ------------------------------------------------------------------------------------
 
 
 class Task(ConfigurableTask):  # type: ignore[misc]  # the harness has no types
-    """A task of the harness: known by its whole configuration, made when it gets its items."""
+    """A task of the harness that is known by its configuration, and made when it gets its items."""
 
     def __init__(self, config: dict[str, Any]) -> None:
-        self.given = {key: value for key, value in config.items() if key != "class"}
-        self._config = TaskConfig(task=config["task"])
+        self._config = TaskConfig(**{k: v for k, v in config.items() if k != "class"})
         self._choices: dict[str, Any] = {}
 
     def start(self, rows: Mapping[str, Any] | None) -> None:
         """Make it with local items by split; None has it fetch its own data set."""
-        self._rows = rows
-        super().__init__(config=dict(self.given))
-
-    def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Make the data set; called by `start`."""
-        if self._rows is None:
-            super().download(dataset_kwargs, **kwargs)
-            return
-        sets = {split: datasets.Dataset(table) for split, table in self._rows.items()}
-        evaluated = next(iter(sets.values()))
-        # the harness lists few-shot examples even where none are drawn
-        self.dataset = collections.defaultdict(lambda: evaluated, sets)
+        if rows is not None:
+            sets = {split: datasets.Dataset(table) for split, table in rows.items()}
+            # few-shot examples are listed even where none are drawn
+            whole = collections.defaultdict(lambda: next(iter(sets.values())), sets)
+            self.config.custom_dataset = lambda **_: whole
+        super().__init__(config=vars(self.config))
 
     @functools.cached_property
     def eval_docs(self) -> Any:
@@ -109,61 +98,53 @@ class Task(ConfigurableTask):  # type: ignore[misc]  # the harness has no types
         with contextlib.redirect_stderr(io.StringIO()):
             super().build_all_requests(**kwargs)
 
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The split that is evaluated, and the one that few-shot examples are drawn from."""
+        told, fewshot = self.config, self.config.fewshot_config
+        evaluated = told.test_split or told.validation_split
+        drawn = fewshot.split or told.training_split or told.validation_split or evaluated
+        draws = told.num_fewshot and (fewshot.split or not fewshot.samples)
+        return tuple(dict.fromkeys((evaluated, drawn) if draws else (evaluated,)))
+
     def set(self, benchmark: Benchmark) -> None:
         """Put the settings of a benchmark into the configuration.
 
         Raises:
-            InputError: One is not for this task.
+            InputError: One is not for this task, or local items cannot be.
         """
-        key, name, told = f"benchmarks.{benchmark.name}", self.task_name, self.given
-        own, asked, kind = told.get("num_fewshot"), benchmark.num_fewshot, told.get("output_type")
-        if own == 0 and asked:
-            raise InputError(
-                f"{key}.num_fewshot is {asked}; {name} is defined without examples, so leave it out"
-            )
-        if benchmark.apply_chat_template and kind == "loglikelihood_rolling":
-            raise InputError(
-                f"{key}.apply_chat_template: {name} reads whole texts, not prompts; leave it out"
-            )
-        most = benchmark.max_gen_toks
-        if most is not None and kind not in (None, "generate_until"):
-            raise InputError(
-                f"{key}.max_gen_toks: {name} has the model write nothing; leave it out"
-            )
-        if most is not None:
-            how = TaskConfig(**told).generation_kwargs
-            told["generation_kwargs"] = {**how, "max_gen_toks": most}
-        told["num_fewshot"] = int(own or 0) if asked is None else asked
-
-    def source(self, key: str) -> Source:
-        """Which local data it reads; `key` is what asks for it, in messages.
-
-        Raises:
-            InputError: It takes its items or a metric from elsewhere, or evaluates no split.
-        """
-        told, name = self.given, self.task_name
-        if told.get("custom_dataset") or not told.get("dataset_path"):
-            raise InputError(
-                f"{key}: {name} takes its items from code of its own, so local files cannot stand "
-                "in for them; write hub: true and no data"
-            )
-        for metric in () if told.get("process_results") else told.get("metric_list") or ():
-            called = metric["metric"]
-            own = callable(called) or called in METRIC_REGISTRY
-            if metric.get("hf_evaluate") or not own:
-                raise InputError(
-                    f"{key}: the metric {called!r} of {name} is fetched from the hub; write hub: "
-                    "true and no data"
-                )
-        evaluated = told.get("test_split") or told.get("validation_split")
-        if not evaluated:
-            raise InputError(f"{key}: lm-evaluation-harness names no split of {name} to evaluate")
-        splits, fewshot = {evaluated: None}, told.get("fewshot_config") or {}
-        if told["num_fewshot"] and not fewshot.get("samples"):
-            kinds = ("fewshot_split", "training_split", "validation_split")
-            named = (fewshot.get("split"), *map(told.get, kinds), evaluated)
-            splits[next(filter(None, named))] = None
-        return Source(name, told["dataset_path"], told.get("dataset_name"), tuple(splits))
+        told, name, local = self.config, self.task_name, benchmark.data is not None
+        shots, most, kind = benchmark.num_fewshot, benchmark.max_gen_toks, told.output_type
+        metrics = () if told.process_results else told.metric_list or ()
+        named = {
+            m["metric"]: m.get("hf_evaluate") or m["metric"] not in METRIC_REGISTRY for m in metrics
+        }
+        fetched = [metric for metric, away in named.items() if away and not callable(metric)]
+        faults = {
+            f".num_fewshot is {shots}; {name} is defined without examples, so leave it out": (
+                shots and told.num_fewshot == 0
+            ),
+            f".apply_chat_template: {name} reads whole texts, not prompts; leave it out": (
+                benchmark.apply_chat_template and kind == "loglikelihood_rolling"
+            ),
+            f".max_gen_toks: {name} has the model write nothing; leave it out": (
+                most and kind != "generate_until"
+            ),
+            f": {name} takes its items from code of its own, so local files cannot stand in for "
+            "them; write hub: true and no data": (
+                local and (told.custom_dataset or not told.dataset_path)
+            ),
+            f": the metric {fetched} of {name} is fetched from the hub; write hub: true and no "
+            "data": local and fetched,
+            f": lm-evaluation-harness names no split of {name} to evaluate": (
+                local and not self.splits[0]
+            ),
+        }
+        for fault in (fault for fault, there in faults.items() if there):
+            raise InputError(f"benchmarks.{benchmark.name}{fault}")
+        if most:
+            told.generation_kwargs = {**told.generation_kwargs, "max_gen_toks": most}
+        told.num_fewshot = (told.num_fewshot or 0) if shots is None else shots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,53 +163,37 @@ def find(benchmark: Benchmark) -> Built:
         InputError: There is no such task, or none such within it, or a setting is not for one.
     """
     name, key = benchmark.name, f"benchmarks.{benchmark.name}"
-    index = _manager(name).task_index
+    manager = _manager(name)
+    index = manager.task_index
     if name not in index:
         raise InputError(
             f"{key}: lm-evaluation-harness knows no task {name!r}{nearest(name, index)}; "
             "`lm_eval ls tasks` lists them"
         )
     with _telling(benchmark, name, local=False):
-        tasks, groups = _load(name)
+        # what a group is overridden with, all its tasks are: here, their class
+        found = TaskFactory().build(index[name], overrides={"class": Task}, registry=index)
+        loaded = manager.load(found if isinstance(found, list) else [found])
+    tasks, groups = loaded["tasks"], loaded["groups"]
     held = {each: {task.task_name for task in g.get_all_tasks()} for each, g in groups.items()}
     held |= {each: {each} for each in tasks}
-    short = {each: each.removeprefix(f"{name}_") for each in held}
-    wanted = {each.removeprefix(f"{name}_") for each in benchmark.only}
-    known = set(short.values()) - {name}
-    for each in wanted - known:
+    within = {each.removeprefix(f"{name}_"): members for each, members in held.items()}
+    wanted, known = [o.removeprefix(f"{name}_") for o in benchmark.only], within.keys() - {name}
+    for each in (each for each in wanted if each not in known):
         raise InputError(
             f"{key}.only: there is no {each!r} in {name}{nearest(each, known)}"
             + ("" if known else "; it is a single task, so leave only out")
         )
-    kept = {task for each in held if not wanted or short[each] in wanted for task in held[each]}
+    kept = set().union(*(within[each] for each in wanted)) if wanted else set(tasks)
     for group in groups.values():
         for child in group.child_names:
             if not kept & held[child]:
                 group.pop(child)
-    # members before their groups, which get from them whether higher is better
-    groups = {each: group for each, group in reversed(groups.items()) if len(group)}
-    built = Built(benchmark, {each: t for each, t in tasks.items() if each in kept}, groups)
-    for task in built.tasks.values():
+    tasks = {each: task for each, task in tasks.items() if each in kept}
+    for task in tasks.values():
         task.set(benchmark)
-    return built
-
-
-def _load(name: str) -> tuple[dict[str, Any], dict[str, Group]]:
-    """Tasks, each as `Task`, and groups, as the harness puts them together."""
-    manager = _manager(name)
-    entry = manager.task_index[name]
-    word = "group" if entry.kind.name == "GROUP" else "task"
-    names = sorted(entry.tags) if entry.kind.name == "TAG" else [name]
-    # what a group sets, all its tasks get: here, their class
-    config = {"group": "", "task": [{word: each, "class": Task} for each in names]}
-    own = dataclasses.replace(entry, name="", kind=type(entry.kind).GROUP, yaml_path=None)
-    manager.task_index[""] = dataclasses.replace(own, cfg=config)
-    try:
-        found = manager.load([""])
-    finally:
-        del manager.task_index[""]
-    del found["groups"][""]
-    return found["tasks"], found["groups"]
+    # members before their groups, which get from them whether higher is better
+    return Built(benchmark, tasks, {g: groups[g] for g in reversed(groups) if len(groups[g])})
 
 
 def _manager(name: str) -> TaskManager:
@@ -252,12 +217,13 @@ def start(built: Built, rows: Rows | None) -> Built:
     """
     # progress is shown only where something is fetched
     quiet = contextlib.nullcontext() if rows is None else contextlib.redirect_stderr(io.StringIO())
+    manager = _manager(built.benchmark.name)
     for name, task in built.tasks.items():
-        entry = _manager(built.benchmark.name).task_index.get(name)
+        entry = manager.task_index.get(name)
         with quiet, _telling(built.benchmark, name, local=rows is not None):
             if entry and entry.kind.name == "PY_TASK":  # it has a class of its own
-                own = _manager(built.benchmark.name).load([name])["tasks"][name]
-                own.set_config("num_fewshot", task.given["num_fewshot"])
+                own = manager.load([name])["tasks"][name]
+                own.set_config("num_fewshot", task.config.num_fewshot)
                 built.tasks[name] = own
             else:
                 task.start(rows and rows[name])
@@ -284,19 +250,6 @@ def _telling(benchmark: Benchmark, task: str, *, local: bool = True) -> Iterator
 # --- the model --------------------------------------------------------------------------------
 
 
-class _Progress(CacheHook):  # type: ignore[misc]  # the harness has no types
-    """Told by the harness of each answer."""
-
-    def __init__(self, tick: Tick, total: int) -> None:
-        super().__init__(None)
-        self.tick, self.total, self.done = tick, total, 0
-
-    def add_partial(self, attr: str, req: Any, res: Any) -> None:
-        """Count one."""
-        self.done += 1
-        self.tick(self.done, self.total)
-
-
 class Model(HFLM):  # type: ignore[misc]  # the harness has no types
     """The harness's own model class, which reads what several answers share only once.
 
@@ -307,7 +260,13 @@ class Model(HFLM):  # type: ignore[misc]  # the harness has no types
         tick: Told how many of how many sequences are done.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, special: SpecialTokens, tick: Tick) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        special: SpecialTokens,
+        tick: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
         super().__init__(
             pretrained=model,
             tokenizer=beginning(copy.deepcopy(tokenizer), special),
@@ -323,31 +282,46 @@ class Model(HFLM):  # type: ignore[misc]  # the harness has no types
         self.sums_suffice = False
         """No metric asks whether an answer is what greedy decoding would have written."""
 
-    def encode(self, requests: Sequence[Any]) -> list[tuple[list[int], list[int]]]:
-        """(context, continuation) tokens of each request, as the harness encodes them."""
-        out = []
-        for context, continuation in (request.args for request in requests):
-            if context:
-                out.append(self._encode_pair(context, continuation))
-            else:
-                ids = self.tok_encode(continuation, add_special_tokens=False)
-                begun = ids[:1] == [self.prefix_token_id]
-                out.append((ids[:1], ids[1:]) if begun else ([self.prefix_token_id], ids))
-        return out
-
     def loglikelihood(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
         """Summed log p (nats) of each continuation, and whether it is what greedy decoding writes.
 
         Raises:
             InputError: One is not a number.
         """
-        encoded = self.encode(requests)
+        return list(super().loglikelihood(self._begun(requests), disable_tqdm=True))
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], **_: Any) -> list[float]:
+        """Summed log p (nats) of whole texts; see the harness."""
+        # in larger batches it takes equal windows of two texts, cut at other places, for the same
+        self.batch_size_per_gpu = 1
+        return list(super().loglikelihood_rolling(self._begun(requests), disable_tqdm=True))
+
+    def generate_until(self, requests: Sequence[Any], **_: Any) -> list[str]:
+        """Texts written after prompts; see the harness."""
+        self.batch_size_per_gpu = side_by_side(self.model, self.max_length)
+        return list(super().generate_until(self._begun(requests), disable_tqdm=True))
+
+    def _begun(self, requests: Sequence[Any]) -> list[Any]:
+        self._done, self._total = 0, len(requests)
+        self.set_cache_hook(self)
+        return list(requests)
+
+    def add_partial(self, attr: str, req: Any, res: Any) -> None:
+        """Count an answer, of which the harness tells its cache."""
+        self._done += 1
+        self._tick(self._done, self._total)
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Any], disable_tqdm: bool = True, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        """The same of (texts, context tokens, continuation tokens)."""
+        longest = self.max_length + 1  # the last token is only predicted, never read
+        cut = [((head + tail)[-longest:], len(tail)) for _, head, tail in requests]
         # in half precision the harness rounds each log p, and rounding may decide an answer
         if not self.sums_suffice or self.model.dtype != torch.float32:
-            self._begin(len(requests), max(len(head) + len(tail) for head, tail in encoded))
-            return list(super().loglikelihood(list(requests), disable_tqdm=True))
-        longest = self.max_length + 1  # the last token is only predicted, never read
-        cut = [((head + tail)[-longest:], len(tail)) for head, tail in encoded]
+            each = 4 * max(len(ids) for ids, _ in cut) * len(self.tokenizer)
+            self.batch_size_per_gpu = max(1, min(64, 256 * 2**20 // each))  # 256 MiB of logits
+            return list(super()._loglikelihood_tokens(requests, disable_tqdm=True))
         sums = continuation_log_prob(self.model, cut, self._tick)
         if np.isnan(sums).any():
             raise InputError(
@@ -356,41 +330,29 @@ class Model(HFLM):  # type: ignore[misc]  # the harness has no types
             )
         return [(total, False) for total in sums]
 
-    def loglikelihood_rolling(self, requests: Sequence[Any], **_: Any) -> list[float]:
-        """Summed log p (nats) of whole texts; see the harness."""
-        self._begin(len(requests), self.max_length)
-        # in larger batches it takes equal windows of two texts, cut at other places, for the same
-        self.batch_size_per_gpu = 1
-        with contextlib.redirect_stderr(io.StringIO()):  # its progress bars cannot be turned off
-            return list(super().loglikelihood_rolling(list(requests), disable_tqdm=True))
 
-    def generate_until(self, requests: Sequence[Any], **_: Any) -> list[str]:
-        """Texts written after prompts; see the harness."""
-        self._begin(len(requests), self.max_length)
-        self.batch_size_per_gpu = generation.side_by_side(self.model, self.max_length)
-        return list(super().generate_until(list(requests), disable_tqdm=True))
+class Ruler(Model):
+    """Gives of each answer not its log p, but how many tokens it and what stands before it have."""
 
-    def _begin(self, total: int, width: int) -> None:
-        """Count `total` answers, each read in at most `width` tokens, and choose the batch."""
-        each = 4 * min(width, self.max_length) * len(self.tokenizer)
-        self.batch_size_per_gpu = max(1, min(64, 256 * 2**20 // each))  # 256 MiB of logits
-        self.set_cache_hook(_Progress(self._tick, total))
+    def _loglikelihood_tokens(self, requests: Sequence[Any], *_: Any, **__: Any) -> list[Any]:
+        return [(len(head), len(tail)) for _, head, tail in requests]
 
 
 # --- asking it --------------------------------------------------------------------------------
 
 
-def check(built: Built, lm: Model) -> list[str]:
+def check(built: Built, lm: Ruler) -> list[str]:
     """Whether a model of this length and tokenizer can be asked; returns what is cut.
 
     Raises:
         InputError: An item is not what the task needs, or an answer does not fit the model.
     """
-    benchmark, key = built.benchmark, f"benchmarks.{built.benchmark.name}"
+    benchmark, key, most = built.benchmark, f"benchmarks.{built.benchmark.name}", lm.max_length
     chat = benchmark.apply_chat_template
     if chat:
         check_template(lm.tokenizer, benchmark.chat_template_args, key=f"{key}.apply_chat_template")
     _prepare(built, lm)
+    asked = []
     for name, task in built.tasks.items():
         with _telling(benchmark, name):
             task.build_all_requests(
@@ -399,28 +361,29 @@ def check(built: Built, lm: Model) -> list[str]:
                 fewshot_as_multiturn=True,
                 chat_template=lm.apply_chat_template if chat else None,
             )
-    asked = [request for task in built.tasks.values() for request in task.instances]
+        asked += task.instances
     sizes = []
-    for context, answer in lm.encode([r for r in asked if r.request_type == "loglikelihood"]):
-        if not answer or len(answer) > lm.max_length:
+    for context, answer in lm.loglikelihood(
+        [r for r in asked if r.request_type == "loglikelihood"]
+    ):
+        if not 0 < answer <= most:
             raise InputError(
-                f"{key}: an answer has {len(answer)} tokens and the model reads {lm.max_length} at "
-                "most; use a model with more positions"
+                f"{key}: an answer has {answer} tokens and the model reads {most} at most; use a "
+                "model with more positions"
             )
-        sizes.append(len(context) + len(answer) - 1)
+        sizes.append(context + answer - 1)
     for prompt, how in (r.args for r in asked if r.request_type == "generate_until"):
         new = normalize_gen_kwargs(how, lm.max_gen_toks)["max_gen_toks"]
-        if new >= lm.max_length:
+        if new >= most:
             raise InputError(
-                f"{key}: an answer is up to {new} tokens long and the model has {lm.max_length} "
-                "positions, prompt included; set max_gen_toks lower or use a model with more "
-                "positions"
+                f"{key}: an answer is up to {new} tokens long and the model has {most} positions, "
+                "prompt included; set max_gen_toks lower or use a model with more positions"
             )
         sizes.append(len(lm.tok_encode(prompt)) + new)
-    cut = sum(size > lm.max_length for size in sizes)
+    cut = sum(size > most for size in sizes)
     note = (
         f"benchmark {benchmark.name}: {cut:,} of {len(sizes):,} prompts with their answers are "
-        f"longer than the model's {lm.max_length} positions; they lose their beginning, as in "
+        f"longer than the model's {most} positions; they lose their beginning, as in "
         "lm-evaluation-harness"
     )
     return [note] if cut else []

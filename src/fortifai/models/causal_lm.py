@@ -6,6 +6,7 @@ Samples are one-dimensional streams of token ids, documents separated by the tok
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -42,6 +43,9 @@ __all__ = ["CausalLM", "FitReport"]
 SETTINGS_FILE = "fortifai.json"
 BOS_BEFORE: Bos = "never"
 """How models read that were saved before it was written down: they were trained without bos."""
+
+NOT_COUNTED = ("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache")
+"""Parts of a configuration that saving writes into it, or that say nothing the weights do not."""
 
 
 class CausalLM:
@@ -142,6 +146,22 @@ class CausalLM:
         dtype = str(self.model.dtype).removeprefix("torch.")
         text = json.dumps({"block": self.block, "bos": self.bos, "dtype": dtype}) + "\n"
         (folder / SETTINGS_FILE).write_text(text, encoding="utf-8")
+
+    def sha256(self) -> str:
+        """SHA-256 of weights, configuration and tokenizer; the model's name and place are none."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy())
+        told = [part.to_dict() for part in (self.model.config, self.model.generation_config)]
+        settings = [{k: v for k, v in part.items() if k not in NOT_COUNTED} for part in told]
+        tokenizer = self.tokenizer
+        spoken = [tokenizer.special_tokens_map, tokenizer.chat_template, tokenizer.model_max_length]
+        digest.update(tokenizer.backend_tokenizer.to_str().encode())
+        text = json.dumps([settings, spoken], sort_keys=True, default=str)
+        digest.update(hashlib.sha256(text.encode()).hexdigest().encode())
+        return digest.hexdigest()
 
     def _save_whole(self, folder: Path) -> None:
         own = self.model.generation_config

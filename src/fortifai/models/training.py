@@ -193,7 +193,7 @@ def _prepared(
     model: PreTrainedModel, train: TrainOptions, adapter: Adapter | None, seed: int
 ) -> Iterator[list[Adapter]]:
     """What a fit changes for its time alone; yields what `lora.training` does, empty without."""
-    with _global_random_state_kept(), _without_cache(model):
+    with random_state_kept(), _without_cache(model):
         if train.lora is None:
             yield []
             return
@@ -375,7 +375,7 @@ class _Watch(TrainerCallback):
         }
         self.losses, self.looked = [], 0
         if self.select is not None:
-            with _global_random_state_kept():
+            with random_state_kept():
                 score = self.select()
             better = score > self.best[0] or self.best[1] is None
             if better:
@@ -424,8 +424,8 @@ def _without_cache(model: PreTrainedModel) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _global_random_state_kept() -> Iterator[None]:
-    """Give the global random generators back as they were: Trainer seeds them all."""
+def random_state_kept() -> Iterator[None]:
+    """Give the global random generators back as they were: Trainer, for one, seeds them all."""
     python, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng():
         try:

@@ -233,8 +233,7 @@ def load(config: TextExperiment, folder: Path) -> TextDomain:
     tokenizer, special = saved_tokens(folder / "base")
     suite = None
     if config.benchmarks:
-        named = [b.build(name) for name, b in config.benchmarks.items()]
-        suite = benchmarks.Suite.load(named, folder / BENCHMARKS)
+        suite = benchmarks.Suite.load(config.benchmarks.values(), folder / BENCHMARKS)
     return TextDomain(
         config,
         real=tuple(tokens[f"split-{k}"] for k in range(count)),

@@ -114,7 +114,7 @@ def _read_benchmarks(
     """The benchmarks, and what of them is too long for the model."""
     if not config.benchmarks:
         return None, []
-    suite = benchmarks.read((b.build(name) for name, b in config.benchmarks.items()), root)
+    suite = benchmarks.read(config.benchmarks.values(), root)
     with torch.device("meta"):
         model = from_config(model_config)
     return suite, suite.check(model, tokenizer, special)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from fortifai.evals.benchmarks import Benchmark, Named
 from fortifai.evals.phases import PhaseRule
 from fortifai.lab.measures import Measure
 from fortifai.lab.regimes import REGIMES, Fortifai
 from fortifai.lab.spec import Arm, Experiment, FailureLevel, Name, check_apart
 from fortifai.models.options import CausalLMOptions, RegenerateOptions, TrainOptions
 from fortifai.options import Options, one_of
-from fortifai.text.options import BenchmarkOptions, FluencyOptions, FormatsOptions, PassagesOptions
+from fortifai.text.options import FluencyOptions, FormatsOptions, PassagesOptions
 from fortifai.text.sources import CORPORA
 from fortifai.weights import Calibrated, Keep, weight_type
 
@@ -59,7 +60,7 @@ class TextExperiment(Experiment[TextArm]):
     corpus: one_of(*CORPORA)  # type: ignore[valid-type] # made from the list
     questions: QuestionsOptions = QuestionsOptions()
     passages: PassagesOptions = PassagesOptions()
-    benchmarks: dict[Name, BenchmarkOptions] = Field(default_factory=dict)
+    benchmarks: Annotated[dict[Name, Benchmark], Named] = Field(default_factory=dict)
     formats: FormatsOptions | None = None
     fluency: FluencyOptions = FluencyOptions()
     phases: PhaseRule = PhaseRule()
@@ -75,7 +76,7 @@ class TextExperiment(Experiment[TextArm]):
 
     @field_validator("benchmarks")
     @classmethod
-    def _apart(cls, value: dict[str, BenchmarkOptions]) -> dict[str, BenchmarkOptions]:
+    def _apart(cls, value: dict[str, Benchmark]) -> dict[str, Benchmark]:
         check_apart(value, "benchmarks")
         return value
 
