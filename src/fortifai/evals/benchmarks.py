@@ -6,15 +6,15 @@ its command gives on the saved model. Nothing is fetched unless a benchmark's `d
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import hashlib
 import importlib.metadata
 import importlib.util
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field, PositiveInt
@@ -302,10 +302,20 @@ def _read_cached(path: Path) -> Results | None:
 
 
 def _results(built: Built, found: Mapping[str, Any]) -> Results:
-    items = tuple(_items(built.benchmark.name, found["samples"]))
+    """What the harness found, with what it does not tell: unit and chance."""
+    name, items = built.benchmark.name, []
+    for task, samples in found["samples"].items():
+        for sample in samples:
+            told = {"benchmark": name, "task": task, "item": int(sample["doc_id"])}
+            values = {_measure(name, m, sample["filter"]): sample[m] for m in sample["metrics"]}
+            items += [
+                told | {"measure": measure, "value": float(value)}
+                for measure, value in values.items()
+                if isinstance(value, int | float)  # metrics of the whole, such as F1, have none
+            ]
     broken = {row["measure"] for row in items if row["value"] not in (0.0, 1.0)}
     shares = {row["measure"] for row in items} - broken
-    chances = _chances(built)
+    chances = _chances(built, found["samples"])
     scores = []
     for on, metrics in found["results"].items():
         for key, value in metrics.items():
@@ -314,7 +324,7 @@ def _results(built: Built, found: Mapping[str, Any]) -> Results:
                 continue
             better = found["higher_is_better"].get(on, {}).get(metric)
             stderr = metrics.get(f"{metric}_stderr,{chosen}")
-            measure = _measure(built.benchmark.name, metric, chosen)
+            measure = _measure(name, metric, chosen)
             scores.append(
                 Score(
                     measure=measure,
@@ -327,35 +337,23 @@ def _results(built: Built, found: Mapping[str, Any]) -> Results:
                     direction="none" if better is None else "higher" if better else "lower",
                 )
             )
-    return Results(tuple(scores), items)
+    return Results(tuple(scores), tuple(items))
 
 
 def _measure(benchmark: str, metric: str, chosen: str) -> str:
     return f"{benchmark}.{metric}" + ("" if chosen == "none" else f".{chosen}")
 
 
-def _items(name: str, tasks: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    for task, samples in tasks.items():
-        for sample in samples:
-            for metric in sample["metrics"]:
-                value = sample[metric]
-                if isinstance(value, int | float):  # metrics of the whole, such as F1, have none
-                    measure = _measure(name, metric, sample["filter"])
-                    told = {"benchmark": name, "task": task, "item": int(sample["doc_id"])}
-                    yield told | {"measure": measure, "value": float(value)}
-
-
-def _chances(built: Built) -> dict[str, dict[str, Any]]:
+def _chances(built: Built, samples: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """What guessing would give, by task or group and metric, averaged as the metric is."""
     out: dict[str, dict[str, Any]] = {}
     for name, task in built.tasks.items():
-        metrics = {m.get("metric") for m in task.config.metric_list or ()}
-        several = task.multiple_target or "acc_mutual_info" in metrics
-        if task.config.output_type == "multiple_choice" and not several:
-            answers = collections.Counter(request.doc_id for request in task.instances)
-            chance = sum(1 / n for n in answers.values()) / len(answers)
-            out[name] = {f"{m},none": chance for m in CHANCE_METRICS if m in metrics}
-            out[name]["sample_len"] = len(answers)
+        # with mutual information, half of what is asked is no answer
+        mutual = any(m.get("metric") == "acc_mutual_info" for m in task.config.metric_list or ())
+        if task.config.output_type == "multiple_choice" and not (task.multiple_target or mutual):
+            each = [1 / len(sample["arguments"]) for sample in samples[name]]
+            out[name] = {f"{metric},none": fmean(each) for metric in CHANCE_METRICS}
+            out[name]["sample_len"] = len(each)
     for name, group in built.groups.items():
         if {task.task_name for task in group.get_all_tasks()} <= out.keys():
             out[name] = dict(group.aggregate(out))

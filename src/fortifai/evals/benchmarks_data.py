@@ -5,17 +5,17 @@ from __future__ import annotations
 import io
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fortifai.data.mmlu import mmlu_rows
+from fortifai.data.published import KINDS, read_items
 from fortifai.errors import InputError, nearest
-from fortifai.file_formats import Row, file_format
-from fortifai.file_tables import as_table, read_table
+from fortifai.file_formats import file_format
+from fortifai.file_tables import as_table
 
 if TYPE_CHECKING:
     from fortifai.evals.benchmarks import Benchmark
@@ -24,32 +24,21 @@ if TYPE_CHECKING:
 Rows = dict[str, dict[str, pa.Table]]
 """By task, by split: its items, in their order."""
 
-KINDS = ("jsonl", "json", "csv", "parquet")
-"""Formats of items; of several files that could be meant, the first one is."""
-
-MMLU = "cais/mmlu"
-FIELDS = {
-    "nyu-mll/blimp": (("sentence_good", "sentence_bad"), "", ""),
-    "Rowan/hellaswag": (("activity_label", "ctx_a", "ctx_b"), "endings", "label"),
-    "openai/gsm8k": (("question", "answer"), "", ""),
-    MMLU: (("question",), "choices", "answer"),
-}
-"""By data set: the fields that are texts; those of the answers and of the place of the right one.
-
-Of other data sets the harness itself finds out.
-"""
-
 
 def read_rows(benchmark: Benchmark, tasks: Sequence[Task], root: Path) -> Rows:
-    """The items of every task and split of a benchmark with local `data`, relative to `root`.
+    """The items of every task and split of a benchmark with local `data`, or `InputError`.
 
-    Raises:
-        InputError: A file is missing, empty, or not of this benchmark.
+    Args:
+        benchmark: What is asked for.
+        tasks: Its tasks.
+        root: Folder that `data` is relative to.
     """
-    return {
-        t.task_name: {s: _read(_find(benchmark, tasks, t, s, root), t) for s in t.splits}
-        for t in tasks
-    }
+    out: Rows = {}
+    for task in tasks:
+        paths = {split: _find(benchmark, tasks, task, split, root) for split in task.splits}
+        name, dataset = task.task_name, task.config.dataset_path
+        out[name] = {split: read_items(path, dataset, name) for split, path in paths.items()}
+    return out
 
 
 def _find(benchmark: Benchmark, tasks: Sequence[Task], task: Task, split: str, root: Path) -> Path:
@@ -103,40 +92,6 @@ def _called(stem: Path) -> list[Path]:
     found = [p for p, f in formats.items() if f.kind in KINDS and f.stem == stem.name]
     order = {path: (KINDS.index(formats[path].kind), formats[path].packed, path) for path in found}
     return sorted(filter(Path.is_file, found), key=order.__getitem__)
-
-
-def _read(path: Path, task: Task) -> pa.Table:
-    kind, dataset = file_format(path).kind, task.config.dataset_path
-    if kind not in KINDS:
-        raise InputError(
-            f"{path} is of no known format; benchmark items are read from .jsonl, .ndjson, .json, "
-            ".csv and .parquet files"
-        )
-    own = kind == "csv" and dataset == MMLU
-    table = as_table(mmlu_rows(path), path) if own else read_table(path)
-    if not table.num_rows:
-        raise InputError(f"{path} holds no items; give the file of {task.task_name}")
-    texts, *listed = FIELDS.get(dataset, ((), "", ""))
-    known = [name for name in table.column_names if name in (*texts, *listed)]
-    for number, row in enumerate(table.select(known).to_pylist(), start=1):
-        for fault in _faults(row, texts, *listed):
-            raise InputError(
-                f"{path}, item {number}, is not one of {task.task_name}: {fault}; it has the "
-                f"fields {', '.join(table.column_names)}"
-            )
-    return table
-
-
-def _faults(row: Row, texts: Sequence[str], listed: str, right: str) -> Iterator[str]:
-    """What is wrong with an item."""
-    for name in texts:
-        if not isinstance(row.get(name), str):
-            yield f"the text {name!r} is missing"
-    choices = row.get(listed) if listed else []
-    if not isinstance(choices, list) or not all(isinstance(c, str) for c in choices):
-        yield f"the list of texts {listed!r} is missing"
-    elif listed and str(row.get(right)) not in map(str, range(len(choices))):
-        yield f"{right!r} must be the place of the right one of {listed!r}, from 0"
 
 
 def save_rows(path: Path, rows: Rows) -> None:

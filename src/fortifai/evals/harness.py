@@ -108,43 +108,39 @@ class Task(ConfigurableTask):  # type: ignore[misc]  # the harness has no types
         return tuple(dict.fromkeys((evaluated, drawn) if draws else (evaluated,)))
 
     def set(self, benchmark: Benchmark) -> None:
-        """Put the settings of a benchmark into the configuration.
-
-        Raises:
-            InputError: One is not for this task, or local items cannot be.
-        """
-        told, name, local = self.config, self.task_name, benchmark.data is not None
-        shots, most, kind = benchmark.num_fewshot, benchmark.max_gen_toks, told.output_type
-        metrics = () if told.process_results else told.metric_list or ()
-        named = {
-            m["metric"]: m.get("hf_evaluate") or m["metric"] not in METRIC_REGISTRY for m in metrics
-        }
-        fetched = [metric for metric, away in named.items() if away and not callable(metric)]
-        faults = {
-            f".num_fewshot is {shots}; {name} is defined without examples, so leave it out": (
-                shots and told.num_fewshot == 0
-            ),
-            f".apply_chat_template: {name} reads whole texts, not prompts; leave it out": (
-                benchmark.apply_chat_template and kind == "loglikelihood_rolling"
-            ),
-            f".max_gen_toks: {name} has the model write nothing; leave it out": (
-                most and kind != "generate_until"
-            ),
-            f": {name} takes its items from code of its own, so local files cannot stand in for "
-            "them; write hub: true and no data": (
-                local and (told.custom_dataset or not told.dataset_path)
-            ),
-            f": the metric {fetched} of {name} is fetched from the hub; write hub: true and no "
-            "data": local and fetched,
-            f": lm-evaluation-harness names no split of {name} to evaluate": (
-                local and not self.splits[0]
-            ),
-        }
-        for fault in (fault for fault, there in faults.items() if there):
+        """Put the settings of a benchmark into the configuration, or raise `InputError`."""
+        for fault in self._faults(benchmark):
             raise InputError(f"benchmarks.{benchmark.name}{fault}")
-        if most:
-            told.generation_kwargs = {**told.generation_kwargs, "max_gen_toks": most}
+        told, shots = self.config, benchmark.num_fewshot
+        if benchmark.max_gen_toks:
+            told.generation_kwargs |= {"max_gen_toks": benchmark.max_gen_toks}
         told.num_fewshot = (told.num_fewshot or 0) if shots is None else shots
+
+    def _faults(self, benchmark: Benchmark) -> Iterator[str]:
+        told, name, asked = self.config, self.task_name, benchmark
+        if asked.num_fewshot and told.num_fewshot == 0:
+            what = f"is {asked.num_fewshot}; {name} is defined without examples"
+            yield f".num_fewshot {what}, so leave it out"
+        if asked.apply_chat_template and told.output_type == "loglikelihood_rolling":
+            yield f".apply_chat_template: {name} reads whole texts, not prompts; leave it out"
+        if asked.max_gen_toks and told.output_type != "generate_until":
+            yield f".max_gen_toks: {name} has the model write nothing; leave it out"
+        if asked.data is None:
+            return
+        if told.custom_dataset or not told.dataset_path:
+            yield (
+                f": {name} takes its items from code of its own, so local files cannot stand in "
+                "for them; write hub: true and no data"
+            )
+        for metric in () if told.process_results else told.metric_list or ():
+            known = callable(metric["metric"]) or metric["metric"] in METRIC_REGISTRY
+            if metric.get("hf_evaluate") or not known:
+                yield (
+                    f": the metric {metric['metric']!r} of {name} is fetched from the hub; write "
+                    "hub: true and no data"
+                )
+        if not self.splits[0]:
+            yield f": lm-evaluation-harness names no split of {name} to evaluate"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,11 +153,7 @@ class Built:
 
 
 def find(benchmark: Benchmark) -> Built:
-    """The tasks and groups of a benchmark, without their items.
-
-    Raises:
-        InputError: There is no such task, or none such within it, or a setting is not for one.
-    """
+    """The tasks and groups of a benchmark, without their items, or `InputError`."""
     name, key = benchmark.name, f"benchmarks.{benchmark.name}"
     manager = _manager(name)
     index = manager.task_index
@@ -177,12 +169,12 @@ def find(benchmark: Benchmark) -> Built:
     tasks, groups = loaded["tasks"], loaded["groups"]
     held = {each: {task.task_name for task in g.get_all_tasks()} for each, g in groups.items()}
     held |= {each: {each} for each in tasks}
-    within = {each.removeprefix(f"{name}_"): members for each, members in held.items()}
-    wanted, known = [o.removeprefix(f"{name}_") for o in benchmark.only], within.keys() - {name}
-    for each in (each for each in wanted if each not in known):
+    within = {each.removeprefix(f"{name}_"): held[each] for each in held if each != name}
+    wanted = [each.removeprefix(f"{name}_") for each in benchmark.only]
+    for each in set(wanted) - within.keys():
         raise InputError(
-            f"{key}.only: there is no {each!r} in {name}{nearest(each, known)}"
-            + ("" if known else "; it is a single task, so leave only out")
+            f"{key}.only: there is no {each!r} in {name}{nearest(each, within)}"
+            + ("" if within else "; it is a single task, so leave only out")
         )
     kept = set().union(*(within[each] for each in wanted)) if wanted else set(tasks)
     for group in groups.values():
@@ -205,16 +197,12 @@ def _manager(name: str) -> TaskManager:
 
 @functools.cache
 def _tasks_in(folder: str) -> TaskManager:
-    where = str(Path(lm_eval.tasks.__file__).parent / folder)
-    return TaskManager(include_defaults=not folder, include_path=where if folder else None)
+    where = Path(lm_eval.tasks.__file__).parent / folder
+    return TaskManager(include_defaults=False, include_path=str(where))
 
 
 def start(built: Built, rows: Rows | None) -> Built:
-    """Give the tasks their local items, or for None have the harness fetch them.
-
-    Raises:
-        InputError: The items are not what a task needs, or cannot be fetched.
-    """
+    """Give the tasks their items, for None those that the harness fetches, or `InputError`."""
     # progress is shown only where something is fetched
     quiet = contextlib.nullcontext() if rows is None else contextlib.redirect_stderr(io.StringIO())
     manager = _manager(built.benchmark.name)
@@ -278,43 +266,36 @@ class Model(HFLM):  # type: ignore[misc]  # the harness has no types
             # None: the harness's own choice
             prefix_token_id=special.bos,
         )
-        self._tick = tick
+        self.tick = tick
         self.sums_suffice = False
         """No metric asks whether an answer is what greedy decoding would have written."""
-
-    def loglikelihood(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
-        """Summed log p (nats) of each continuation, and whether it is what greedy decoding writes.
-
-        Raises:
-            InputError: One is not a number.
-        """
-        return list(super().loglikelihood(self._begun(requests), disable_tqdm=True))
-
-    def loglikelihood_rolling(self, requests: Sequence[Any], **_: Any) -> list[float]:
-        """Summed log p (nats) of whole texts; see the harness."""
-        # in larger batches it takes equal windows of two texts, cut at other places, for the same
-        self.batch_size_per_gpu = 1
-        return list(super().loglikelihood_rolling(self._begun(requests), disable_tqdm=True))
-
-    def generate_until(self, requests: Sequence[Any], **_: Any) -> list[str]:
-        """Texts written after prompts; see the harness."""
-        self.batch_size_per_gpu = side_by_side(self.model, self.max_length)
-        return list(super().generate_until(self._begun(requests), disable_tqdm=True))
-
-    def _begun(self, requests: Sequence[Any]) -> list[Any]:
-        self._done, self._total = 0, len(requests)
         self.set_cache_hook(self)
-        return list(requests)
 
     def add_partial(self, attr: str, req: Any, res: Any) -> None:
         """Count an answer, of which the harness tells its cache."""
-        self._done += 1
-        self._tick(self._done, self._total)
+        self.done += 1
+        self.tick(self.done, self.total)
 
-    def _loglikelihood_tokens(
-        self, requests: Sequence[Any], disable_tqdm: bool = True, override_bs: int | None = None
-    ) -> list[tuple[float, bool]]:
-        """The same of (texts, context tokens, continuation tokens)."""
+    def loglikelihood(self, requests: list[Any], **_: Any) -> Any:
+        """Summed log p (nats) of each continuation, and whether greedy decoding writes it."""
+        self.done, self.total = 0, len(requests)
+        return super().loglikelihood(requests, disable_tqdm=True)
+
+    def loglikelihood_rolling(self, requests: list[Any], **_: Any) -> Any:
+        """Summed log p (nats) of whole texts; see the harness."""
+        self.done, self.total = 0, len(requests)
+        # in larger batches it takes equal windows of two texts, cut at other places, for the same
+        self.batch_size_per_gpu = 1
+        return super().loglikelihood_rolling(requests, disable_tqdm=True)
+
+    def generate_until(self, requests: list[Any], **_: Any) -> Any:
+        """Texts written after prompts; see the harness."""
+        self.done, self.total = 0, len(requests)
+        self.batch_size_per_gpu = side_by_side(self.model, self.max_length)
+        return super().generate_until(requests, disable_tqdm=True)
+
+    def _loglikelihood_tokens(self, requests: Sequence[Any], *_: Any, **__: Any) -> list[Any]:
+        """The same of (texts, context tokens, continuation tokens), or `InputError`."""
         longest = self.max_length + 1  # the last token is only predicted, never read
         cut = [((head + tail)[-longest:], len(tail)) for _, head, tail in requests]
         # in half precision the harness rounds each log p, and rounding may decide an answer
@@ -322,7 +303,7 @@ class Model(HFLM):  # type: ignore[misc]  # the harness has no types
             each = 4 * max(len(ids) for ids, _ in cut) * len(self.tokenizer)
             self.batch_size_per_gpu = max(1, min(64, 256 * 2**20 // each))  # 256 MiB of logits
             return list(super()._loglikelihood_tokens(requests, disable_tqdm=True))
-        sums = continuation_log_prob(self.model, cut, self._tick)
+        sums = continuation_log_prob(self.model, cut, self.tick)
         if np.isnan(sums).any():
             raise InputError(
                 "the model gives no log-probability (NaN) for a benchmark; its weights are not "
@@ -342,11 +323,7 @@ class Ruler(Model):
 
 
 def check(built: Built, lm: Ruler) -> list[str]:
-    """Whether a model of this length and tokenizer can be asked; returns what is cut.
-
-    Raises:
-        InputError: An item is not what the task needs, or an answer does not fit the model.
-    """
+    """What is cut for a model of this length and tokenizer, or `InputError`: it cannot be asked."""
     benchmark, key, most = built.benchmark, f"benchmarks.{built.benchmark.name}", lm.max_length
     chat = benchmark.apply_chat_template
     if chat:
