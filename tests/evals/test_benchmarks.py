@@ -990,7 +990,28 @@ def test_what_the_yaml_may_say():
 
     assert "exactly one of data" in told("benchmarks={blimp: {}}")
     assert "exactly one of data" in told("benchmarks={blimp: {data: x, hub: true}}")
+    assert "exactly one of data" in told("benchmarks={blimp: {hub: null}}")
+    assert "unknown key 'benchmarks.blimp.name'" in told("benchmarks={blimp: {data: x, name: y}}")
+    assert "allowed here are apply_chat_template, chat_template_args, data, hub, limit" in told(
+        "benchmarks={blimp: {data: x, name: y}}"
+    )
+    assert "benchmarks.blimp: data is empty" in told("benchmarks={blimp: {data: {}}}")
+    assert "benchmarks.blimp: chat_template_args need apply_chat_template" in told(
+        "benchmarks={blimp: {data: x, chat_template_args: {a: 1}}}"
+    )
     assert "did you mean 'limit'?" in told("benchmarks={blimp: {data: x, limt: 3}}")
     assert "benchmarks.blimp.limit is 0" in told("benchmarks={blimp: {data: x, limit: 0}}")
     built = resolved("benchmarks={mmlu: {hub: true, num_fewshot: 5}}").benchmarks["mmlu"]
     assert built == Benchmark("mmlu", None, num_fewshot=5)
+    # what a run folder keeps, which an earlier run's must equal
+    kept = resolved().model_dump(mode="json")["benchmarks"]["hellaswag"]
+    assert kept == {
+        "data": "items/hellaswag.jsonl",
+        "hub": False,
+        "limit": 5,
+        "only": [],
+        "num_fewshot": None,
+        "max_gen_toks": None,
+        "apply_chat_template": False,
+        "chat_template_args": {},
+    }

@@ -106,11 +106,13 @@ def _named(entries: Any) -> Any:
     """Entries of a YAML, each with its key, and with what it leaves out where Python may not."""
     if not isinstance(entries, Mapping):
         return entries
-    told = {"data": None, "hub": False}
-    return {
-        key: told | entry | {KEY: key} if isinstance(entry, dict) else entry
-        for key, entry in entries.items()
-    }
+    out = dict(entries)
+    for key, entry in entries.items():
+        if isinstance(entry, dict):
+            # only Python may leave open whether the hub is meant
+            hub = {"hub": entry.get("hub") or False}
+            out[key] = {"data": None, **entry, **hub, KEY: key}
+    return out
 
 
 Named = BeforeValidator(_named)
