@@ -265,9 +265,7 @@ def test_kill_minus_nine_and_the_same_command_again(tiny, tmp_path):
     moments = [
         lambda: (run / "shared.partial").exists() or chains.exists(),
         lambda: any(chains.glob("*/*/generation-00")),
-        lambda: (
-            any(chains.glob("*/*/generation-01*"))
-        ),
+        lambda: any(chains.glob("*/*/generation-01*")),
     ]
     killed = 0
     for reached in moments:
