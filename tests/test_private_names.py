@@ -138,11 +138,6 @@ USED: dict[str, tuple[str, str, Callable[[], bool]]] = {
             == ["self", "entry", "overrides", "registry"]
         ),
     ),
-    "_linear_pointwise": (
-        "torch.ops.mkldnn",
-        "models.lora multiplies by it on a CPU",
-        lambda: not torch.backends.mkldnn.is_available() or LINEAR in schema(),
-    ),
     "_orig_mod": (
         "torch.compile",
         "integrations.hidden_states finds the model in a compiled one by it",

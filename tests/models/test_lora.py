@@ -94,6 +94,13 @@ def test_it_trains_as_peft_by_itself_does(make, stream, fit):
         assert ((value - named).abs() < 1e-4).float().mean() > 0.99
 
 
+def value_and_gradients(layer, x, wanted):
+    """The gradients are of a sum whose terms have factors of their own."""
+    out = layer(x)
+    factors = torch.linspace(-1, 2, out.numel(), dtype=out.dtype).view_as(out)
+    return [out, *torch.autograd.grad((out * factors).sum(), wanted)]
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_layer_computes_what_pefts_layer_does(bias):
     """Value and gradients in float64 against peft's own forward, whose products are as exact."""
@@ -104,16 +111,10 @@ def test_a_layer_computes_what_pefts_layer_does(bias):
     layer = wrapped.base_model.model[0]
     x = torch.randn(2, 6, 5, dtype=torch.float64, requires_grad=True)
     wanted = [x, layer.lora_A["default"].weight, layer.lora_B["default"].weight]
-    factors = torch.randn(2, 6, 4, dtype=torch.float64)
-
-    def found(forward):
-        out = forward(x)
-        return [out, *torch.autograd.grad((out * factors).sum(), wanted)]
-
-    expected = found(layer)
+    expected = value_and_gradients(layer, x, wanted)
     with lora._in_few_passes(wrapped):
         assert "_LowRank" in layer(x).grad_fn.name()
-        for one, other in zip(found(layer), expected, strict=True):
+        for one, other in zip(value_and_gradients(layer, x, wanted), expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
         with torch.autocast("cpu", dtype=torch.bfloat16):  # peft's own casts
             assert wrapped.float()(x.float()).dtype == torch.bfloat16
@@ -143,16 +144,10 @@ def test_a_gated_layer_computes_what_it_does_by_itself(act, bias):
     x = torch.randn(2, 6, 5, dtype=torch.float64, requires_grad=True)
     wanted = [x, *(p for p in wrapped.parameters() if p.requires_grad)]
     assert len(wanted) == 7
-    factors = torch.randn(2, 6, 5, dtype=torch.float64)
-
-    def found(forward):
-        out = forward(x)
-        return [out, *torch.autograd.grad((out * factors).sum(), wanted)]
-
-    expected = found(layer)
+    expected = value_and_gradients(layer, x, wanted)
     with lora._in_few_passes(wrapped):
         assert "_Gated" in layer(x).grad_fn.name()
-        for one, other in zip(found(layer), expected, strict=True):
+        for one, other in zip(value_and_gradients(layer, x, wanted), expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
     assert "_Gated" not in layer(x).grad_fn.name()
 
@@ -164,6 +159,19 @@ def test_a_layer_that_only_looks_gated_is_left_alone(down):
     wrapped = get_peft_model(torch.nn.Sequential(Gated(torch.nn.SiLU(), False, down)), config)
     with lora._in_few_passes(wrapped):
         assert "_Gated" not in wrapped(torch.randn(2, 6, 5)).grad_fn.name()
+
+
+def test_a_gated_layer_that_reads_more_than_x_is_left_alone():
+    class Routed(Gated):
+        def forward(self, x, share):
+            return super().forward(x) * share
+
+    layer = Routed(torch.nn.SiLU(), False)
+    config = PeftConfig(r=3, target_modules=["gate_proj", "up_proj", "down_proj"])
+    wrapped = get_peft_model(layer, config)
+    with lora._in_few_passes(wrapped):
+        x = torch.randn(2, 6, 5)
+        torch.testing.assert_close(wrapped(x, 0.5), wrapped(x, 1.0) / 2)
 
 
 def test_dropout_is_left_to_peft(make, fit, monkeypatch):

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib.util
+import inspect
 import json
 import os
 import warnings
@@ -171,8 +172,10 @@ def _is_gated(layer: Any) -> bool:
         return False
     if any(isinstance(m, nn.Dropout) and m.p for m in layer.modules()):
         return False
+    if len(inspect.signature(layer.forward).parameters) != 1:
+        return False
     with torch.no_grad():
-        x = torch.linspace(-1, 1, gate.weight.shape[1]).to(gate.weight)[None]
+        x = torch.linspace(-1, 1, gate.weight.shape[1]).to(gate.weight)[None, None]
         return torch.equal(layer(x), down(act(gate(x)) * up(x)))
 
 
@@ -189,7 +192,7 @@ def _forward_gated(layer: Any, x: Tensor) -> Tensor:
         as_written: Tensor = type(layer).forward(layer, x)
         return as_written
     gate, up, parts = layer.gate_proj(x), layer.up_proj(x), _parts(layer.down_proj)
-    out: Tensor = _Gated.apply(gate, up, layer.act_fn, *parts)  # type: ignore[no-untyped-call] # as above
+    out: Tensor = _Gated.apply(gate, up, layer.act_fn, *parts)  # type: ignore[no-untyped-call] # torch gives it no types
     return out
 
 
