@@ -36,10 +36,6 @@ def lm_eval_model() -> Any:
     return pytest.importorskip("lm_eval.models.huggingface").HFLM
 
 
-def schema() -> str:
-    return str(torch.ops.mkldnn._linear_pointwise.default._schema)
-
-
 def compiled() -> Any:
     return torch.compile(torch.nn.Linear(1, 1))._modules["_orig_mod"]
 
