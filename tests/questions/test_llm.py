@@ -371,7 +371,8 @@ def test_a_limit_on_calls_counts_all_runs(corpus: Corpus, tmp_path: Path) -> Non
             assert (written.calls, written.done) == (calls, done)
             assert len(endpoint.requests) == calls
             assert written.stopped == f"--max-calls {calls} is reached"
-        assert towns(written) == TOWNS[:5]
+        # three threads race for the last calls, so which five paragraphs are done is not said
+        assert len(towns(written)) == 5 and set(towns(written)) < set(TOWNS)
         assert towns(write(corpus, endpoint.url, tmp_path / "j")) == TOWNS
 
 

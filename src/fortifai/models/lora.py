@@ -191,8 +191,9 @@ def _forward_gated(layer: Any, x: Tensor) -> Tensor:
     if torch.is_autocast_enabled(x.device.type):
         as_written: Tensor = type(layer).forward(layer, x)
         return as_written
-    gate, up, parts = layer.gate_proj(x), layer.up_proj(x), _parts(layer.down_proj)
-    out: Tensor = _Gated.apply(gate, up, layer.act_fn, *parts)  # type: ignore[no-untyped-call] # torch gives it no types
+    parts = [_parts(part) for part in (layer.gate_proj, layer.up_proj, layer.down_proj)]
+    trained = [matrix for a, b, _ in parts for matrix in (a, b)]
+    out: Tensor = _Gated.apply(x, *trained, layer.act_fn, *(fixed for *_, fixed in parts))  # type: ignore[no-untyped-call] # torch gives it no types
     return out
 
 
@@ -204,11 +205,19 @@ class _Fixed:
     bias: Tensor | None
     scale: float
 
-    def product(self, rows: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """The layer's value, rows W^T + bias + scale (rows A^T) B^T, and rows A^T."""
-        low = rows @ a.T
+    def value(self, rows: Tensor, low: Tensor, b: Tensor) -> Tensor:
+        """The layer's, rows W^T + bias + scale low B^T, where low is rows A^T."""
         out = nn.functional.linear(rows, self.weight, self.bias)
-        return out.addmm_(low, b.T, alpha=self.scale), low
+        return out.addmm_(low, b.T, alpha=self.scale)
+
+    def gradients(self, grad: Tensor, low: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """Of low, and of B; grad is that of `value`."""
+        of_b = grad.T @ low if len(b) < WIDE else (low.T @ grad).T
+        return (grad @ b).mul_(self.scale), of_b.mul_(self.scale)
+
+
+WIDE = 1024
+"""Columns from which on MKL is faster at the transposed product of a tall matrix and a narrow."""
 
 
 def _parts(layer: Any) -> tuple[Tensor, Tensor, _Fixed]:
@@ -228,54 +237,71 @@ class _LowRank(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, fixed: _Fixed) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        out, low = fixed.product(rows, a, b)
+        low = rows @ a.T
         ctx.save_for_backward(rows, a, b, low)
         ctx.fixed, ctx.shape = fixed, x.shape
-        return out.view(*x.shape[:-1], -1)
+        return fixed.value(rows, low, b).view(*x.shape[:-1], -1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rows, a, b, low = ctx.saved_tensors
         grad = grads[0].reshape(-1, grads[0].shape[-1])
-        of_low = (grad @ b).mul_(ctx.fixed.scale)
+        of_low, of_b = ctx.fixed.gradients(grad, low, b)
         of_x = None
         if ctx.needs_input_grad[0]:
             of_x = (grad @ ctx.fixed.weight).addmm_(of_low, a).view(ctx.shape)
-        return of_x, of_low.T @ rows, (grad.T @ low).mul_(ctx.fixed.scale), None
+        return of_x, of_low.T @ rows, of_b, None
 
 
 class _Gated(torch.autograd.Function):
-    """`_LowRank` of x = act(gate) * up, which is computed once more in the backward.
+    """`_LowRank` of act(`_LowRank` of x) * (`_LowRank` of x): gate, up and down, in this order.
 
-    Of four tensors as wide as the inner layer that would be kept for the backward, two remain:
-    nearly a third less of all that a LLaMA keeps, at the price of two elementwise passes.
+    act(gate) * up is computed once more in the backward. Of four tensors as wide as the inner layer
+    that would be kept for it two remain: nearly a third less of all that a LLaMA keeps, at the
+    price of two elementwise passes. Gate and up read x together: their A in one product, and their
+    gradients of x added by the products that compute them.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, gate: Tensor, up: Tensor, act: nn.Module, a: Tensor, b: Tensor, fixed: _Fixed
-    ) -> Tensor:
-        inner = act(gate) * up
-        out, low = fixed.product(inner.view(-1, inner.shape[-1]), a, b)
-        ctx.save_for_backward(gate, up, a, b, low)
-        ctx.act, ctx.fixed = act, fixed
-        return out.view(*gate.shape[:-1], -1)
+    def forward(ctx: Any, x: Tensor, *told: Any) -> Tensor:
+        (a_gate, b_gate, a_up, b_up, a, b), ctx.act, *ctx.fixed = told[:6], *told[6:]
+        rows = x.reshape(-1, x.shape[-1])
+        low = rows @ torch.cat([a_gate, a_up]).T
+        lows = low.split([len(a_gate), len(a_up)], dim=1)
+        gate = ctx.fixed[0].value(rows, lows[0], b_gate)
+        up = ctx.fixed[1].value(rows, lows[1], b_up)
+        inner = ctx.act(gate).mul(up)
+        low_down = inner @ a.T
+        ctx.save_for_backward(rows, gate, up, low, low_down, *told[:6])
+        ctx.shape = x.shape
+        return ctx.fixed[2].value(inner, low_down, b).view(x.shape)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        gate, up, a, b, low = ctx.saved_tensors
+        rows, gate, up, low, low_down, a_gate, b_gate, a_up, b_up, a, b = ctx.saved_tensors
+        of_gate_layer, of_up_layer, of_down_layer = ctx.fixed
         grad = grads[0].reshape(-1, grads[0].shape[-1])
-        of_low = (grad @ b).mul_(ctx.fixed.scale)
-        of_b = (grad.T @ low).mul_(ctx.fixed.scale)
-        of_inner = (grad @ ctx.fixed.weight).addmm_(of_low, a).view(gate.shape)
+        of_low, of_b = of_down_layer.gradients(grad, low_down, b)
+        of_inner = (grad @ of_down_layer.weight).addmm_(of_low, a)
         with torch.enable_grad():
             leaves = gate.detach().requires_grad_(), up.detach().requires_grad_()
             inner = ctx.act(leaves[0]) * leaves[1]
-        of_a = of_low.T @ inner.detach().view(-1, inner.shape[-1])
+        of_a = of_low.T @ inner.detach()
         of_gate, of_up = torch.autograd.grad(inner, leaves, of_inner)
-        return of_gate, of_up, None, of_a, of_b, None
+        del inner, of_inner
+        lows = low.split([len(a_gate), len(a_up)], dim=1)
+        of_low_gate, of_b_gate = of_gate_layer.gradients(of_gate, lows[0], b_gate)
+        of_low_up, of_b_up = of_up_layer.gradients(of_up, lows[1], b_up)
+        of_lows = torch.cat([of_low_gate, of_low_up], dim=1)
+        of_a_gate, of_a_up = (of_lows.T @ rows).split([len(a_gate), len(a_up)])
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            of_x = (of_gate @ of_gate_layer.weight).addmm_(of_up, of_up_layer.weight)
+            of_x = of_x.addmm_(of_lows, torch.cat([a_gate, a_up])).view(ctx.shape)
+        of_trained = of_a_gate, of_b_gate, of_a_up, of_b_up, of_a, of_b
+        return of_x, *of_trained, None, None, None, None
 
 
 def _chosen(model: PreTrainedModel, settings: LoraOptions) -> dict[str, Any]:
