@@ -21,14 +21,18 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest
 
 from fortifai.audit import CorpusAudit, Reading, audit_corpus, read, reference_of
+from fortifai.errors import InputError
 
 HALVES = 20
 """Random halves of each corpus."""
+
+TOO_SMALL = "too small to be audited"
 
 FIELDS = {
     "biology": ("college_biology", "high_school_biology"),
@@ -47,7 +51,7 @@ Pair = tuple[str, Sequence[str], Sequence[str]]
 """Group, the corpus in question, its reference."""
 
 
-def jsonl(path: Path) -> list[dict[str, object]]:
+def jsonl(path: Path) -> list[dict[str, Any]]:
     """Rows of a file, gzipped or not."""
     with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
         return [json.loads(line) for line in lines]
@@ -89,11 +93,10 @@ def pairs(data: Path) -> Iterator[Pair]:
         ]
         for path in sorted((data / "mmlu/test").glob("*.csv"))
     }
-    hellaswag: dict[str, list[str]] = collections.defaultdict(list)
-    for row in jsonl(data / "hellaswag/validation-1000.jsonl"):
-        endings: list[str] = row["endings"]  # type: ignore[assignment] # of JSON
-        kind = str(row["source_id"]).partition("~")[0]
-        hellaswag[kind].append(endings[int(str(row["label"]))])
+    hellaswag = [
+        row["endings"][int(row["label"])]  # the ending that a human wrote
+        for row in jsonl(data / "hellaswag/validation-1000.jsonl")
+    ]
     blimp: dict[str, dict[str, list[str]]] = collections.defaultdict(dict)
     for path in sorted((data / "blimp").glob("*.jsonl.gz")):
         rows = jsonl(path)
@@ -102,8 +105,7 @@ def pairs(data: Path) -> Iterator[Pair]:
     yield from halves("WikiText-2, test", wiki["test.raw"])
     for field in ("question", "answer"):
         yield from halves(f"GSM8K, {field}s", gsm["test", field])
-    for kind, texts in hellaswag.items():
-        yield from halves(f"HellaSwag, human endings, {kind}", texts)
+    yield from halves("HellaSwag, human endings", hellaswag)
     for one, other in itertools.permutations(wiki, 2):
         yield "WikiText-2: test and validation", wiki[one], wiki[other]
     for field in ("question", "answer"):
@@ -119,8 +121,10 @@ def pairs(data: Path) -> Iterator[Pair]:
         "WikiText-2": wiki["test.raw"],
         "GSM8K": gsm["test", "question"],
         "MMLU, law": mmlu["professional_law"],
-        "HellaSwag": hellaswag["activitynet"],
-        "BLiMP": [text for paradigm in blimp.values() for each in paradigm.values() for text in each],
+        "HellaSwag": hellaswag,
+        "BLiMP": [
+            text for paradigm in blimp.values() for each in paradigm.values() for text in each
+        ],
     }
     for one, other in itertools.permutations(kinds, 2):
         yield "different kinds", kinds[one], kinds[other]
@@ -141,21 +145,28 @@ def main() -> None:
     groups: dict[str, list[tuple[str, list[str]]]] = collections.defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         for group, text, against in pairs(Path(sys.argv[1])):
-            found = audit(Path(folder), text, against)
+            try:
+                found = audit(Path(folder), text, against)
+            except InputError:
+                groups[group].append((TOO_SMALL, []))
+                continue
             groups[group].append((found.headline, [each.name for each in found.evidence]))
             print(group, found.headline, file=sys.stderr)
     out = {}
     for group, results in groups.items():
-        alarms = sum(bool(evidence) for _, evidence in results)
-        low, high = binomtest(alarms, len(results)).proportion_ci()
+        judged = [evidence for headline, evidence in results if headline != TOO_SMALL]
+        alarms = sum(map(bool, judged))
+        low, high = binomtest(alarms, len(judged)).proportion_ci()
         out[group] = {
-            "pairs": len(results),
+            "pairs": len(judged),
             "alarms": alarms,
             "95 %": [round(low, 3), round(high, 3)],
             "by": dict(collections.Counter(name for _, names in results for name in names)),
             "headlines": dict(collections.Counter(headline for headline, _ in results)),
         }
-    print(json.dumps({"machine": platform.processor() or platform.machine(), "groups": out}, indent=1))
+    print(
+        json.dumps({"machine": platform.processor() or platform.machine(), "groups": out}, indent=1)
+    )
 
 
 if __name__ == "__main__":
