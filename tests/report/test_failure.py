@@ -9,7 +9,7 @@ from fortifai import configuration
 from fortifai.errors import InputError
 from fortifai.lab.measures import Score
 from fortifai.lab.spec import FailureLevel
-from fortifai.report.compare import differences, kr_change, kr_difference
+from fortifai.report.compare import differences, kr_change, kr_difference, to_baseline
 from fortifai.report.failure import failures, in_words, ratio
 from fortifai.report.records import FIRST, KR, Answers, Arm, Chain, Generation, Run
 from fortifai.text.measures import MEASURES
@@ -181,9 +181,9 @@ def test_differences_of_kr_are_paired_by_question() -> None:
 def test_differences_are_corrected_for_the_number_of_arms() -> None:
     base = _arm("ce", [[0.9, 0.5]] * 3, asked=40)
     arms = [_arm("a", [[0.9, 0.7]] * 3, asked=40), _arm("b", [[0.9, 0.55]] * 3, asked=40)]
-    found = {d.arm: d for d in differences(_run(base, *arms), 0)}
+    found = {d.arm: d for d in differences(to_baseline(_run(base, *arms)), 0)}
     assert list(found) == ["a", "b"]
-    alone = [differences(_run(base, arm), 0)[0] for arm in arms]
+    alone = [differences(to_baseline(_run(base, arm)), 0)[0] for arm in arms]
     p = [d.gap.p for d in alone]
     assert [d.corrected for d in alone] == p  # one claim needs no correction
     assert p[0] < p[1]  # type: ignore[operator]
@@ -191,7 +191,7 @@ def test_differences_are_corrected_for_the_number_of_arms() -> None:
     assert found["a"].corrected == pytest.approx(2 * p[0])  # type: ignore[operator]
     assert found["b"].corrected == pytest.approx(max(2 * p[0], p[1]))  # type: ignore[operator]
     assert (found["a"].generation, found["a"].these.over) == (1, "questions")
-    assert differences(_run(*arms), 0) == []  # no baseline yet
+    assert differences(to_baseline(_run(*arms)), 0) == []  # no baseline yet
 
 
 def test_levels_of_several_runs_are_told_once() -> None:

@@ -186,9 +186,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     found: dict[str, Any] = {}
     original = style.Canvas.svg
 
-    def svg(canvas: style.Canvas, name: str, title: str) -> str:
+    def svg(canvas: style.Canvas, name: str, title: str, alt: str) -> str:
         found[name] = canvas.figure
-        return original(canvas, name, title)
+        return original(canvas, name, title, alt)
 
     monkeypatch.setattr(style.Canvas, "svg", svg)
     return found
@@ -476,7 +476,7 @@ def test_the_headline_and_the_sentences_tell_the_numbers(gaussian: Path) -> None
     course = f"{first:.2f}\u00a0→\u00a0{last:.3g}"
     assert given["headline"] == f"{name}, under none: {course} within 23 generations"
     said = sentences(given)
-    assert said["none"] == f"{name}: {course} (generation 0 to 22); the baseline."
+    assert said["none"] == f"{name}: {course} (generation 0 to 22). It is the baseline."
     end = values["tails"].mean(0)[-1]
     assert end > 100  # told without decimals
     logs = np.log(values["tails"][:, -1] / values["none"][:, -1])
@@ -503,7 +503,7 @@ def test_the_summary_tells_the_headlines_of_the_measures(gaussian: Path) -> None
 
 def test_a_single_seed_claims_no_difference(runs: dict[str, Path]) -> None:
     said = sentences(told(runs["tiny-vae"]))
-    assert said["dynamic"].endswith("no paired comparison with elbo.")
+    assert re.search(r" times elbo at generation 1 \(one seed: no interval\)\.$", said["dynamic"])
 
 
 # --- a chain that diverged --------------------------------------------------------------------
@@ -541,7 +541,8 @@ def test_a_divergence_is_told_in_note_caption_and_sentence(far: Path, end: dict[
     for name in (VARIANCE, "histograms"):
         assert f"Ended early: tails before generation {stopped}." in figures[name].caption
     said = sentences(given)
-    assert f"(generation 0 to {stopped - 1}), where it ended: {end['reason']}; " in said["tails"]
+    assert f"(generation 0 to {stopped - 1}); " in said["tails"]
+    assert said["tails"].endswith(f" It ended: {end['reason']}.")
     assert "ended" not in said["none"]
 
 
@@ -686,7 +687,8 @@ def test_a_seed_that_ended_by_itself_is_told_as_one_of_several(
     assert [c.due for c in run.arms[1].chains] == [(0, 1, 2, 3), (0, 1)]
     assert run.planned == run.finished == 14
     sentence = words.sentence(run, run.arms[1])
-    assert "(generation 0 to 1), where 1 of 2 seeds ended: it fell to one point; " in sentence
+    assert "(generation 0 to 1); " in sentence
+    assert sentence.endswith(" 1 of 2 seeds ended: it fell to one point.")
     made = plots(folder)["points"]
     assert "Ended early: top before generation 2." in made.caption
     # the first seed, which is the one shown, did not end

@@ -17,7 +17,7 @@ from fortifai.errors import InputError, RunFailed
 from fortifai.lab.measures import About, Score
 from fortifai.lab.store import write_json
 from fortifai.report import write_report
-from fortifai.report.compare import differences
+from fortifai.report.compare import differences, to_baseline, to_first_run
 from fortifai.report.context import context
 from fortifai.report.failure import failures
 from fortifai.report.figures import draw_all
@@ -29,7 +29,10 @@ from fortifai.text.measures import MEASURES
 
 from .fake import ARMS, FakeArm, write_run
 
-CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+CSP = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+    "form-action 'none'"
+)
 LEAD = "knowledge-retention-first-split"
 NAMES = {
     LEAD, "splits", "knowledge-retention", "perplexity",
@@ -244,7 +247,7 @@ def test_the_table_of_differences_is_that_of_the_statistics(tmp_path: Path) -> N
     arms = {name: ARMS[name] for name in ("ce", "tce-0.3", "focal")}
     folder = write_run(tmp_path / "run", arms=arms, generations=2, seeds=[0, 1, 2])
     rows = table(told(folder), "differences")
-    found = differences(load([folder])[0], 0)
+    found = differences(to_baseline(load([folder])[0]), 0)
     assert list(rows) == [one.arm for one in found] == ["tce-0.3", "focal"]
     for cells, one in zip(rows.values(), found, strict=True):
         assert cells[0] == "1"
@@ -276,10 +279,56 @@ def test_what_a_generation_costs_is_a_mean_over_generations_and_seeds(small_run:
     assert rows == {first.label: ["2,005", "512", "0"]}
 
 
+def test_the_lead_tells_of_knowledge_and_of_held_out_text(tmp_path: Path) -> None:
+    paces = {"ce": 3.0, "kept": 0.0, "twin": 3.0}
+    arms = {name: FakeArm({"kind": "keep"}, pace) for name, pace in paces.items()}
+    folder = write_run(tmp_path / "run", arms=arms, generations=3, seeds=[0, 1, 2])
+    given = told(folder)
+    assert re.search(
+        r"^Knowledge Retention, first split, under ce: 0\.\d\d\u00a0→\u00a00\.\d\d within 3 "
+        r"generations; Perplexity, held-out data: \d+\u00a0→\u00a0[\d,]+$",
+        given["headline"],
+    )
+    knowledge, fluency = given["stories"][0]["verdicts"]
+    assert knowledge == (
+        "Knowledge Retention, first split, against ce: higher under kept; no statistically "
+        "significant difference: twin."
+    )
+    assert fluency == (
+        "Perplexity, held-out data, against ce: lower under kept; no statistically significant "
+        "difference: twin."
+    )
+    ratio = re.search(r"held-out data: .*?; (0\.\d+) times ce at gen", sentences(given)["kept"])
+    assert ratio
+    (run,) = load([folder])
+    values = [
+        [c.generations[2].value(("perplexity", "held-out")) or 0.0 for c in arm.chains]
+        for arm in run.arms[:2]
+    ]
+    mean = np.exp(np.mean(np.log(values[1]) - np.log(values[0])))
+    assert float(ratio[1]) == pytest.approx(mean, rel=0.01)  # three digits are shown
+    # one seed says nothing of others: of fluency nothing is claimed
+    one = told(write_run(tmp_path / "one", arms=arms, generations=3, seeds=[0]))
+    assert one["stories"][0]["verdicts"][1].endswith(
+        "no interval, so that no difference is claimed."
+    )
+
+
+def test_every_figure_says_what_it_shows(small_run: Path) -> None:
+    scene = Scene(load([small_run]))
+    for figure in draw_all(scene):
+        (said,) = re.findall(r"<desc>([^<]+)</desc>", figure.svg)
+        assert "ce" in said
+        assert re.search(r"\d", said), figure.name
+    (lead,) = [figure for figure in draw_all(scene) if figure.name == LEAD]
+    first, last = (_kr("ce", number) for number in (0, 2))
+    assert f"Knowledge Retention, first split: ce {first:.2f} to {last:.2f}, tce-0.3" in lead.svg
+
+
 def test_an_arm_that_does_not_change_is_said_not_to(tmp_path: Path) -> None:
     arms = {"ce": FakeArm({"kind": "keep"}, 0.0)}
     given = told(write_run(tmp_path / "run", arms=arms, generations=2))
-    assert given["headline"].endswith("(not statistically significant)")
+    assert "within 2 generations (not statistically significant)" in given["headline"]
 
 
 HOSTILE = [
@@ -394,6 +443,29 @@ def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
     for run in ("small", "large"):  # each run has its own baseline
         assert f"{run}/ce at generation 1" in said[f"{run}/tce-0.3"]
     assert len({passage["title"] for passage in given["passages"]}) == 6
+
+
+def test_arms_of_one_name_are_compared_between_runs(tmp_path: Path) -> None:
+    paces = {"small": 3.0, "large": 0.0}
+    folders = [
+        write_run(
+            tmp_path / name, name=name, generations=2, seeds=[0, 1, 2],
+            arms={"ce": FakeArm({"kind": "keep"}, pace), name: FakeArm({"kind": "keep"}, pace)},
+        )
+        for name, pace in paces.items()
+    ]  # fmt: skip
+    rows = table(told(*folders), "between-runs")
+    assert list(rows) == ["large/ce"]  # no other name stands in both
+    (found,) = differences(to_first_run(load(folders)), 0)
+    small, large = (
+        [c.generations[1].value(("kr.mean", "split-0")) for c in run.arms[0].chains]
+        for run in load(folders)
+    )
+    assert found.gap.value == pytest.approx(np.mean(large) - np.mean(small))
+    assert rows["large/ce"][1] == f"+{found.gap.value:.3f}"
+    assert found.gap.low is not None
+    assert found.gap.low > 0
+    assert table(told(folders[0]), "between-runs") == {}
 
 
 def test_the_ledger_is_told_in_percent(small_run: Path) -> None:

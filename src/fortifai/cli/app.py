@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import webbrowser
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -233,12 +234,25 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the report; RUN/report if not given.")
     ] = None,
+    open_: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
+    interactive: Annotated[
+        bool | None,
+        typer.Option(
+            "--interactive/--plain",
+            help="With a script in it (values under the pointer, arms and seeds on and off, a "
+            "browser of samples), or without; with one if it is opened, else without.",
+        ),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Write the report of a run, finished or not, or of several side by side."""
     from fortifai.report import write_report
 
-    _show_report(write_report(runs, out, tell=_warn))
+    wanted = open_ if interactive is None else interactive
+    path = write_report(runs, out, interactive=wanted, tell=_warn)
+    _show_report(path)
+    if open_ and not webbrowser.open(path.resolve().as_uri()):
+        _warn("no browser was found to open it in; open that file yourself")
 
 
 @app.command()

@@ -12,7 +12,11 @@ __all__ = ["write_report"]
 
 
 def write_report(
-    runs: Sequence[Path], out: Path | None = None, *, tell: Callable[[str], None] = lambda _: None
+    runs: Sequence[Path],
+    out: Path | None = None,
+    *,
+    interactive: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """Write the report of one run, finished or not, or of several side by side.
 
@@ -20,6 +24,8 @@ def write_report(
         runs: Run folders.
         out: Folder to write ``index.html`` and ``figures/*.svg`` into; ``report`` in the first
             run's folder if None.
+        interactive: Put a script into the page: lines with values under the pointer, arms and
+            seeds switched on and off, a browser of samples. Without a script it is read as before.
         tell: Receives one sentence for each damaged file, with what is left out for it.
 
     Returns:
@@ -34,6 +40,7 @@ def write_report(
     from fortifai.report.context import context
     from fortifai.report.failure import failures
     from fortifai.report.figures import draw_all
+    from fortifai.report.interactive import live
     from fortifai.report.load import load
     from fortifai.report.page import fill
     from fortifai.report.scene import Scene
@@ -47,7 +54,11 @@ def write_report(
     times = failures(read)
     scene = Scene(read, times.drawn)
     plots = draw_all(scene)
-    page = fill("template.html.j2", **context(scene, plots, times))
+    page = fill(
+        "template.html.j2",
+        live=live(scene, plots) if interactive else None,
+        **context(scene, plots, times),
+    )
     try:
         (folder / "figures").mkdir(parents=True, exist_ok=True)
         for plot in plots:

@@ -198,6 +198,7 @@ def _distances(audit: Audit) -> Plot | None:
         return None
     left_out = "; ".join(f.title for f in audit.findings if f.level == 0)
     pitch, top = 34, 40
+    told = []
     with style.drawing():
         canvas = Canvas(WIDE, top + pitch * len(checks) + 56)
         left = 300
@@ -212,6 +213,7 @@ def _distances(audit: Audit) -> Plot | None:
             way = (1 if found.worse == "higher" else -1) / found.level
             low, high = sorted((found.difference.low * way, found.difference.high * way))
             middle = found.difference.value * way
+            told.append(f"{found.title} {signed(middle)}")
             colour = _BAD if found.evidence else _GOOD
             shown = [float(np.clip(x, -1.9, 2.9)) for x in (low, middle, high)]
             if found.floor:
@@ -260,6 +262,7 @@ def _distances(audit: Audit) -> Plot | None:
             "the right; evidence needs the middle beyond the level and the whole interval beyond "
             "the noise floor. Arrows: beyond the axis."
             + (f" Not drawn, since its level is 0: {left_out}." if left_out else ""),
+            f"Way to the level of evidence, which is 1: {'; '.join(told)}.",
         )
 
 
@@ -275,8 +278,10 @@ def _confidence(audit: Audit) -> Plot | None:
         canvas = Canvas(WIDE, 300)
         axes = canvas.axes(56, 44, WIDE - 80, 200)
         entries: list[tuple[str, Any]] = []
+        middles, means = (np.array(BIN_EDGES[1:]) + BIN_EDGES[:-1]) / 2, []
         for name, counts in audit.histograms.items():
             shares = np.array(counts, dtype=np.float64) / max(1, sum(counts))
+            means.append(f"{name} {shares @ middles:.2f}")
             own = name == "its own text"
             how: dict[str, Any]
             how = {"color": _GOOD, "lw": 2.2} if own else {"color": REAL_FILL, "lw": 0}
@@ -293,4 +298,5 @@ def _confidence(audit: Audit) -> Plot | None:
             "Share of tokens (y) by the probability p that the model gives them (x), on what it "
             "wrote and on what stood after the same prompts. A model whose confidence is "
             "that of human text has the same histogram twice.",
+            f"Mean confidence: {'; '.join(means)}.",
         )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fortifai.report.records import FIRST, KR, Arm, Chain, Key, Run
-from fortifai.stats import Estimate, Over, Ratio, holm, mean_interval, paired_difference
+from fortifai.stats import Estimate, Over, Ratio, holm, mean_estimate, paired_difference
 
 
 def kr_change(arm: Arm, split: int, before: int, after: int) -> Estimate | None:
@@ -30,14 +30,14 @@ def kr_difference(arm: Arm, baseline: Arm, split: int | None, generation: int) -
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Difference:
-    """An arm against its run's baseline on the same seeds and questions.
+    """An arm against another, such as its run's baseline, on the same seeds and questions.
 
     Attributes:
         arm: Label of the arm.
         generation: The last one that both measured in every seed that they share.
-        gap: KR of the arm minus the baseline's, with an interval over seeds and questions.
+        gap: KR of the arm minus the other's, with an interval over seeds and questions.
         these: The same over questions alone: what may be said of these models, not of the arms.
-        corrected: Its p-value after Holm's correction over the arms of the run.
+        corrected: Its p-value after Holm's correction over all that are compared.
     """
 
     arm: str
@@ -47,22 +47,37 @@ class Difference:
     corrected: float | None
 
 
-def differences(run: Run, split: int | None) -> list[Difference]:
-    """How each arm's KR differs from the baseline's, as many claims as there are arms.
+Pairs = Sequence[tuple[Arm, Arm]]
+"""Arms, each with the one that it is compared with."""
+
+
+def to_baseline(run: Run) -> Pairs:
+    """Each arm with the run's baseline."""
+    base = run.baseline
+    return [(arm, base) for arm in run.arms if base and not arm.baseline]
+
+
+def to_first_run(runs: Sequence[Run]) -> Pairs:
+    """Each arm with that of the same name in the first run."""
+    first = {arm.name: arm for arm in runs[0].arms}
+    arms = [arm for run in runs[1:] for arm in run.arms if arm.name in first]
+    return [(arm, first[arm.name]) for arm in arms]
+
+
+def differences(pairs: Pairs, split: int | None) -> list[Difference]:
+    """How the KR of each arm differs from that of its other, as many claims as there are pairs.
 
     Args:
-        run: The run.
+        pairs: What is compared.
         split: Of which the questions are; None: of all.
     """
-    if run.baseline is None:
-        return []
     on = "total" if split is None else FIRST if split == 0 else f"split-{split}"
     found = []
-    for arm in run.arms:
-        there = None if arm.baseline else last_shared(arm, run.baseline, (KR, on))
+    for arm, other in pairs:
+        there = last_shared(arm, other, (KR, on))
         if there is None:
             continue
-        sides = [_answers(one, split, there) for one in (arm, run.baseline)]
+        sides = [_answers(one, split, there) for one in (arm, other)]
         gap, these = _paired(*sides), _paired(*sides, over="questions")
         if gap is not None and these is not None:
             found.append((arm.label, there, gap, these))
@@ -134,20 +149,43 @@ def mean_at(arm: Arm, key: Key, generation: int) -> float | None:
     return float(np.mean(values)) if values else None
 
 
+def claims(run: Run, key: Key) -> dict[str, tuple[bool, float]]:
+    """By arm, whether it lies above the baseline, and p after Holm's correction over the arms.
+
+    On the first split's knowledge by the difference of shares, by seed and question; else by the
+    ratio, by seed. An arm without a p-value is left out.
+    """
+    found = {}
+    if key == (KR, FIRST):
+        for one in differences(to_baseline(run), 0):
+            found[one.arm] = (one.gap.value > 0, one.gap.p)
+    else:
+        for arm, base in to_baseline(run):
+            there = last_shared(arm, base, key)
+            times = None if there is None else times_baseline(arm, base, key, there)
+            if times is not None and times.value is not None:
+                found[arm.label] = (times.value > 1, times.p)
+    tested = {arm: (above, p) for arm, (above, p) in found.items() if p is not None}
+    corrected = holm([p for _, p in tested.values()])
+    return {arm: (tested[arm][0], p) for arm, p in zip(tested, corrected, strict=True)}
+
+
 def times_baseline(arm: Arm, baseline: Arm, key: Key, generation: int) -> Ratio | None:
     """Geometric mean over seeds of the arm's value over the baseline's, by Student's t on logs.
 
-    Ratios, because variances and distances spread over orders of magnitude. None for fewer than
-    two seeds, and where a value is not positive.
+    Ratios, because variances and distances spread over orders of magnitude. None for no pair of
+    seeds, and where a value is not positive; with one pair there is no interval.
     """
     logs = []
     for pair in pairs_of(arm, baseline):
         values = [v for c in pair if (g := c.at(generation)) and (v := g.value(key)) is not None]
-        if len(values) < 2 or min(values) <= 0:
+        if len(values) < 2 or not 0 < min(values) <= max(values) < math.inf:
             return None
         logs.append(math.log(values[0]) - math.log(values[1]))
-    interval = mean_interval(logs)
-    if interval is None:
+    if not logs:
         return None
-    value, low, high = (math.exp(min(x, 700.0)) for x in (sum(logs) / len(logs), *interval))
-    return Ratio(value, low, high, "none", "seeds")
+    found = mean_estimate(logs)
+    value, low, high = (
+        None if x is None else math.exp(min(x, 700.0)) for x in (found.value, found.low, found.high)
+    )
+    return Ratio(value, low, high, "none", found.over, found.p)

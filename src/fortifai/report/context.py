@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fortifai.lab.budget import Spent
 from fortifai.report import knowledge, style, words
-from fortifai.report.compare import Difference, differences, last_of, mean_at
+from fortifai.report.compare import (
+    Difference,
+    Pairs,
+    differences,
+    last_of,
+    mean_at,
+    to_baseline,
+    to_first_run,
+)
 from fortifai.report.distributions import ledgers
 from fortifai.report.failure import Failures
 from fortifai.report.names import describe, headlines, number, signed, span
 from fortifai.report.page import Row, table
-from fortifai.report.records import Arm, Key, Passage, Run
+from fortifai.report.passages import places
+from fortifai.report.records import Arm, Key, Run
 from fortifai.report.scene import Plot, Scene
 from fortifai.report.text import DASH, TIMES
 from fortifai.stats import Estimate
@@ -41,7 +50,7 @@ def context(scene: Scene, plots: Sequence[Plot], failures: Failures) -> dict[str
         "tables": [
             _summary(scene, failures),
             *([_failure_table(scene, failures)] if failures.levels else []),
-            *_difference_table(scene),
+            *_difference_tables(scene),
             *_cost_table(scene),
             *knowledge.tables(scene.stories, _colours(scene)),
         ],
@@ -65,7 +74,7 @@ def _named(scene: Scene, arm: Arm) -> Row:
 def _story(scene: Scene, run: Run) -> Row:
     arms = sorted(run.arms, key=lambda arm: not arm.baseline)
     lines = [_named(scene, arm) | {"text": words.sentence(run, arm)} for arm in arms]
-    return {"run": run.label, "lines": lines}
+    return {"run": run.label, "verdicts": words.verdicts(run), "lines": lines}
 
 
 # --- summary ----------------------------------------------------------------------------------
@@ -140,11 +149,36 @@ def _failure_table(scene: Scene, failures: Failures) -> Row:
     )
 
 
-def _difference_table(scene: Scene) -> list[Row]:
-    """Each arm against its run's baseline: the first split's questions, and all of them."""
+def _difference_tables(scene: Scene) -> list[Row]:
+    """Each arm against its run's baseline, and against its namesake in the first run."""
+    baselines = [to_baseline(run) for run in scene.runs]
+    return [
+        *_difference_table(
+            scene,
+            "differences",
+            "Differences to the baseline",
+            "Each arm's share of right answers minus the baseline's, on the same seeds and the "
+            "same questions, at the last generation that both have.",
+            baselines,
+        ),
+        *_difference_table(
+            scene,
+            "between-runs",
+            "Differences between runs",
+            "Each arm's share of right answers minus that of the arm of the same name in "
+            f"{scene.runs[0].label}, on the seeds and questions that both have.",
+            [to_first_run(scene.runs)],
+        ),
+    ]
+
+
+def _difference_table(
+    scene: Scene, name: str, title: str, intro: str, compared: Sequence[Pairs]
+) -> list[Row]:
+    """The first split's questions, and all of them; no table where nothing can be compared."""
     columns: tuple[tuple[str, int | None], ...] = (("KR, first split", 0), ("KR, all splits", None))
     found = [
-        {one.arm: one for run in scene.runs for one in differences(run, split)}
+        {one.arm: one for pairs in compared for one in differences(pairs, split)}
         for _, split in columns
     ]
     rows = [
@@ -160,17 +194,16 @@ def _difference_table(scene: Scene) -> list[Row]:
         else "There is one seed: no interval here says what another would give."
     )
     made = table(
-        "differences",
-        "Differences to the baseline",
+        name,
+        title,
         rows,
         head=["arm", *["gen.", "difference", "95\u00a0%, the arms", "these models", "p"] * 2],
         over=[("", 1), *((title, 5) for title, _ in columns)],
-        intro="Each arm's share of right answers minus the baseline's, on the same seeds and the "
-        "same questions, at the last generation that both have.",
+        intro=intro,
         note=f"{arms} These models: interval over questions alone. Each interval is of one "
         "difference. p: two-sided, that the arms are equal, after Holm's correction over the arms "
-        "of a run in this column; under 0.05 a difference may be claimed however many arms there "
-        "are.",
+        f"of {'a run' if len(compared) == len(scene.runs) else 'all runs'} in this column; under "
+        "0.05 a difference may be claimed however many arms there are.",
     )
     return [made] if rows else []
 
@@ -227,69 +260,31 @@ def _followed(arms: Sequence[Arm]) -> int:
 
 
 def _passages(scene: Scene) -> list[Row]:
-    """Each followed place of each run, with what each arm made of it."""
+    """Each followed place of each run, with what one seed of each arm made of it."""
     seed, out = _followed(scene.arms), []
-    for run in scene.runs:
-        by_arm: dict[str, list[Passage]] = {}
-        for arm in run.arms:
-            chain = next((c for c in arm.chains if c.seed == seed), arm.chains[0])
-            by_arm[arm.label] = [p for g in chain.generations for p in g.passages]
-        every = [p for found in by_arm.values() for p in found]
-        for split, start in sorted({(p.split, p.start) for p in every}):
-            here = [p for p in every if (p.split, p.start) == (split, start)]
-            real = next((p for p in here if p.generation == 0), None)
-            end = start + max(len(p.tokens) for p in here) - 1
-            title = f"Split {split}, tokens {start:,} to {end:,}"
-            arms = [
-                _named(scene, arm)
-                | {
-                    "rows": [
-                        _passage_row(p)
-                        for p in by_arm[arm.label]
-                        if p.generation and (p.split, p.start) == (split, start)
-                    ]
-                }
-                for arm in run.arms
-            ]
-            out.append(
+    for place in places(scene):
+        arms = []
+        for arm in dict.fromkeys(version.arm.label for version in place.versions):
+            found = [version for version in place.versions if version.arm.label == arm]
+            shown = seed if any(version.seed == seed for version in found) else found[0].seed
+            rows = [
                 {
-                    "title": f"{run.label}: {title}" if len(scene.runs) > 1 else title,
-                    "real": "".join(map(_visible, real.tokens)).strip() if real else "",
-                    "arms": arms,
+                    "times": f"generated {version.times}{TIMES}",
+                    "changed": f"{version.changed:.0%} changed",
+                    "pieces": version.pieces,
                 }
-            )
+                for version in found
+                if version.seed == shown
+            ]
+            arms.append(_named(scene, found[0].arm) | {"rows": rows})
+        out.append({"title": place.title, "real": place.real, "arms": arms})
     return out
-
-
-def _passage_row(passage: Passage) -> Row:
-    share = sum(passage.changed) / len(passage.changed) if passage.changed else 0.0
-    return {
-        "times": f"generated {passage.generation}{TIMES}",
-        "changed": f"{share:.0%} changed",
-        "pieces": list(_pieces(passage)),
-    }
-
-
-def _pieces(passage: Passage) -> Iterable[Row]:
-    """Runs of changed and of kept tokens, the spaces before a run apart from it."""
-    start = 0
-    for end in range(1, len(passage.tokens) + 1):
-        if end == len(passage.tokens) or passage.changed[end] != passage.changed[start]:
-            text = "".join(_visible(token) for token in passage.tokens[start:end])
-            bare = text.lstrip(" ")
-            lead = text[: len(text) - len(bare)]
-            yield {"changed": passage.changed[start] and bool(bare), "lead": lead, "text": bare}
-            start = end
-
-
-def _visible(token: str) -> str:
-    return token.replace("\n", "\u21b5 ")
 
 
 def _ledger_tables(arms: Sequence[Arm]) -> list[Row]:
     return [
         table(
-            "",
+            f"ledger-{i}",
             ", ".join(labels),
             [
                 {
@@ -304,7 +299,7 @@ def _ledger_tables(arms: Sequence[Arm]) -> list[Row]:
             ],
             head=["generation", "real", "generated", "all", "real share"],
         )
-        for labels, rows in ledgers(arms).items()
+        for i, (labels, rows) in enumerate(ledgers(arms).items(), start=1)
     ]
 
 

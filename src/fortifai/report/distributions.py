@@ -98,6 +98,21 @@ def confidence(scene: Scene) -> Plot | None:
         "first generation (above) and its last (below): the real first split, the same split as "
         "this generation wrote it, and held-out real text. All seeds pooled. Dotted upright line: "
         "the arm's truncation threshold; tokens right of it are left out of training.",
+        _mean_confidences(arms),
+    )
+
+
+def _mean_confidences(arms: Sequence[Arm]) -> str:
+    """The figure in words."""
+    told = []
+    for arm in arms:
+        edges, what = _edges(arm, "histograms"), "histograms"
+        found = (_shares(arm, what, number, "rewritten-0") for number in (0, arm.last))
+        means = (shares @ (edges[1:] + edges[:-1]) / 2 for shares in found if shares is not None)
+        told.append(f"{arm.label} {' to '.join(f'{mean:.2f}' for mean in means)}")
+    return (
+        "Mean confidence on the first split as generated, after the first and the last generation: "
+        f"{'; '.join(told)}."
     )
 
 
@@ -158,7 +173,19 @@ def perplexity(scene: Scene) -> Plot | None:
         "(x): the first split as it was, and as some generations wrote it. Dotted: the perplexity "
         "that 1\u00a0% of the real sequences lie above. All seeds pooled; the dotted line is the "
         "first seed's.",
+        _medians(drawn, edges),
     )
+
+
+def _medians(drawn: Mapping[str, Mapping[int | str, Floats]], edges: Floats) -> str:
+    """The figure in words; medians are read off a straight line within their bin."""
+    told = []
+    for label, found in drawn.items():
+        medians = (np.interp(0.5, [0, *np.cumsum(shares)], edges) for shares in found.values())
+        names = ("real" if name == "real" else f"generation {name}" for name in found)
+        pairs = zip(names, medians, strict=True)
+        told.append(f"{label}: {', '.join(f'{name} {median:.3g}' for name, median in pairs)}")
+    return f"Median perplexity of a sequence. {'; '.join(told)}."
 
 
 # --- the ledger -------------------------------------------------------------------------------
@@ -240,6 +267,12 @@ def ledger(scene: Scene) -> Plot | None:
         f"{scene.unit.capitalize()} in each generation's training set, by how often they were "
         "generated before. Percentages: the share that is real. One epoch; the same for every "
         "seed.",
+        "Share that is real, first and last generation: "
+        + "; ".join(
+            f"{', '.join(arms)} {rows[0].real_share:.0%} to {rows[-1].real_share:.0%}"
+            for arms, rows in groups.items()
+        )
+        + ".",
     )
 
 

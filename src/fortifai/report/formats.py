@@ -65,7 +65,14 @@ def in_formats(scene: Scene) -> Plot | None:
         f"mean probability of the chosen option. Thin lines: each of {seeds} seeds; thick: their "
         "mean. Shaded: generations in phase B or C by the declared rule; unshaded: A, knowledge is "
         "kept.",
+        f"Accuracy, first and last generation. {'; '.join(map(_ends, scene.stories))}.",
     )
+
+
+def _ends(story: Story) -> str:
+    means = story.table.right.mean((0, 2))
+    kind = NAMES.get(story.kind, story.kind)
+    return f"{story.arm.label}, {kind}: {means[0]:.2f} to {means[-1]:.2f}"
 
 
 def _entries(scene: Scene) -> list[tuple[str, Any]]:

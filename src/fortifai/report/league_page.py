@@ -212,7 +212,11 @@ def _page(league: League) -> str:
         state=f"{len(league.rows)} arms in {len(league.entries)} entries",
         headline="Which cure slows model collapse, at an equal budget",
         stories=[
-            {"run": "What to use", "lines": [_story(*told) for told in _tables(league)]},
+            {
+                "run": "What to use",
+                "verdicts": [],
+                "lines": [_story(*told) for told in _tables(league)],
+            },
         ],
         method=f"{_METHOD} Up to {seeds} seeds.",
         tables=tables,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,18 @@ from fortifai.report import style
 from fortifai.report.compare import mean_at
 from fortifai.report.names import describe, lines_of, number
 from fortifai.report.records import FIRST, KR, Key, generations
-from fortifai.report.scene import Plot, Scene, Series, draw, legend, legend_height, plot, series
+from fortifai.report.scene import (
+    Curve,
+    Panel,
+    Plot,
+    Scene,
+    Series,
+    draw,
+    legend,
+    legend_height,
+    plot,
+    series,
+)
 from fortifai.report.style import CHANCE, REAL, SOFT, WIDE, Canvas
 
 PREDICTED = ("variance.ratio", "model")
@@ -24,6 +36,8 @@ METRICS = ("acc_norm", "acc", "exact_match")
 """Of several metrics of a published benchmark, the one that is usually published first."""
 BENCHMARKS = 12
 """Panels of published benchmarks; what more there is stands in ``scores.jsonl``."""
+FAILED = "#b3261e"
+"""Colour of a level of failure."""
 FAR = 1e4
 """Largest over smallest value from which a linear axis would show nothing but the largest."""
 
@@ -52,37 +66,56 @@ def _key(line: Line) -> Key:
 # --- one panel --------------------------------------------------------------------------------
 
 
-def _panel(axes: Any, scene: Scene, told: Told, width: float) -> dict[str, Series]:
-    """Draw the arms' lines of one score, what real data have, and chance; size the axes."""
+def _panel(scene: Scene, told: Told) -> Panel:
+    """The arms' lines of one score, what real data have, and chance."""
     measure, line = told
-    shown = {arm.label: series(arm, _key(line)) for arm in scene.arms}
-    values = [v for found in shown.values() for v in (*found.low, *found.high)]
+    lines = {arm.label: series(arm, _key(line)) for arm in scene.arms}
+    values = [v for found in lines.values() for v in (*found.low, *found.high)]
+    real = "real text" if scene.unit == "tokens" else f"real {scene.unit}"
+    curves = [
+        dataclasses.replace(_level(scene, real, level, REAL, colour), arm=arm)
+        for arm, colour, level in _real_levels(scene, line, values)
+    ]
     chance = scene.chance(_key(line))
-    for colour, level in _real_levels(scene, line, values):
-        values.append(level)
-        axes.axhline(level, color=colour, **REAL, zorder=1)
     if chance is not None:
-        values.append(chance)
-        axes.axhline(chance, color=SOFT, **CHANCE, zorder=1)
+        curves.append(_level(scene, "chance", chance, CHANCE))
+    values += [curve.y[0] for curve in curves]
+    log = measure.log or max(values) > min(values) * FAR
+    unit = line.unit or measure.unit
+    return Panel(line.title, unit, _key(line), log and min(values) > 0, lines, curves)
+
+
+def _level(
+    scene: Scene, name: str, level: float, how: Mapping[str, Any], colour: str = SOFT
+) -> Curve:
+    return Curve(name, (0, scene.last), (level, level), colour, how)
+
+
+def _draw(axes: Any, scene: Scene, panel: Panel, width: float) -> None:
+    """Draw a panel whose curves are levels; size the axes."""
+    values = [v for line in panel.lines.values() for v in (*line.low, *line.high)]
+    for curve in panel.curves:
+        values.append(curve.y[0])
+        axes.axhline(curve.y[0], color=curve.colour, **curve.how, zorder=1)
     low, high = min(values), max(values)
-    far = 0 < low < high / FAR
-    if far or (measure.log and low > 0):
+    if panel.log:
         style.plain_log(axes, values)
     else:
         margin = (high - low) * 0.06 or abs(high) * 0.5 or 0.01
         axes.set_ylim(low - margin, high + margin)
         style.few_ticks(axes)
     style.generations(axes, scene.last, width)
-    unit = line.unit or measure.unit
-    log = axes.get_yscale() == "log"
-    style.heading(axes, line.title, f"{unit}, log scale".lstrip(", ") if log else unit)
+    if panel.unseen is not None:
+        left, right = axes.get_xlim()
+        axes.axvspan(left, min(panel.unseen, right), color="#f0efec", zorder=0, lw=0)
+    unit = f"{panel.unit}, log scale".lstrip(", ") if panel.log else panel.unit
+    style.heading(axes, panel.title, unit)
     for arm in scene.arms:
-        draw(axes, shown[arm.label], scene.looks[arm.label], size=6.5)
-    return shown
+        draw(axes, panel.lines[arm.label], scene.looks[arm.label], size=6.5)
 
 
-def _real_levels(scene: Scene, line: Line, drawn: Sequence[float]) -> list[tuple[str, float]]:
-    """What real data have, with a colour: one level, or each arm's own where they differ."""
+def _real_levels(scene: Scene, line: Line, drawn: Sequence[float]) -> list[tuple[str, str, float]]:
+    """What real data have, with arm and colour: one level, or each arm's own where they differ."""
     found = {
         arm.label: level
         for arm in scene.arms
@@ -93,46 +126,48 @@ def _real_levels(scene: Scene, line: Line, drawn: Sequence[float]) -> list[tuple
     low, high = min(found.values()), max(found.values())
     # lines so close together, one for each arm, would hide one another
     if high - low <= 0.05 * (max([*drawn, high]) - min([*drawn, low])):
-        return [(SOFT, next(iter(found.values())))]
-    out: dict[str, tuple[str, float]] = {}
+        return [("", SOFT, next(iter(found.values())))]
+    out: dict[str, tuple[str, str, float]] = {}
     for label, level in found.items():
-        out.setdefault(f"{level:.6g}", (scene.looks[label].colour, level))
+        out.setdefault(f"{level:.6g}", (label, scene.looks[label].colour, level))
     return list(out.values())
 
 
-def _extra(scene: Scene, lines: Sequence[Line]) -> list[tuple[str, Any]]:
+def _extra(panels: Sequence[Panel]) -> list[tuple[str, Any]]:
     """A legend's entries for what is drawn besides the arms."""
-    real = "real text" if scene.unit == "tokens" else f"real {scene.unit}"
-    out: list[tuple[str, Any]] = []
-    if any(line.real and scene.has((line.score, line.real)) for line in lines):
-        out.append((real, Line2D([], [], color=SOFT, **REAL)))
-    if any(scene.chance(_key(line)) is not None for line in lines):
-        out.append(("chance", Line2D([], [], color=SOFT, **CHANCE)))
-    return out
+    found = {curve.name: curve.how for panel in panels for curve in panel.curves}
+    return [(name, Line2D([], [], color=SOFT, **how)) for name, how in found.items()]
+
+
+def _alt(panels: Sequence[Panel]) -> str:
+    """What is to be seen: where each line begins and ends."""
+    told = [
+        f"{panel.title}: "
+        + ", ".join(
+            f"{label} {number(line.mean[0])} to {number(line.mean[-1])}"
+            for label, line in panel.lines.items()
+            if line.x
+        )
+        for panel in panels
+    ]
+    return f"Lines by generation; the first and the last value. {'; '.join(told)}."
 
 
 # --- many panels ------------------------------------------------------------------------------
 
 
 def _panels(
-    scene: Scene,
-    told: Sequence[Told],
-    *,
-    columns: int = 4,
-    share: bool = False,
-    decorate: Callable[[Any, Line], None] = lambda axes, line: None,
+    scene: Scene, panels: Sequence[Panel], *, columns: int = 4, share: bool = False
 ) -> Canvas:
     """Panels in rows under one legend, with one y axis for all if `share`."""
-    extra = _extra(scene, [line for _, line in told])
+    extra = _extra(panels)
     top, tall, pitch = legend_height(scene, extra), 200, 292
-    columns = max(2, min(columns, len(told)))
-    canvas = Canvas(WIDE, top + pitch * math.ceil(len(told) / columns) - 4)
+    columns = max(2, min(columns, len(panels)))
+    canvas = Canvas(WIDE, top + pitch * math.ceil(len(panels) / columns) - 4)
     step = (WIDE - 20) / columns
-    for i, one in enumerate(told):
+    for i, panel in enumerate(panels):
         left, down = 52 + step * (i % columns), top + 48 + i // columns * pitch
-        axes = canvas.axes(left, down, step - 66, tall)
-        _panel(axes, scene, one, step - 66)
-        decorate(axes, one[1])
+        _draw(canvas.axes(left, down, step - 66, tall), scene, panel, step - 66)
     limits = np.array([axes.get_ylim() for axes in canvas.figure.axes])
     for axes in canvas.figure.axes if share else ():
         axes.set_ylim(limits.min(), limits.max())
@@ -150,7 +185,9 @@ def _panel_figure(scene: Scene, panel: str, told: Sequence[Told]) -> Plot:
         said.append(f"{measure.title}: {measure.caption.rstrip('.')} (n = {n}).{better}")
     scales = "Scales differ. " if len(told) > 1 else ""
     caption = f"{' '.join(said)} {scales}{scene.seeds_said()}"
-    return plot(_panels(scene, told, columns=columns), slug(panel), panel, caption)
+    panels = [_panel(scene, one) for one in told]
+    canvas = _panels(scene, panels, columns=columns)
+    return plot(canvas, slug(panel), panel, caption, _alt(panels), panels)
 
 
 def splits_figure(scene: Scene) -> Plot | None:
@@ -160,20 +197,20 @@ def splits_figure(scene: Scene) -> Plot | None:
     owner = next((measure for measure in scene.measures if measure.owns(KR)), None)
     if len(splits) < 2 or owner is None:
         return None
-
-    def shade(axes: Any, line: Line) -> None:
-        left, right = axes.get_xlim()
-        edge = _first_seen(scene, int(line.on[6:]))
-        if edge > 0:
-            axes.axvspan(left, min(edge - 0.5, right), color="#f0efec", zorder=0, lw=0)
-
-    told = [(owner, Line(f"Split {k}", KR, f"split-{k}")) for k in splits]
+    panels = []
+    for k in splits:
+        found, edge = _panel(scene, (owner, Line(f"Split {k}", KR, f"split-{k}"))), None
+        if (first := _first_seen(scene, k)) > 0:
+            edge = first - 0.5
+        panels.append(dataclasses.replace(found, unseen=edge))
     return plot(
-        _panels(scene, told, columns=5, share=True, decorate=shade),
+        _panels(scene, panels, columns=5, share=True),
         "splits",
         f"{owner.title} by split",
         "Share of a split's questions answered rightly. Grey: generations that had not yet trained "
         f"on any form of the split. {scene.seeds_said()}",
+        _alt(panels),
+        panels,
     )
 
 
@@ -211,32 +248,32 @@ def lead_figure(scene: Scene, key: Key) -> Plot:
     found = [line for line in lines_of(measure, scene.arms) if _key(line) == key]
     line = found[0] if found else Line(measure.title, *key)
     title = describe(scene.measures, key)
-    extra = _extra(scene, [line])
-    theory = scene.prediction if key == PREDICTED else {}
-    if theory:
-        extra.append(("expected by theory", Line2D([], [], color=SOFT, **REAL)))
-    if any("low" in told for told in theory.values()):
-        extra.append(("95 % of single seeds, by theory", Line2D([], [], color=SOFT, **CHANCE)))
+    panel = _panel(scene, (measure, line))
+    theory = _theory(scene, panel) if key == PREDICTED else []
+    extra = _extra([panel, dataclasses.replace(panel, curves=theory)])
     top = 76 if extra else 50
     named = [f"{style.short(arm.label)} 0.000" for arm in scene.arms]
     right = 24 + max(style.text_width(name) for name in named)
     canvas = Canvas(WIDE, top + 362)
     axes = canvas.axes(60, top, WIDE - 60 - right, 318)
-    shown = _panel(axes, scene, (measure, line), WIDE - 60 - right)
-    for arm in scene.arms:
-        if arm.label in theory and shown[arm.label].x:
-            last = shown[arm.label].x[-1]
-            _prediction(axes, theory[arm.label], last, scene.looks[arm.label].colour)
+    _draw(axes, scene, panel, WIDE - 60 - right)
+    for curve in theory:
+        axes.plot(curve.x, curve.y, color=curve.colour, **curve.how, zorder=3)
+        positive = [v for v in (*curve.y, *axes.get_ylim()) if v > 0 and math.isfinite(v)]
+        axes.set_ylim(min(positive), max(positive))
     level, crossings = scene.failed.get(key, (None, {}))
+    levels, rings = [], {}
     if level is not None:
+        rings = {label: (time, level) for label, time in crossings.items()}
         _failure_level(axes, scene, level, crossings)
-    _direct_labels(axes, scene, shown)
+        levels = [_level(scene, "failure level", level, REAL, FAILED)]
+    _direct_labels(axes, scene, panel.lines)
     if extra:
         canvas.legend(extra, left=60, top=14)
     said = measure.caption.rstrip(".")
-    rings = " Rings: mean time to failure, where every seed failed." if crossings else ""
+    marked = " Rings: mean time to failure, where every seed failed." if crossings else ""
     if theory:
-        rings += (
+        marked += (
             " Dashes: its expectation by theory, bias times amplification times the finite-sample "
             "factor; dots: 95\u00a0% of single seeds by the same theory."
         )
@@ -244,8 +281,10 @@ def lead_figure(scene: Scene, key: Key) -> Plot:
         canvas,
         slug(title),
         title,
-        f"{said} (n = {scene.counts([key])}).{_only_once(scene, key)} {scene.seeds_said()}{rings}"
+        f"{said} (n = {scene.counts([key])}).{_only_once(scene, key)} {scene.seeds_said()}{marked}"
         f"{scene.endings()}",
+        _alt([dataclasses.replace(panel, title=title)]),
+        [dataclasses.replace(panel, curves=[*panel.curves, *theory, *levels], failed=rings)],
     )
 
 
@@ -261,24 +300,29 @@ def _only_once(scene: Scene, key: Key) -> str:
     return " Only generation 0 trains on its real form." if key[1] == FIRST and not parts else ""
 
 
-def _prediction(axes: Any, told: Mapping[str, Sequence[float]], last: int, colour: str) -> None:
-    """Draw what theory expects, as far as the arm went; the axes grow with it."""
-    shown = [i for i, g in enumerate(told["generation"]) if g <= last]
-    x = [told["generation"][i] for i in shown]
-    for name, how in (("low", CHANCE), ("high", CHANCE), ("mean", REAL)):
-        if name in told:
-            y = [told[name][i] for i in shown]
-            axes.plot(x, y, color=colour, **how, zorder=3)
-            positive = [v for v in (*y, *axes.get_ylim()) if v > 0 and math.isfinite(v)]
-            axes.set_ylim(min(positive), max(positive))
+def _theory(scene: Scene, panel: Panel) -> list[Curve]:
+    """What theory expects of each arm, as far as the arm went."""
+    names = {
+        "low": ("95 % of single seeds, by theory", CHANCE),
+        "high": ("95 % of single seeds, by theory", CHANCE),
+        "mean": ("expected by theory", REAL),
+    }
+    out = []
+    for label, told in scene.prediction.items():
+        went = panel.lines[label].x[-1:]
+        shown = [i for i, g in enumerate(told["generation"]) if went and g <= went[0]]
+        x, colour = [told["generation"][i] for i in shown], scene.looks[label].colour
+        for what, (name, how) in names.items():
+            if shown and what in told:
+                out.append(Curve(name, x, [told[what][i] for i in shown], colour, how, label))
+    return out
 
 
 def _failure_level(axes: Any, scene: Scene, level: float, crossings: Mapping[str, float]) -> None:
     """A level across the axes, and a ring where each arm falls through it."""
-    red = "#b3261e"
     bottom, top = axes.get_ylim()
     axes.set_ylim(min(bottom, level), max(top, level))
-    axes.axhline(level, color=red, **REAL, zorder=1)
+    axes.axhline(level, color=FAILED, **REAL, zorder=1)
     axes.annotate(
         f"failure level {number(level, 'g')}",
         (1, level),
@@ -286,7 +330,7 @@ def _failure_level(axes: Any, scene: Scene, level: float, crossings: Mapping[str
         xytext=(-4, 4),
         textcoords="offset points",
         ha="right",
-        color=red,
+        color=FAILED,
         fontsize=11,
     )
     for label, time in crossings.items():

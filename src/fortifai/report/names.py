@@ -11,6 +11,7 @@ from fortifai.report.text import DASH, MINUS
 
 TELLING = ("rewritten-0", "rewritten", "written", "held-out", "split-0", "model", "train")
 """Data in the order in which a measure that says no lines is drawn on one of them."""
+HELD_OUT = "held-out"
 _REAL = {"rewritten-0": "split-0", "rewritten": "real", "written": "real"}
 """The real data that stand beside generated ones."""
 _DATA = {
@@ -62,10 +63,12 @@ def describe(measures: Iterable[About], key: Key) -> str:
     return f"{name}, {data}" if data else name
 
 
-def lead(measures: Iterable[About], arms: Sequence[Arm]) -> Key | None:
-    """The score that a report leads with: the first headline that any arm has."""
+def leads(measures: Iterable[About], arms: Sequence[Arm]) -> list[Key]:
+    """The scores that a report begins with: the first headline, and the first on held-out data."""
     taken = {key for g in generations(arms) for key in g.scores}
-    return next((key for key in headlines(measures) if key in taken), None)
+    found = [key for key in headlines(measures) if key in taken]
+    held_out = [key for key in found[1:] if key[1] == HELD_OUT]
+    return [*found[:1], *held_out[:1]]
 
 
 def headlines(measures: Iterable[About]) -> dict[Key, str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,23 +17,50 @@ from fortifai.report.text import neutral
 
 Row = dict[str, Any]
 
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+    "form-action 'none'"
+)
+"""What a page may do: have styles and images of its own, and nothing else."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Live:
+    """What makes a page interactive.
+
+    Attributes:
+        script: The one script: uPlot with its licence, then ours.
+        style: Style sheets of both.
+        data: JSON that holds nothing that HTML could take for its own.
+    """
+
+    script: str
+    style: str
+    data: str
+
 
 def _shown(value: Any) -> Any:
     return neutral(value) if type(value) is str else value
 
 
-def _svg(text: str) -> Markup:
-    # made by matplotlib from numbers and escaped labels, never from a file
+def _ours(text: str) -> Markup:
+    # figures made by matplotlib from numbers and escaped labels, files of the package, and JSON
+    # that is inert; never text from a run
     return Markup(text)
 
 
-def fill(template: str, **values: Any) -> str:
+def fill(template: str, *, live: Live | None = None, **values: Any) -> str:
     """A template of this package with its values; text is escaped.
 
     Args:
         template: Its file name.
+        live: What makes it interactive: its one script is then allowed by its hash, no other.
         values: What it names; one that is missing is an error.
     """
+    policy = POLICY
+    if live is not None:
+        digest = base64.b64encode(hashlib.sha256(live.script.encode()).digest()).decode()
+        policy = f"{policy}; script-src 'sha256-{digest}'"
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("fortifai", "report"),
         autoescape=True,
@@ -38,9 +68,11 @@ def fill(template: str, **values: Any) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
-    environment.filters["svg"] = _svg
+    environment.filters["ours"] = _ours
     found = environment.get_template(template)
-    return found.render(version=__version__, fonts=Markup(style.FONTS), **values)
+    return found.render(
+        version=__version__, fonts=Markup(style.FONTS), policy=policy, live=live, **values
+    )
 
 
 def table(

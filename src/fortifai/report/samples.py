@@ -41,6 +41,7 @@ def histograms(scene: Scene) -> Plot | None:
         "Histogram of one seed's draws over five real standard deviations on either side; grey: "
         "the real points. What lies outside the axis counts in the outermost bins. Scales differ "
         "from panel to panel.",
+        _spread_of_counts,
         tall=96,
     )
 
@@ -63,6 +64,7 @@ def scatter(scene: Scene) -> Plot | None:
         "Up to 400 of one seed's draws; grey: real points; ellipses: the components of the fitted "
         "density at two standard deviations. Axes: the first two dimensions, the same in all "
         "panels.",
+        lambda g: float(np.std(g.picture["points"]["rewritten"], axis=0).mean()),
     )
 
 
@@ -84,6 +86,7 @@ def images(scene: Scene) -> Plot | None:
         cell,
         f"The first {SIDE * SIDE} images that each generation wrote, of one seed, beside real "
         "ones. Arms draw from the same codes.",
+        lambda g: float(np.std(g.grid["rewritten"], axis=0).mean()),
         real=real,
     )
 
@@ -97,6 +100,7 @@ def _matrix(
     arms: Sequence[Arm],
     cell: Cell,
     caption: str,
+    spread: Callable[[Generation], float],
     *,
     tall: int = 0,
     real: Cell | None = None,
@@ -133,7 +137,12 @@ def _matrix(
                 real(axes, arm, found)
             else:
                 cell(axes, arm, found)
-    return plot(canvas, name, TITLE, f"{caption}{scene.endings()}")
+    told = []
+    for arm in arms:
+        drawn = [g for there in numbers if (g := arm.chains[0].at(there))]
+        told.append(f"{arm.label} {' to '.join(number(spread(g)) for g in (drawn[0], drawn[-1]))}")
+    alt = f"Standard deviation over the draws, first and last generation: {'; '.join(told)}."
+    return plot(canvas, name, TITLE, f"{caption}{scene.endings()}", alt)
 
 
 def chosen(arms: Sequence[Arm], count: int) -> list[int]:
@@ -174,6 +183,13 @@ def _histogram(
     # inwards, where they do not meet those of the panels beside
     for label, side in zip(axes.get_xticklabels(), ("left", "center", "right"), strict=True):
         label.set_ha(side)
+
+
+def _spread_of_counts(generation: Generation) -> float:
+    edges = np.array(generation.picture["edges"])
+    counts = np.array(generation.picture["counts"]["rewritten"], dtype=np.float64)
+    middles, shares = (edges[1:] + edges[:-1]) / 2, counts / max(counts.sum(), 1)
+    return math.sqrt(max(0.0, float(shares @ middles**2 - (shares @ middles) ** 2)))
 
 
 def _limits(arms: Sequence[Arm]) -> tuple[float, ...]:

@@ -14,7 +14,7 @@ import numpy as np
 from fortifai.lab.measures import About
 from fortifai.report import style
 from fortifai.report.knowledge import Story, stories
-from fortifai.report.names import lead
+from fortifai.report.names import leads
 from fortifai.report.records import Arm, Key, Run, generations
 from fortifai.report.style import WIDE, Canvas, Look
 
@@ -33,19 +33,21 @@ class Plot:
         title: What it is about.
         caption: What is shown: unit, n, seeds, interval.
         svg: One ``<svg>`` element.
+        panels: What it draws, where that is lines by generation.
     """
 
     name: str
     title: str
     caption: str
     svg: str
+    panels: Sequence[Panel] = ()
 
     @property
     def file(self) -> str:
         """The figure as a file of its own, on white."""
-        head, body = self.svg.split("</title>", 1)
+        head, body = self.svg.split("</desc>", 1)
         return (
-            f'<?xml version="1.0" encoding="utf-8"?>\n{head}</title>'
+            f'<?xml version="1.0" encoding="utf-8"?>\n{head}</desc>'
             f'<rect width="100%" height="100%" fill="#ffffff"/>{body}'
         )
 
@@ -58,6 +60,52 @@ class Series:
     mean: list[float]
     low: list[float]
     high: list[float]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Curve:
+    """What is drawn beside the arms: a level from end to end, or what theory expects.
+
+    Attributes:
+        name: What it is.
+        x: Generations.
+        y: Values there.
+        colour: Its colour.
+        how: Its width and dashes, as matplotlib takes them.
+        arm: Whose it is; "": of all.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: str
+    how: Mapping[str, Any]
+    arm: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Panel:
+    """One score by generation: a line for each arm.
+
+    Attributes:
+        title: Its heading.
+        unit: What stands under the heading.
+        key: The score.
+        log: The axis of its values is logarithmic.
+        lines: By arm.
+        curves: What else is drawn.
+        unseen: Grey up to here: generations that had not yet trained on what is asked.
+        failed: By arm, where a ring stands: the mean time to failure, and the level.
+    """
+
+    title: str
+    unit: str
+    key: Key
+    log: bool
+    lines: Mapping[str, Series]
+    curves: Sequence[Curve] = ()
+    unseen: float | None = None
+    failed: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,9 +165,9 @@ class Scene:
 
     @property
     def leads(self) -> list[Key]:
-        """The scores that the runs lead with."""
-        found = [lead(run.measures, run.arms) for run in self.runs]
-        return list(dict.fromkeys(key for key in found if key))
+        """The score that each run leads with."""
+        found = [leads(run.measures, run.arms)[:1] for run in self.runs]
+        return list(dict.fromkeys(key for keys in found for key in keys))
 
     def has(self, key: Key) -> bool:
         """Whether any generation of any arm took a score."""
@@ -207,6 +255,18 @@ def legend_height(scene: Scene, extra: Sequence[tuple[str, Any]] = ()) -> int:
     return 18 + 20 * math.ceil(len(names) / style.legend_columns(names, WIDE - 52))
 
 
-def plot(canvas: Canvas, name: str, title: str, caption: str) -> Plot:
-    """The finished figure; called while `style.drawing` holds."""
-    return Plot(name, title, caption, canvas.svg(name, html.escape(title)))
+def plot(
+    canvas: Canvas, name: str, title: str, caption: str, alt: str, panels: Sequence[Panel] = ()
+) -> Plot:
+    """The finished figure; called while `style.drawing` holds.
+
+    Args:
+        canvas: What was drawn.
+        name: Its file name without the ending.
+        title: What it is about.
+        caption: What is shown.
+        alt: What is to be seen, for those who do not see it.
+        panels: What is drawn as lines by generation.
+    """
+    svg = canvas.svg(name, html.escape(title), html.escape(alt))
+    return Plot(name, title, caption, svg, panels)

@@ -158,7 +158,7 @@ class Canvas:
             fontsize=12,
         )
 
-    def svg(self, name: str, title: str) -> str:
+    def svg(self, name: str, title: str, alt: str) -> str:
         """The figure as one ``<svg>`` element, in pixels, with ids that no other figure has."""
         stream = io.BytesIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -174,7 +174,7 @@ class Canvas:
             '<svg xmlns="http://www.w3.org/2000/svg" '
             'xmlns:xlink="http://www.w3.org/1999/xlink" version="1.1" '
             f'viewBox="0 0 {self.width} {self.height}" width="{self.width}" '
-            f'height="{self.height}" role="img"><title>{title}</title>{body}'
+            f'height="{self.height}" role="img"><title>{title}</title><desc>{alt}</desc>{body}'
         )
 
 

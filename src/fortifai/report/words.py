@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fortifai.report.compare import (
+    claims,
     kr_change,
     kr_difference,
     last_of,
@@ -12,7 +13,7 @@ from fortifai.report.compare import (
     mean_at,
     times_baseline,
 )
-from fortifai.report.names import describe, lead, number, signed
+from fortifai.report.names import describe, leads, number, signed
 from fortifai.report.records import FIRST, KR, Arm, Key, Run
 
 
@@ -25,37 +26,65 @@ def state(runs: Sequence[Run]) -> str:
 
 
 def headline(runs: Sequence[Run]) -> str:
-    """One sentence on what happened to the baseline."""
+    """One sentence on what happened to the baseline: on what leads, and on held-out data."""
     run, several = runs[0], len(runs) > 1
-    arm, key = run.baseline or run.arms[0], lead(run.measures, run.arms)
-    last = last_of(arm, key) if key else None
-    if several or key is None or last is None:
+    arm, keys = run.baseline or run.arms[0], leads(run.measures, run.arms)
+    last = last_of(arm, keys[0]) if keys else None
+    if several or last is None:
         told = "Recursive training, generation by generation"
         return f"{len(runs)} runs side by side" if several else told
-    name = f"{describe(run.measures, key)}, under {arm.label}"
+    name = f"{describe(run.measures, keys[0])}, under {arm.label}"
     if last == 0:
-        return f"{name}: {number(mean_at(arm, key, 0))}"
-    change = kr_change(arm, 0, 0, last) if key == (KR, FIRST) else None
+        return f"{name}: {number(mean_at(arm, keys[0], 0))}"
+    change = kr_change(arm, 0, 0, last) if keys[0] == (KR, FIRST) else None
     significant = "" if change is None or change.sure else " (not statistically significant)"
-    return f"{name}: {_course(arm, key, last)} within {last + 1} generations{significant}"
+    text = f"{name}: {_course(arm, keys[0], last)} within {last + 1} generations{significant}"
+    for key in keys[1:]:
+        there = last_of(arm, key)
+        if there:
+            text += f"; {describe(run.measures, key)}: {_course(arm, key, there)}"
+    return text
+
+
+def verdicts(run: Run) -> list[str]:
+    """For each score that is told of every arm: under which arms it differs from the baseline."""
+    out, base = [], run.baseline
+    if base is None or len(run.arms) == 1:
+        return []
+    for key in leads(run.measures, run.arms):
+        found, name = claims(run, key), describe(run.measures, key)
+        told = [
+            f"{side} under {', '.join(arms)}"
+            for side, above in (("higher", True), ("lower", False))
+            if (arms := [arm for arm, (over, p) in found.items() if p < 0.05 and over == above])
+        ]
+        rest = [arm for arm, (_, p) in found.items() if p >= 0.05]
+        told += [f"no statistically significant difference: {', '.join(rest)}"] if rest else []
+        text = "; ".join(told) or "no interval, so that no difference is claimed"
+        out.append(f"{name}, against {base.label}: {text}.")
+    return out
 
 
 def sentence(run: Run, arm: Arm) -> str:
     """What happened to an arm, and how that compares with the baseline."""
-    key = lead(run.measures, run.arms)
-    last = last_of(arm, key) if key else None
-    if key is None or last is None:
-        return "has no value of it yet."
-    name = describe(run.measures, key)
-    text = f"{name}: {_course(arm, key, last)}"
-    text += f" (generation 0 to {last})" if last else ""
+    told = [_sentence(run, arm, key) for key in leads(run.measures, run.arms)]
+    told += ["It is the baseline."] if arm.baseline else []
     stopped = [chain.ended for chain in arm.chains if chain.ended]
     if stopped:
         all_of_them = len(stopped) == len(arm.chains)
-        who = "it" if all_of_them else f"{len(stopped)} of {len(arm.chains)} seeds"
-        text += f", where {who} ended: {stopped[0].reason}"
+        who = "It" if all_of_them else f"{len(stopped)} of {len(arm.chains)} seeds"
+        told.append(f"{who} ended: {stopped[0].reason}.")
+    return " ".join(told) or "has no value of it yet."
+
+
+def _sentence(run: Run, arm: Arm, key: Key) -> str:
+    name, last = describe(run.measures, key), last_of(arm, key)
+    if last is None:
+        return f"{name}: no value yet."
+    text = f"{name}: {_course(arm, key, last)}"
+    text += f" (generation 0 to {last})" if last else ""
     if arm.baseline or run.baseline is None:
-        return text + ("; the baseline." if arm.baseline else ".")
+        return f"{text}."
     return f"{text}; {_versus(arm, run.baseline, key)}"
 
 
@@ -81,8 +110,10 @@ def _versus(arm: Arm, baseline: Arm, key: Key) -> str:
             return f"{abs(gap.value):.2f} {side} {where}{interval}."
         return f"no statistically significant difference to {where}: {signed(gap.value)}{interval}."
     times = times_baseline(arm, baseline, key, there)
-    if times is None or times.low is None or times.high is None:
+    if times is None:
         return none
+    if times.low is None or times.high is None:
+        return f"{number(times.value)} times {where} (one seed: no interval)."
     span = f"95\u00a0% interval {number(times.low)} to {number(times.high)}"
     if times.low <= 1 <= times.high:
         return (
@@ -104,9 +135,14 @@ def method(runs: Sequence[Run]) -> str:
             "continuation the model finds likelier than the false one; 0.5 is chance. Intervals of "
             f"differences: Student's t over {drawn}, paired by question."
         )
-    if any((key := lead(run.measures, run.arms)) and key != (KR, FIRST) for run in runs):
+    if any(key != (KR, FIRST) for run in runs for key in leads(run.measures, run.arms)):
         told.append(
             "Ratios to the baseline: geometric mean over seeds, paired by seed; intervals: "
             "Student's t on the logarithms."
+        )
+    if any(verdicts(run) for run in runs):
+        told.append(
+            "Each interval is of one difference; which arms differ is said at the 5 % level after "
+            "Holm's correction over the arms."
         )
     return " ".join(told)
