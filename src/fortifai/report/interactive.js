@@ -229,6 +229,7 @@
     }
 
     range(low, high, log) {
+      if (this.panel.limits && !log) return this.panel.limits;
       if (low === null) return log ? [1, 10] : [0, 1];
       if (log) {
         const more = (high / low) ** 0.07 * (low === high ? 1.5 : 1);

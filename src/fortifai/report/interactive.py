@@ -85,6 +85,7 @@ def _panel(scene: Scene, panel: Panel) -> dict[str, Any]:
         "unit": panel.unit,
         "log": panel.log,
         "unseen": panel.unseen,
+        "limits": panel.limits,
         "x": x,
         "arms": [_line(panel, arm, x) for arm in scene.arms],
         "curves": [_curve(curve, x) for curve in panel.curves],

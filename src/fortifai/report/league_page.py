@@ -247,8 +247,7 @@ def _figures(entry: Entry) -> list[Plot]:
     if not scene.has((KR, FIRST)):
         return []
     with style.drawing():
-        drawn = lead_figure(scene, (KR, FIRST))
-    return [dataclasses.replace(drawn, title=f"{entry.track}: {drawn.title}")]
+        return [lead_figure(scene, (KR, FIRST), of=entry.track)]
 
 
 def _made(entry: Entry) -> dict[str, Any]:

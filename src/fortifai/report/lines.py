@@ -203,14 +203,16 @@ def splits_figure(scene: Scene) -> Plot | None:
         if (first := _first_seen(scene, k)) > 0:
             edge = first - 0.5
         panels.append(dataclasses.replace(found, unseen=edge))
+    canvas = _panels(scene, panels, columns=5, share=True)
+    limits = canvas.figure.axes[0].get_ylim()
     return plot(
-        _panels(scene, panels, columns=5, share=True),
+        canvas,
         "splits",
         f"{owner.title} by split",
         "Share of a split's questions answered rightly. Grey: generations that had not yet trained "
         f"on any form of the split. {scene.seeds_said()}",
         _alt(panels),
-        panels,
+        [dataclasses.replace(panel, limits=limits) for panel in panels],
     )
 
 
@@ -242,12 +244,18 @@ def _benchmarks(scene: Scene, measure: About) -> list[Line]:
 # --- the leading figure -----------------------------------------------------------------------
 
 
-def lead_figure(scene: Scene, key: Key) -> Plot:
-    """The score that a run leads with, large: with its level of failure and what theory expects."""
+def lead_figure(scene: Scene, key: Key, of: str = "") -> Plot:
+    """The score that a run leads with, large: with its level of failure and what theory expects.
+
+    Args:
+        scene: Runs, arms and their looks.
+        key: The score.
+        of: What the title begins with, where a page has several.
+    """
     measure = max((m for m in scene.measures if m.owns(key[0])), key=lambda m: len(m.name))
     found = [line for line in lines_of(measure, scene.arms) if _key(line) == key]
     line = found[0] if found else Line(measure.title, *key)
-    title = describe(scene.measures, key)
+    title = f"{of}: {describe(scene.measures, key)}" if of else describe(scene.measures, key)
     panel = _panel(scene, (measure, line))
     theory = _theory(scene, panel) if key == PREDICTED else []
     extra = _extra([panel, dataclasses.replace(panel, curves=theory)])

@@ -17,11 +17,8 @@ from fortifai.report.text import neutral
 
 Row = dict[str, Any]
 
-POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
-    "form-action 'none'"
-)
-"""What a page may do: have styles and images of its own, and nothing else."""
+POLICY = "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'"
+"""What a page may do beside its style sheet and its script: have images that lie in it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,13 +51,10 @@ def fill(template: str, *, live: Live | None = None, **values: Any) -> str:
 
     Args:
         template: Its file name.
-        live: What makes it interactive: its one script is then allowed by its hash, no other.
+        live: What makes it interactive. Its script and the style sheet are allowed by their
+            hashes, and no others.
         values: What it names; one that is missing is an error.
     """
-    policy = POLICY
-    if live is not None:
-        digest = base64.b64encode(hashlib.sha256(live.script.encode()).digest()).decode()
-        policy = f"{policy}; script-src 'sha256-{digest}'"
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("fortifai", "report"),
         autoescape=True,
@@ -69,10 +63,18 @@ def fill(template: str, *, live: Live | None = None, **values: Any) -> str:
         trim_blocks=True,
     )
     environment.filters["ours"] = _ours
-    found = environment.get_template(template)
-    return found.render(
-        version=__version__, fonts=Markup(style.FONTS), policy=policy, live=live, **values
+    sheet = environment.get_template("style.css.j2").render(fonts=Markup(style.FONTS))
+    sheet += live.style if live else ""
+    policy = f"{POLICY}; style-src {_allowed(sheet)}"
+    policy += f"; script-src {_allowed(live.script)}" if live else ""
+    return environment.get_template(template).render(
+        version=__version__, sheet=Markup(sheet), policy=Markup(policy), live=live, **values
     )
+
+
+def _allowed(text: str) -> str:
+    """What a content policy says of a style sheet, or a script, that it allows."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def table(

@@ -95,6 +95,7 @@ class Panel:
         lines: By arm.
         curves: What else is drawn.
         unseen: Grey up to here: generations that had not yet trained on what is asked.
+        limits: Ends of the axis of values, where panels share it.
         failed: By arm, where a ring stands: the mean time to failure, and the level.
     """
 
@@ -105,6 +106,7 @@ class Panel:
     lines: Mapping[str, Series]
     curves: Sequence[Curve] = ()
     unseen: float | None = None
+    limits: tuple[float, float] | None = None
     failed: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
 

@@ -166,16 +166,28 @@ class Canvas:
         self.figure.savefig(stream, format="svg", metadata=nothing, dpi=120)
         text = stream.getvalue().decode("utf-8")
         body = text[text.index(">", text.index("<svg")) + 1 :]
-        body = re.sub(r"<!--.*?-->\n?", "", body, flags=re.DOTALL)
+        body = re.sub(r"<!--.*?-->\n?|<style.*?</style>\n?", "", body, flags=re.DOTALL)
         body = re.sub(r"'DejaVu Sans'(, sans-serif)?", FONTS, body)
+        # earlier versions write the font as one property, which is no attribute
+        font = r"font-weight: \1; font-size: \2; font-family: "
+        body = re.sub(r"\bfont: (?:(\w+) )?([\d.]+px) ", font, body)
+        body = re.sub(r' style="([^"]*)"', _attributes, body)
         body = re.sub(r'(<(?:g|path|clipPath|use|image) [^>]*?)\bid="', rf'\1id="{name}-', body)
         body = re.sub(r'(xlink:href="#|url\(#)', rf"\1{name}-", body)
         return (
             '<svg xmlns="http://www.w3.org/2000/svg" '
             'xmlns:xlink="http://www.w3.org/1999/xlink" version="1.1" '
             f'viewBox="0 0 {self.width} {self.height}" width="{self.width}" '
-            f'height="{self.height}" role="img"><title>{title}</title><desc>{alt}</desc>{body}'
+            f'height="{self.height}" stroke-linejoin="round" role="img"><title>{title}</title>'
+            f"<desc>{alt}</desc>{body}"
         )
+
+
+def _attributes(style: re.Match[str]) -> str:
+    """Styles as attributes, which a content policy that allows no styles in elements lets be."""
+    pairs = (one.split(":", 1) for one in style[1].split(";") if ":" in one)
+    found = {name.strip(): value.strip() for name, value in pairs}
+    return "".join(f' {name}="{value}"' for name, value in found.items())
 
 
 def handle(look: Look) -> Line2D:
