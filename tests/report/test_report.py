@@ -26,6 +26,7 @@ from fortifai.report.figures import draw_all
 from fortifai.report.load import load
 from fortifai.report.records import Arm, Chain, Generation, Run
 from fortifai.report.scene import Scene
+from fortifai.report.style import Canvas
 from fortifai.report.text import neutral
 from fortifai.text.measures import MEASURES
 
@@ -192,6 +193,15 @@ def test_figures_are_whole_svg_with_text_as_text(report: Path) -> None:
     texts = {"".join(t.itertext()) for t in kr.iter("{http://www.w3.org/2000/svg}text")}
     assert {"failure level 0.75"} <= texts
     assert any(t.startswith("tce-0.3 0.") for t in texts)
+
+
+def test_figures_of_earlier_matplotlib_keep_their_fonts(monkeypatch: pytest.MonkeyPatch) -> None:
+    canvas = Canvas(100, 50)
+    old = """<svg><text style="font: 700 12px 'DejaVu Sans'; text-anchor: middle">a</text></svg>"""
+    monkeypatch.setattr(canvas.figure, "savefig", lambda file, **_: file.write(old.encode()))
+    drawn = canvas.svg("name", "title", "alt")
+    assert '<text font-weight="700" font-size="12px" font-family="system-ui, ' in drawn
+    assert 'text-anchor="middle">a<' in drawn
 
 
 def test_the_same_run_gives_the_same_bytes(small_run: Path, report: Path, tmp_path: Path) -> None:
