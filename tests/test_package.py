@@ -51,8 +51,8 @@ def test_the_wheel_has_the_package_and_nothing_else(built):
     assert presets <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     # the library that interactive reports hold, with its licence
-    uplot = "fortifai/report/uplot"
-    assert {f"{uplot}/uPlot.iife.min.js", f"{uplot}/uPlot.min.css", f"{uplot}/LICENSE"} <= set(names)
+    parts = ("uPlot.iife.min.js", "uPlot.min.css", "LICENSE")
+    assert {f"fortifai/report/uplot/{part}" for part in parts} <= set(names)
 
 
 def test_the_sdist_has_what_it_takes_to_test_and_document(built):

@@ -191,6 +191,23 @@ def test_an_axis_is_made_logarithmic_where_it_can_be(
     assert share_of.get_by_role("button", name="log", include_hidden=True).is_hidden()
 
 
+def test_every_axis_bears_numbers(opens: Opens, report: Path) -> None:
+    """Left of the lines and below them something is drawn, on axes of either kind."""
+    names = [f"{name}.{i}" for name in ("perplexity", "diversity") for i in range(3)]
+    page = opens(report, f"#?log={'&log='.join(names[::2])}")
+    drawn = page.locator(".chart canvas").evaluate_all(
+        """(canvases) => canvases.map((canvas) => {
+          const over = canvas.parentElement.querySelector(".u-over"), scale = devicePixelRatio;
+          const inked = (...box) => canvas.getContext("2d")
+            .getImageData(...box.map((v) => v * scale)).data.some((value) => value > 0);
+          const [left, bottom] = [over.offsetLeft, over.offsetTop + over.offsetHeight];
+          return inked(0, 0, left - 1, bottom) && inked(left, bottom + 1, over.offsetWidth, 28);
+        })"""
+    )
+    assert len(drawn) > 10
+    assert all(drawn)
+
+
 def test_texts_stand_side_by_side_with_what_differs_marked(
     small_run: Path, opens: Opens, report: Path
 ) -> None:

@@ -22,13 +22,18 @@
     const digits = size >= 100 ? 0 : size >= 10 ? 1 : size >= 1 ? 2 : 3;
     const far = size >= 1e7 || (size > 0 && size < 0.001);
     const text = far
-      ? value.toExponential(2)
+      ? value.toExponential(2).replace("e+", "e")
       : value.toLocaleString("en", {minimumFractionDigits: digits, maximumFractionDigits: digits});
     return text.replaceAll("-", "\u2212");
   }
 
-  const tick = (value) =>
-    value.toLocaleString("en", {maximumSignificantDigits: 6}).replaceAll("-", "\u2212");
+  function tick(value) {
+    const size = Math.abs(value), far = size >= 1e7 || (size > 0 && size < 1e-4);
+    const text = far
+      ? value.toExponential().replace("e+", "e")
+      : value.toLocaleString("en", {maximumSignificantDigits: 6});
+    return text.replaceAll("-", "\u2212");
+  }
 
   /** Round numbers on a logarithmic axis, as many as its decades leave room for. */
   function powers(u, axis, low, high) {
@@ -169,11 +174,11 @@
       this.bands = [];
       const add = (values, owner, how) => {
         this.owners.push(owner);
-        this.series.push({spanGaps: false, points: {show: false}, ...how});
+        this.series.push({spanGaps: true, points: {show: false}, ...how});
         return this.values.push(values) - 1;
       };
       for (const curve of this.panel.curves)
-        add(curve.y, {arm: armCalled(curve.arm)}, {stroke: curve.colour, width: curve.width, dash: curve.dash, spanGaps: true});
+        add(curve.y, {arm: armCalled(curve.arm)}, {stroke: curve.colour, width: curve.width, dash: curve.dash});
       this.panel.arms.forEach((line, i) => {
         const arm = data.arms[i];
         if (line.low) {
@@ -214,9 +219,12 @@
         },
         axes: [
           {...axis, grid: {show: false}, size: 30, space: 34,
-            incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000], values: (_, ticks) => ticks.map(tick)},
+            incrs: [1, 10, 100, 1000, 1e4].flatMap((n) => [n, 2 * n, 5 * n]),
+            values: (_, ticks) => ticks.map(tick)},
           {...axis, grid: {stroke: GRID, width: 1}, size: 52, space: 30,
-            values: (_, ticks) => ticks.map(tick), ...(log && {splits: powers, filter: (_, splits) => splits})},
+            values: (_, ticks) => ticks.map(tick),
+            // uPlot shows no axis of which it finds no increment, which it does of few decades alone
+            ...(log && {splits: powers, filter: (_, splits) => splits, incrs: [1e300]})},
         ],
         cursor: {
           y: false, drag: {x: false, y: false}, points: {show: false},
