@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from fortifai.errors import InputError, RunFailed
 from fortifai.lab.progress import Silent
-from fortifai.models import lora, training
+from fortifai.models import low_rank, training
 from fortifai.models.causal_lm import CausalLM
 from fortifai.models.family import CausalLMFamily
 from fortifai.models.options import LoraOptions, RegenerateOptions, TrainOptions
@@ -112,7 +113,7 @@ def test_a_layer_computes_what_pefts_layer_does(bias):
     x = torch.randn(2, 6, 5, dtype=torch.float64, requires_grad=True)
     wanted = [x, layer.lora_A["default"].weight, layer.lora_B["default"].weight]
     expected = value_and_gradients(layer, x, wanted)
-    with lora._in_few_passes(wrapped):
+    with low_rank.in_few_passes(wrapped):
         assert "_LowRank" in layer(x).grad_fn.name()
         for one, other in zip(value_and_gradients(layer, x, wanted), expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
@@ -145,7 +146,7 @@ def test_a_gated_layer_computes_what_it_does_by_itself(act, bias):
     wanted = [x, *(p for p in wrapped.parameters() if p.requires_grad)]
     assert len(wanted) == 7
     expected = value_and_gradients(layer, x, wanted)
-    with lora._in_few_passes(wrapped):
+    with low_rank.in_few_passes(wrapped):
         assert "_Gated" in layer(x).grad_fn.name()
         for one, other in zip(value_and_gradients(layer, x, wanted), expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
@@ -157,7 +158,7 @@ def test_a_layer_that_only_looks_gated_is_left_alone(down):
     torch.manual_seed(0)
     config = PeftConfig(r=3, target_modules=["gate_proj", "up_proj", "down_proj"])
     wrapped = get_peft_model(torch.nn.Sequential(Gated(torch.nn.SiLU(), False, down)), config)
-    with lora._in_few_passes(wrapped):
+    with low_rank.in_few_passes(wrapped):
         assert "_Gated" not in wrapped(torch.randn(2, 6, 5)).grad_fn.name()
 
 
@@ -169,15 +170,15 @@ def test_a_gated_layer_that_reads_more_than_x_is_left_alone():
     layer = Routed(torch.nn.SiLU(), False)
     config = PeftConfig(r=3, target_modules=["gate_proj", "up_proj", "down_proj"])
     wrapped = get_peft_model(layer, config)
-    with lora._in_few_passes(wrapped):
+    with low_rank.in_few_passes(wrapped):
         x = torch.randn(2, 6, 5)
         torch.testing.assert_close(wrapped(x, 0.5), wrapped(x, 1.0) / 2)
 
 
 def test_dropout_is_left_to_peft(make, fit, monkeypatch):
     used = []
-    ours = lora._forward
-    monkeypatch.setattr(lora, "_forward", lambda *args: used.append(1) or ours(*args))
+    ours = low_rank._forward
+    monkeypatch.setattr(low_rank, "_forward", lambda *args: used.append(1) or ours(*args))
     fit(make(seed=1), with_lora(dropout=0.1))
     assert not used
     fit(make(seed=1), with_lora())
@@ -287,7 +288,7 @@ def test_a_failed_fit_leaves_the_model_as_it_was(make, fit):
 
 
 def test_without_peft_it_is_told(make, fit, monkeypatch):
-    monkeypatch.setattr(lora.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"train.lora needs the package peft.*fortifai\[peft\]"):
         fit(make(seed=1))
 
