@@ -12,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -21,6 +22,7 @@ import yaml
 from fortifai import configuration, files
 from fortifai.errors import InputError
 from fortifai.lab import experiment, status
+from tests.commands import killed, needs_kill
 from tests.lab.test_executor import gone, until
 
 ROOT = Path(__file__).parents[1]
@@ -53,6 +55,8 @@ PROBE = textwrap.dedent("""
                 hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
             if asked == "wait":
                 time.sleep(600)
+            while asked == "hold" and not os.path.exists(os.environ["PROBED"] + ".go"):
+                time.sleep(0.05)
             if asked == "fail":
                 raise RuntimeError("the probe broke")
         if asked == "slow":
@@ -81,9 +85,11 @@ def run(*arguments: object) -> list[str]:
     return command("run", "scale.yaml", "--plugin", "probing", "--out", "run", *arguments)
 
 
-def start(asked: str, *arguments: object) -> subprocess.Popen[str]:
+def start(asked: str, *arguments: object, **options: bool) -> subprocess.Popen[str]:
     environment = os.environ | {"PROBE": asked}
-    return subprocess.Popen(run(*arguments), env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        run(*arguments), env=environment, stderr=subprocess.PIPE, text=True, **options
+    )
 
 
 def finish(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -158,15 +164,12 @@ def test_a_signal_ends_a_run_at_once(place, whole, number, workers, asked):
 
 def test_a_signal_to_all_processes_of_a_job_is_one_to_the_run(place):
     """As a terminal's and a cluster's are."""
-    environment = os.environ | {"PROBE": "wait"}
-    process = subprocess.Popen(
-        run("--workers", "2"), env=environment, stderr=subprocess.PIPE, start_new_session=True
-    )
+    process = start("wait", "--workers", "2", start_new_session=True)
     probed(2)
     os.killpg(process.pid, signal.SIGTERM)
     _, told = process.communicate(timeout=30)
     assert process.returncode == 143, told
-    assert b"stopped; the same" in told
+    assert "stopped; the same" in told
 
 
 def test_a_second_run_on_a_folder_gets_one_sentence(place):
@@ -216,6 +219,40 @@ def test_kills_at_random_moments_lose_nothing(place, whole):
     assert without_report(outcome(Path("run"))) == whole
 
 
+KILLED = """
+import random, sys, time
+from pathlib import Path
+import yaml
+from fortifai import configuration
+from fortifai.lab import experiment, plugins
+from tests.commands import kills
+
+rng, run = random.Random(0), Path("run")
+raw = yaml.safe_load(Path("scale.yaml").read_text())
+resolved = configuration.resolve(raw, plugins.load(["probing"]))
+
+def moments():
+    for _ in range(200):
+        there = sorted(run.glob("arms/*/*/generation-*/manifest.json"))
+        for done in rng.sample(there, 12) if len(there) > 18 else []:
+            done.unlink()
+        end = time.monotonic() + rng.uniform(0, 0.5)
+        yield lambda: time.monotonic() >= end
+
+print(kills(lambda: experiment.run(resolved, Path(), run, workers=1), moments()))
+"""
+
+
+@pytest.mark.slow
+@needs_kill
+def test_two_hundred_kills_lose_nothing(place, whole):
+    """Of forks that have loaded everything, so that they fall into the work."""
+    assert killed(KILLED) > 150
+    again = finish("--workers", "1")
+    assert again.returncode == 0, again.stderr
+    assert without_report(outcome(Path("run"))) == whole
+
+
 # --- one chain alone --------------------------------------------------------------------------
 
 
@@ -241,6 +278,8 @@ def test_chains_one_by_one_and_at_once_are_the_run(place, whole):
         (("--slurm", "--sbatch", "time"), "--sbatch is 'time'; it must be KEY=VALUE"),
         (("--slurm", "--sbatch", "a=b c"), "it must be KEY=VALUE"),
         (("--slurm", "--chain", "mle/seed-0"), "give it without --chain"),
+        (("--slurm", "--executor", "ray"), "give it without --executor ray"),
+        (("--ray-address", "auto"), "--ray-address is for --executor ray"),
     ],
 )
 def test_bad_input_is_told_in_one_sentence(place, arguments, told):
@@ -251,11 +290,15 @@ def test_bad_input_is_told_in_one_sentence(place, arguments, told):
     assert not Path("run").exists()
 
 
-def test_long_chains_come_first(place, monkeypatch):
+def test_long_chains_come_first(place):
     asked = []
-    monkeypatch.setattr(experiment, "run_jobs", lambda work, shared, jobs, **_: asked.append(jobs))
+
+    @contextmanager
+    def executor(out, **_):
+        yield lambda work, shared, jobs, *, listen: asked.append(jobs)
+
     resolved = configuration.resolve(RAW | {"measures": []})
-    experiment.run(resolved, place, place / "run")
+    experiment.run(resolved, place, place / "run", executor=executor)
     assert asked == [[("acc", "seed-0"), ("acc", "seed-1"), ("mle", "seed-0"), ("mle", "seed-1")]]
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from fortifai import machine
 from fortifai.errors import InputError, RunFailed
-from fortifai.lab import executor, experiment
+from fortifai.lab import executor
 from fortifai.lab.executor import run_jobs
 
 JOBS = [("arm", f"seed-{k}") for k in range(4)]
@@ -190,7 +190,7 @@ def test_without_the_tool_gpus_have_numbers(stand_ins, monkeypatch):
 )
 def test_accelerators_are_shared_out(stand_ins, devices, shares):
     stand_ins(5)
-    assert experiment.shares(devices) == [{"CUDA_VISIBLE_DEVICES": ids} for ids in shares]
+    assert executor.shares(devices) == [{"CUDA_VISIBLE_DEVICES": ids} for ids in shares]
 
 
 @pytest.mark.parametrize(
@@ -199,13 +199,25 @@ def test_accelerators_are_shared_out(stand_ins, devices, shares):
 def test_more_accelerators_a_chain_than_there_are(stand_ins, count, told):
     stand_ins(count)
     with pytest.raises(InputError, match=f"--devices-per-chain is 3, and .*{told}"):
-        experiment.shares(3)
+        executor.shares(3)
 
 
-def test_no_more_chains_at_a_time_than_accelerators(stand_ins, monkeypatch):
-    monkeypatch.setattr(experiment, "cores", lambda: 64)
-    resolved = type("", (), {"threads": 4})
-    assert experiment._default_workers(resolved, jobs=20, places=8) == 8
-    assert experiment._default_workers(resolved, jobs=3, places=8) == 3
-    assert experiment._default_workers(resolved, jobs=20, places=0) == 16
-    assert executor._MOST_PROCESSES >= 61
+@pytest.mark.parametrize(
+    ("accelerators", "asked", "workers"), [(8, None, 8), (0, None, 16), (0, 3, 3), (8, 9, 9)]
+)
+def test_as_many_chains_at_a_time_as_there_is_room_for(
+    stand_ins, monkeypatch, accelerators, asked, workers
+):
+    stand_ins(accelerators)
+    monkeypatch.setattr(executor, "cores", lambda: 64)
+    with executor.local(Path(), threads=4, workers=asked, devices=None) as run:
+        assert run.keywords["workers"] == workers
+    monkeypatch.setattr(executor, "cores", lambda: 3)
+    stand_ins(0)
+    with executor.local(Path(), threads=4, workers=None, devices=None) as run:
+        assert run.keywords["workers"] == 1
+
+
+def test_one_chain_is_run_in_this_process(tmp_path):
+    run_jobs(quick, str(tmp_path), JOBS[:1], workers=8, threads=1, listen=print)
+    assert (tmp_path / JOBS[0][1]).read_text().split()[0] == str(os.getpid())

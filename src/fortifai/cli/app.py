@@ -8,8 +8,9 @@ import traceback
 import webbrowser
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -24,6 +25,7 @@ from fortifai.cli.stopping import stoppable
 from fortifai.errors import FortifaiError, InputError, Stopped
 
 if TYPE_CHECKING:
+    from fortifai.lab.executor import Executor
     from fortifai.lab.spec import AnyExperiment
 
 app = typer.Typer(
@@ -127,6 +129,18 @@ def run(
             help="Run this one alone, such as ce/seed-0; others may run elsewhere.",
         ),
     ] = None,
+    executor: Annotated[
+        Literal["local", "ray"],
+        typer.Option(help="Where they run: processes of this machine, or a Ray cluster."),
+    ] = "local",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="The Ray cluster, of which this machine is a node, or auto; one is started here "
+            "for this run if not given.",
+        ),
+    ] = None,
     plugin: Plugin = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the plan, do nothing.")
@@ -159,6 +173,13 @@ def run(
             raise InputError("--sbatch is for the script that --slurm prints; give both or neither")
         if chain is not None and slurm:
             raise InputError("--slurm prints a script of all chains; give it without --chain")
+        if ray_address is not None and executor != "ray":
+            raise InputError("--ray-address is for --executor ray; give both or neither")
+        if slurm and executor == "ray":
+            raise InputError(
+                "--slurm prints a script whose tasks run each on their own; give it without "
+                "--executor ray, or start a Ray cluster within a job of SLURM"
+            )
         if slurm:
             typer.echo(_slurm_script(resolved, source, folder, set_, plugin, sbatch), nl=False)
             return
@@ -175,6 +196,7 @@ def run(
                 devices=devices_per_chain,
                 only=only,
                 listen=listen,
+                executor=_executor(executor, ray_address),
             )
         if only is not None:
             out_console.print(Text(f"finished: {chain} of {folder}"), soft_wrap=True)
@@ -182,6 +204,16 @@ def run(
         from fortifai.report import write_report
 
         _show_report(write_report([folder], tell=_warn))
+
+
+def _executor(name: str, ray_address: str | None) -> Executor:
+    if name == "ray":
+        from fortifai.lab.ray_executor import cluster
+
+        return partial(cluster, ray_address)
+    from fortifai.lab.executor import local
+
+    return local
 
 
 @contextmanager

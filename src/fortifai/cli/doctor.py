@@ -23,6 +23,7 @@ FEATURES = {
     "peft": "train.lora, and adapters wherever a model is named",
     "gguf": "models from GGUF files",
     "datatrove": "statistics and a filter in pipelines of datatrove",
+    "ray": "chains on a Ray cluster (fortifai run --executor ray)",
     "triton": "the losses as Triton kernels",
 }
 """What each extra of the package is for."""

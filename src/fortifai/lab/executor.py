@@ -1,8 +1,9 @@
 """Runs the chains of an experiment, in this process or several at a time in processes of its own.
 
 A chain (one arm and seed, or all its seeds) depends on no other, so chains are the unit of parallel
-work. Each gets the same number of threads however many run at a time: sums in another order round
-otherwise, and a result must not depend on `workers`.
+work. Each gets the same number of threads however many run at a time, and wherever: sums in another
+order round otherwise, and a result must not depend on `workers`. An `Executor` says where: `local`
+here, on a cluster `fortifai.lab.ray_executor`.
 """
 
 from __future__ import annotations
@@ -20,15 +21,18 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from multiprocessing.process import BaseProcess
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import torch
 
-from fortifai.errors import FortifaiError, RunFailed, Stopped
+from fortifai.errors import FortifaiError, InputError, RunFailed, Stopped
 from fortifai.lab.measures import Score
 from fortifai.lab.progress import Progress
+from fortifai.machine import accelerators, cores
 
 Job = tuple[str, str]
 """An arm's name and the name of one of its chains, such as ``seed-0``."""
@@ -55,33 +59,115 @@ class Event:
 
 Listen = Callable[[Event], None]
 
+
+class RunJobs(Protocol):
+    """Runs every job; one that fails does not stop the others."""
+
+    def __call__(self, work: Work, shared: Any, jobs: Sequence[Job], *, listen: Listen) -> None:
+        """Run them.
+
+        Args:
+            work: Does one job.
+            shared: First argument of `work`; small and picklable.
+            jobs: What to do.
+            listen: Receives events, one at a time.
+
+        Raises:
+            FortifaiError: What the first failed job raised, once the others have ended;
+                `RunFailed` naming every failed job if there are several.
+        """
+        ...
+
+
+class Executor(Protocol):
+    """Where chains run: looks before any work at what it is asked for, and clears up behind it."""
+
+    def __call__(
+        self, out: Path, *, threads: int, workers: int | None, devices: int | None
+    ) -> AbstractContextManager[RunJobs]:
+        """Make ready.
+
+        Args:
+            out: The folder that all jobs write into.
+            threads: PyTorch threads of each job.
+            workers: Jobs at a time; None: as many as there is room for.
+            devices: Accelerators of each job; None: 1 where there are any.
+
+        Raises:
+            InputError: There are fewer accelerators or cores, or `out` cannot be used from there.
+        """
+        ...
+
+
 PATIENCE = 1.0
 """Seconds that processes which are asked to leave have for it."""
 _MOST_PROCESSES = 61 if sys.platform == "win32" else 1 << 16  # Windows waits for no more at once
 
 
-class _Sender:
-    """A `Progress` that sends events; steps at most ten a second."""
+class Sender:
+    """A `Progress` that sends events."""
 
     def __init__(self, job: Job, send: Listen) -> None:
         self._job, self._send = job, send
         self._generation, self._last = 0, 0.0
 
     def step(self, stage: str, done: int, total: int, *, tokens: int = 0) -> None:
+        """Send a step, at most ten a second and the last."""
         now = time.monotonic()
         if now - self._last >= 0.1 or done >= total:
             self._last = now
             self._send(Event("step", self._job, self._generation, stage, done, total, tokens))
 
     def begin(self, generation: int) -> None:
+        """Send the start of a generation."""
         self._generation = generation
         self._send(Event("begin", self._job, generation))
 
     def end(self, generation: int, scores: Sequence[Score]) -> None:
+        """Send the end of a generation."""
         self._send(Event("end", self._job, generation, scores=tuple(scores)))
 
     def note(self, text: str) -> None:
+        """Send a sentence."""
         self._send(Event("note", self._job, self._generation, text=text))
+
+
+@contextmanager
+def local(
+    out: Path, *, threads: int, workers: int | None, devices: int | None
+) -> Iterator[RunJobs]:
+    """The `Executor` of this machine: a process a chain, with accelerators of its own.
+
+    Raises:
+        InputError: There are fewer accelerators than `devices`.
+    """
+    places = shares(devices)
+    workers = workers or len(places) or max(1, cores() // threads)
+    yield partial(run_jobs, workers=workers, threads=threads, places=places)
+
+
+def shares(devices: int | None) -> list[dict[str, str]]:
+    """The environment of each chain that runs at a time: which accelerators it sees.
+
+    Args:
+        devices: Accelerators of each; None: 1, where there are any.
+
+    Raises:
+        InputError: There are fewer.
+    """
+    variable, ids = accelerators()
+    if devices is not None and devices > len(ids):
+        raise too_few_devices(devices, len(ids), "a run here may use")
+    n = devices or 1
+    return [{variable: ",".join(ids[i : i + n])} for i in range(0, len(ids) - n + 1, n)]
+
+
+def too_few_devices(asked: int, there: int, where: str) -> InputError:
+    """What to say where a chain is to have more accelerators than there are."""
+    return InputError(
+        f"--devices-per-chain is {asked}, and {where} {there} accelerators; "
+        + (f"ask for {there} at most" if there else "leave it out to run on the processor")
+    )
 
 
 def run_jobs(
@@ -112,6 +198,7 @@ def run_jobs(
         FortifaiError: What the first failed job raised, once the others have ended; `RunFailed`
             naming every failed job if there are several.
     """
+    workers = min(workers, len(jobs), _MOST_PROCESSES)
     if workers == 1 and len(places) < 2:
         failures = _run_here(work, shared, jobs, threads, listen)
     else:
@@ -120,25 +207,29 @@ def run_jobs(
             place = places[number % len(places)] if places else {}
             return _Process(number, work, shared, threads, place)
 
-        count = min(workers, len(jobs), _MOST_PROCESSES)
-        failures = _run_in_processes(jobs, count, start, listen)
+        failures = _run_in_processes(jobs, workers, start, listen)
+    raise_failures(failures)
+
+
+def raise_failures(failures: Sequence[Exception]) -> None:
+    """Raise the one failure that there is, or `RunFailed` with what each of several says."""
     if len(failures) == 1:
-        raise failures[0][1]
+        raise failures[0]
     if failures:
-        raise RunFailed("; ".join(f"{error}" for _, error in failures)) from failures[0][1]
+        raise RunFailed("; ".join(map(str, failures))) from failures[0]
 
 
 def _run_here(
     work: Work, shared: Any, jobs: Sequence[Job], threads: int, listen: Listen
-) -> list[tuple[Job, Exception]]:
-    failures: list[tuple[Job, Exception]] = []
+) -> list[Exception]:
+    failures: list[Exception] = []
     with torch_threads(threads):
         for job in jobs:
-            sender = _Sender(job, listen)
+            sender = Sender(job, listen)
             try:
                 work(shared, job, sender, sender.note)
             except FortifaiError as error:
-                failures.append((job, error))
+                failures.append(error)
     return failures
 
 
@@ -155,10 +246,10 @@ def torch_threads(threads: int) -> Iterator[None]:
 
 def _run_in_processes(
     jobs: Sequence[Job], count: int, start: Callable[[int], _Process], listen: Listen
-) -> list[tuple[Job, Exception]]:
+) -> list[Exception]:
     """Run the jobs in so many processes; `start` makes the one of a number."""
     waiting = collections.deque(jobs)
-    failures: list[tuple[Job, Exception]] = []
+    failures: list[Exception] = []
     processes: dict[Any, _Process] = {}
     try:
         for number in range(count):
@@ -176,7 +267,7 @@ def _run_in_processes(
                     listen(told)
                     continue
                 if isinstance(told, FortifaiError):
-                    failures.append((process.job, told))
+                    failures.append(told)
                 elif told is not None:
                     raise told
                 if waiting and process.ended:  # another in its place
@@ -216,16 +307,21 @@ class _Process:
     def was_killed(self) -> RunFailed:
         self.ended = True
         self.process.join()
-        arm, chain = self.job
-        return RunFailed(
-            f"arm {arm}, {chain.replace('-', ' ')}: its process was killed (out of memory?); start "
-            "the same command again to go on from the last whole generation"
-        )
+        return lost(self.job, "its process was killed (out of memory?)")
 
     def leave(self) -> None:
         with suppress(OSError):
             self.pipe.send(None)
         self.process.join()
+
+
+def lost(job: Job, how: str) -> RunFailed:
+    """What to say of a job that ended without a word."""
+    arm, chain = job
+    return RunFailed(
+        f"arm {arm}, {chain.replace('-', ' ')}: {how}; start the same command again to go on from "
+        "the last whole generation"
+    )
 
 
 def _end(processes: Iterable[BaseProcess]) -> None:
@@ -261,17 +357,17 @@ def _serve(pipe: Any, work: Work, shared: Any, threads: int, place: Mapping[str,
         failed: Exception | None = None
         _busy.set()
         try:
-            sender = _Sender(job, send)
+            sender = Sender(job, send)
             work(shared, job, sender, sender.note)
         except Stopped as stopped:
             os._exit(stopped.exit_code)  # behind the work's own clearing up
         except Exception as error:
-            failed = _as_sent(error)
+            failed = as_sent(error)
         _busy.clear()
         send(failed)
 
 
-def _as_sent(error: Exception) -> Exception:
+def as_sent(error: Exception) -> Exception:
     """The error with its traceback as a note, which a pipe carries; another where it cannot."""
     error.add_note(traceback.format_exc())
     try:

@@ -19,7 +19,7 @@ from fortifai import files
 from fortifai.errors import InputError, RunFailed, nearest
 from fortifai.lab import plugins, run_folder
 from fortifai.lab.domain import Domain
-from fortifai.lab.executor import Event, Job, Listen, Tell, run_jobs, torch_threads
+from fortifai.lab.executor import Event, Executor, Job, Listen, Tell, local, torch_threads
 from fortifai.lab.loop import Chain, recurse
 from fortifai.lab.measures import Score
 from fortifai.lab.plan import plan
@@ -27,7 +27,6 @@ from fortifai.lab.progress import Progress
 from fortifai.lab.seeds import Seed
 from fortifai.lab.spec import AnyExperiment, with_plugins
 from fortifai.lab.store import LOCK, ChainStore, at_work, committing, inspect, locked, write_json
-from fortifai.machine import accelerators, cores
 
 RUN: Job = ("run", "")
 """The run as a whole, where events name a chain."""
@@ -51,6 +50,7 @@ def run(
     devices: int | None = None,
     only: Job | None = None,
     listen: Listen = lambda _: None,
+    executor: Executor = local,
 ) -> None:
     """Run an experiment, or what is missing of it, into the folder `out`.
 
@@ -62,9 +62,11 @@ def run(
         devices: Accelerators of each chain; None: 1 where there are any.
         only: The one chain to run. Others may be run at the same time, by other processes.
         listen: Receives events.
+        executor: Where the chains run.
 
     Raises:
-        InputError: The configuration or what it names is wrong, or `out` holds another run.
+        InputError: The configuration or what it names is wrong, `out` holds another run, or the
+            executor cannot do what it is asked for.
         RunFailed: Work that had started could not go on; what was finished is kept.
     """
 
@@ -72,9 +74,11 @@ def run(
         listen(Event("note", RUN, text=sentence))
 
     jobs = chains(experiment) if only is None else [only]
-    places = shares(devices)
     with _disk_told(out), ExitStack() as held:
         run_folder.earlier(experiment, out)  # refuses before anything is read
+        run_jobs = held.enter_context(
+            executor(out, threads=experiment.threads, workers=workers, devices=devices)
+        )
         data = experiment.read(root)
         if only is None:
             held.enter_context(locked(out, tell=tell))
@@ -87,12 +91,9 @@ def run(
             _prepare(experiment, root, data, out, listen)
         run_jobs(
             run_chain,
-            Place(str(out), experiment.without_plugins(), experiment.plugins.names),
+            Place(str(out.absolute()), experiment.without_plugins(), experiment.plugins.names),
             _longest_first(experiment, data, jobs),
-            workers=workers or _default_workers(experiment, len(jobs), len(places)),
-            threads=experiment.threads,
             listen=listen,
-            places=places,
         )
 
 
@@ -115,30 +116,6 @@ def chain_named(experiment: AnyExperiment, name: str) -> Job:
             f"run are {told}"
         )
     return known[name]
-
-
-def shares(devices: int | None) -> list[dict[str, str]]:
-    """The environment of each chain that runs at a time: which accelerators it sees.
-
-    Args:
-        devices: Accelerators of each; None: 1, where there are any.
-
-    Raises:
-        InputError: There are fewer.
-    """
-    variable, ids = accelerators()
-    if devices is not None and devices > len(ids):
-        raise InputError(
-            f"--devices-per-chain is {devices}, and a run here may use {len(ids)} accelerators; "
-            + (f"ask for {len(ids)} at most" if ids else "leave it out to run on the processor")
-        )
-    n = devices or 1
-    return [{variable: ",".join(ids[i : i + n])} for i in range(0, len(ids) - n + 1, n)]
-
-
-def _default_workers(experiment: AnyExperiment, jobs: int, places: int) -> int:
-    """As many chains at a time as have accelerators of their own, else as the cores allow."""
-    return max(1, min(jobs, places or cores() // experiment.threads))
 
 
 def _longest_first(experiment: AnyExperiment, data: Domain, jobs: list[Job]) -> list[Job]:

@@ -311,6 +311,22 @@ def at_work(folder: Path) -> Iterator[None]:
     (folder / STATE).unlink(missing_ok=True)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder of a run, and those above it, where they are not there.
+
+    Raises:
+        InputError: It cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in files.FULL:
+            raise
+        raise InputError(
+            f"{folder} cannot be made ({error.strerror}); choose another --out"
+        ) from error
+
+
 @contextmanager
 def locked(
     folder: Path,
@@ -330,13 +346,6 @@ def locked(
     Raises:
         InputError: Another process holds it, or it cannot be made.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        if error.errno in files.FULL:
-            raise
-        raise InputError(
-            f"{folder} cannot be made ({error.strerror}); choose another --out"
-        ) from error
+    make_folder(folder)
     with files.lock(folder / name, str(folder), "choose another --out", wait=wait, tell=tell):
         yield
