@@ -7,7 +7,7 @@ TESTS := $(VENV)/.tests
 DEV := $(VENV)/.dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all test-pretrained test-release models data lint docs install clean
+.PHONY: demo test test-all test-pretrained test-release test-ray models data lint docs install clean
 
 install: $(DEV)
 
@@ -51,6 +51,10 @@ data: $(TESTS)
 # what a new user types, as it stands in the README, and what is handed out: wheel and sdist
 test-release: $(TESTS)
 	$(BIN)/python -m pytest -m slow tests/test_readme.py tests/test_package.py
+
+# chains on Ray: stopped, killed, on two nodes of this machine
+test-ray: $(TESTS)
+	$(BIN)/python -m pytest -m slow tests/test_ray.py tests/lab/test_ray_executor.py
 
 # two real checkpoints for the slow tests, about 350 MB, kept in ~/.cache/fortifai/models
 models: $(TESTS)

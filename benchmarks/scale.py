@@ -9,6 +9,7 @@ processes around them. Rounds alternate; ratios are of medians.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import statistics
 import tempfile
 import time
@@ -59,6 +60,26 @@ def scheduler(chains: int) -> None:
             f"{chains} chains, {name:20} {each:6.2f} ms a chain and process; the first began after "
             f"{first - began:.1f} s"
         )
+
+
+def ray(chains: int) -> None:
+    """Time a chain costs as a task of Ray on two cores, once the first is there."""
+    from fortifai.lab.ray_executor import cluster
+
+    jobs, times = [("arm", f"seed-{k}") for k in range(chains)], list[float]()
+
+    def listen(_: object) -> None:
+        times.append(time.perf_counter())
+
+    began = time.perf_counter()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        cluster(None, Path(folder), threads=1, workers=2, devices=None) as run,
+    ):
+        there = time.perf_counter() - began
+        run(stored, folder, jobs, listen=listen)
+    each = ((times[-1] - times[0]) * 2 / chains - WORK) * 1e3
+    print(f"{chains} chains, the same on Ray {each:6.2f} ms; Ray was there after {there:.1f} s")
 
 
 def gaussian(
@@ -131,6 +152,8 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=3)
     given = arguments.parse_args()
     scheduler(given.chains)
+    if importlib.util.find_spec("ray"):
+        ray(given.chains)
     generations(given.rounds)
     workers(given.rounds)
 

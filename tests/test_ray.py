@@ -224,6 +224,22 @@ def test_a_node_that_does_not_see_the_folder_is_named(nodes):
     assert not list(Path("run").iterdir())
 
 
+def test_a_node_without_fortifai_is_named(nodes):
+    broken = nodes.folder / "broken" / "fortifai"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise ImportError('there is no fortifai here')")
+    nodes.start("head")
+    nodes.start("other", before=["env", f"PYTHONPATH={broken.parent}"])
+    code, told = nodes.finish()
+    assert code == 2
+    assert re.fullmatch(
+        rf"error: node \S+ \({nodes.addresses['other']}\) of the cluster cannot start a process of "
+        r"fortifai \(.*there is no fortifai here.*\); install it there as here, or take the node "
+        r"out\n",
+        told,
+    )
+
+
 def test_more_than_the_nodes_have_is_refused(nodes):
     nodes.start("head")
     for arguments, words in (
