@@ -147,13 +147,14 @@ def _start(cpus: int) -> None:
 
 def _connect(address: str) -> None:
     host, _, port = address.rpartition(":")
+    ray_constants.NUM_REDIS_GET_RETRIES = 1  # not twenty times forty seconds
     try:
         if address != "auto":
             socket.create_connection((host, int(port)), timeout=5).close()
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         told = " ".join(str(error).split())
-        if "ersion mismatch" in told:
+        if "Version mismatch" in told:
             raise InputError(
                 f"the cluster at {address} runs another Ray or Python than this process ({told}); "
                 "start both from the same environment"
