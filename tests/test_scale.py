@@ -234,9 +234,9 @@ resolved = configuration.resolve(raw, plugins.load(["probing"]))
 def moments():
     for _ in range(200):
         there = sorted(run.glob("arms/*/*/generation-*/manifest.json"))
-        for done in rng.sample(there, 12) if len(there) > 18 else []:
-            done.unlink()
-        end = time.monotonic() + rng.uniform(0, 0.5)
+        for done in rng.sample(there, 12) if len(there) > 12 else []:
+            done.unlink()  # so that there is something to do again
+        end = time.monotonic() + rng.uniform(0, 1)
         yield lambda: time.monotonic() >= end
 
 print(kills(lambda: experiment.run(resolved, Path(), run, workers=1), moments()))
