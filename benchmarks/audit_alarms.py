@@ -6,7 +6,8 @@ Every pair is human text against human text of its own kind, by chance (random h
 (another split, subject or paradigm). A false alarm is "evidence of collapse". The last group is of
 different kinds, where the right answer is that they cannot be compared. The folder has
 wikitext2/, gsm8k/, mmlu/, hellaswag/ and blimp/ as their publishers name the files; intervals are
-Clopper and Pearson's at 95 %, as if pairs were independent, which those that share a text are not.
+Clopper and Pearson's at 95 % over the pairs that are judged, as if those were independent, which
+pairs that share a text are not.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ HALVES = 20
 """Random halves of each corpus."""
 
 TOO_SMALL = "too small to be audited"
+OTHER_KIND = "cannot be compared: another kind of text"
+"""Headlines of pairs that are not judged."""
 
 FIELDS = {
     "biology": ("college_biology", "high_school_biology"),
@@ -63,16 +66,13 @@ def passages(path: Path) -> list[str]:
     return [line for line in lines if line and not line.startswith("=")]
 
 
-def halves(group: str, texts: Sequence[str]) -> Iterator[Pair]:
+def halves(texts: Sequence[str]) -> Iterator[Pair]:
     """The same corpus cut in two by chance, again and again."""
     for seed in range(HALVES):
         order = np.random.default_rng(seed).permutation(len(texts))
         middle = len(texts) // 2
-        yield (
-            f"{group}: random halves",
-            [texts[i] for i in order[:middle]],
-            [texts[i] for i in order[middle:]],
-        )
+        one, other = ([texts[i] for i in part] for part in (order[:middle], order[middle:]))
+        yield "random halves", one, other
 
 
 def pairs(data: Path) -> Iterator[Pair]:
@@ -102,10 +102,8 @@ def pairs(data: Path) -> Iterator[Pair]:
         rows = jsonl(path)
         term = str(rows[0]["linguistics_term"])
         blimp[term][path.name] = [str(row["sentence_good"]) for row in rows]
-    yield from halves("WikiText-2, test", wiki["test.raw"])
-    for field in ("question", "answer"):
-        yield from halves(f"GSM8K, {field}s", gsm["test", field])
-    yield from halves("HellaSwag, human endings", hellaswag)
+    for texts in (wiki["test.raw"], gsm["test", "question"], gsm["test", "answer"], hellaswag):
+        yield from halves(texts)
     for one, other in itertools.permutations(wiki, 2):
         yield "WikiText-2: test and validation", wiki[one], wiki[other]
     for field in ("question", "answer"):
@@ -154,13 +152,12 @@ def main() -> None:
             print(group, found.headline, file=sys.stderr)
     out = {}
     for group, results in groups.items():
-        judged = [evidence for headline, evidence in results if headline != TOO_SMALL]
-        alarms = sum(map(bool, judged))
-        low, high = binomtest(alarms, len(judged)).proportion_ci()
+        judged = [bool(by) for headline, by in results if headline not in (TOO_SMALL, OTHER_KIND)]
+        interval = binomtest(sum(judged), len(judged)).proportion_ci() if judged else ()
         out[group] = {
-            "pairs": len(judged),
-            "alarms": alarms,
-            "95 %": [round(low, 3), round(high, 3)],
+            "judged": len(judged),
+            "alarms": sum(judged),
+            "95 %": [round(end, 3) for end in interval],
             "by": dict(collections.Counter(name for _, names in results for name in names)),
             "headlines": dict(collections.Counter(headline for headline, _ in results)),
         }

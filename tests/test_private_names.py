@@ -40,8 +40,6 @@ def compiled() -> Any:
     return torch.compile(torch.nn.Linear(1, 1))._modules["_orig_mod"]
 
 
-LINEAR = "Tensor X, Tensor W, Tensor? B, str attr, Scalar?[] scalars, str? algorithm"
-
 USED: dict[str, tuple[str, str, Callable[[], bool]]] = {
     # name: (whose, where it is used and for what, whether it is as it was)
     "_get_num_items_in_batch": (
@@ -144,6 +142,18 @@ USED: dict[str, tuple[str, str, Callable[[], bool]]] = {
         "integrations.hidden_states looks for a compiled model in it",
         lambda: "a" in torch.nn.ModuleDict({"a": torch.nn.Identity()})._modules,
     ),
+    "_private": (
+        "ray",
+        "lab.ray_executor keeps its own Ray to the loopback address by ENABLE_RAY_CLUSTER in it "
+        "and by _node_ip_address",
+        lambda: (
+            reads(
+                pytest.importorskip("ray._private.services").get_node_ip_address,
+                "ray_constants.ENABLE_RAY_CLUSTER",
+            )
+            and reads(pytest.importorskip("ray").init, "_node_ip_address")
+        ),
+    ),
     "_hf_hook": (
         "accelerate.hooks",
         "integrations.output_layer tells by it a forward that accelerate put there",
@@ -172,7 +182,7 @@ def test_a_private_name_is_as_it_was(name):
 
 
 def test_every_private_name_that_is_used_is_guarded():
-    """Names with a leading underscore that no module of this package defines."""
+    """Names with a leading underscore that no module of this package defines, modules too."""
     defined, used = set(), set()
     for path in SOURCE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -185,6 +195,11 @@ def test_every_private_name_that_is_used_is_guarded():
                 (defined if ours and node.value.id == "self" else used).add(node.attr)
             elif isinstance(node, ast.keyword) and node.arg:
                 defined.add(node.arg)
+            elif isinstance(node, ast.ImportFrom) and not (node.module or "").startswith(
+                "fortifai"
+            ):
+                names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+                used |= {name for name in names if re.match("_[^_]", name)}
     # a namedtuple's methods are public in spite of their names
     foreign = used - defined - ELSEWHERE - {"_replace", "_asdict", "_fields"}
     assert foreign <= set(USED), f"guard {sorted(foreign - set(USED))} in this file, too"

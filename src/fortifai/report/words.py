@@ -140,7 +140,7 @@ def method(runs: Sequence[Run]) -> str:
             "Ratios to the baseline: geometric mean over seeds, paired by seed; intervals: "
             "Student's t on the logarithms."
         )
-    if any(verdicts(run) for run in runs):
+    if any(run.baseline and len(run.arms) > 1 for run in runs):
         told.append(
             "Each interval is of one difference; which arms differ is said at the 5 % level after "
             "Holm's correction over the arms."
