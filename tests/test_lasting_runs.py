@@ -163,7 +163,9 @@ def test_a_base_model_is_not_pretrained_again(tmp_path, monkeypatch):
     ],
     ids=["splits", "gaussian", "language"],
 )
-@pytest.mark.parametrize("step", ["write_json", "run_folder.renew_head", "run_jobs"])
+@pytest.mark.parametrize(
+    "step", ["experiment.write_json", "experiment.run_folder.renew_head", "executor.run_jobs"]
+)
 def test_killed_while_it_grows_it_ends_with_the_same_bytes(tmp_path, monkeypatch, raw, step):
     """Before the new data are there, before the new configuration is, and before the chains."""
     more = raw["generations"] + 2
@@ -173,7 +175,7 @@ def test_killed_while_it_grows_it_ends_with_the_same_bytes(tmp_path, monkeypatch
         def die(*_, **__):
             raise KeyboardInterrupt
 
-        patch.setattr(f"fortifai.lab.experiment.{step}", die)
+        patch.setattr(f"fortifai.lab.{step}", die)
         with pytest.raises(KeyboardInterrupt):
             go(raw, tmp_path / "grown", generations=more)
     go(raw, tmp_path / "grown", generations=more)
