@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
 import os
 import platform
 import subprocess
@@ -55,6 +57,32 @@ def _mig_ids() -> tuple[str, ...]:
             found.pop()
         found.append(uuid)
     return tuple(found) if any(one.startswith("MIG") for one in found) else ()
+
+
+def source_commit() -> str | None:
+    """The git commit that this package is of, with ``+`` where its files differ from it.
+
+    None where it is not known: it was installed from neither a repository nor a checkout.
+    """
+    try:
+        told = importlib.metadata.distribution("fortifai").read_text("direct_url.json")
+    except importlib.metadata.PackageNotFoundError:
+        told = None
+    if commit := json.loads(told or "{}").get("vcs_info", {}).get("commit_id"):
+        return str(commit)
+    own = Path(__file__)
+
+    def git(*args: str) -> str:
+        done = subprocess.run(
+            ["git", *args], cwd=own.parent, capture_output=True, text=True, check=True, timeout=30
+        )
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", own.name)  # not a repository that merely lies around us
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def machine() -> dict[str, Any]:

@@ -27,6 +27,7 @@ from fortifai.lab.progress import Progress
 from fortifai.lab.seeds import Seed
 from fortifai.lab.spec import AnyExperiment, with_plugins
 from fortifai.lab.store import LOCK, ChainStore, at_work, committing, inspect, locked, write_json
+from fortifai.lab.times import Timed
 
 RUN: Job = ("run", "")
 """The run as a whole, where events name a chain."""
@@ -258,7 +259,7 @@ def run_chain(place: Place, job: Job, progress: Progress, tell: Tell) -> None:
         # here, where every library that the chain uses is loaded: a pool that is loaded later
         # would keep all cores, and the order of its sums would depend on `workers`
         with threadpool_limits(experiment.threads):
-            recurse(chain, ChainStore(chain_folder), progress, tell)
+            recurse(chain, ChainStore(chain_folder), Timed(progress, chain_folder), tell)
 
 
 def build_chain(

@@ -27,7 +27,7 @@ from fortifai.lab.domain import Domain
 from fortifai.lab.plan import plan
 from fortifai.lab.spec import AnyExperiment, as_today
 from fortifai.lab.store import LOCK, MANIFEST, inspect
-from fortifai.machine import machine
+from fortifai.machine import machine, source_commit
 
 CONFIG, RUN, PLAN, NOTES = "config.yaml", "run.json", "plan.json", "notes.json"
 MEASURES = "measures.json"
@@ -215,6 +215,7 @@ def _made_by(experiment: AnyExperiment) -> dict[str, Any]:
     return {
         "name": experiment.name,
         "version": __version__,
+        "commit": source_commit(),
         "versions": {
             "python": platform.python_version(),
             **{p: importlib.metadata.version(p) for p in packages},

@@ -52,6 +52,7 @@ def context(scene: Scene, plots: Sequence[Plot], failures: Failures) -> dict[str
             *([_failure_table(scene, failures)] if failures.levels else []),
             *_difference_tables(scene),
             *_cost_table(scene),
+            *_time_table(scene),
             *knowledge.tables(scene.stories, _colours(scene)),
         ],
         "unit": scene.unit,
@@ -247,6 +248,35 @@ def _cost_table(scene: Scene) -> list[Row]:
         note="Means over the generations that were measured, and seeds. Trained: updates times "
         "batch. Scored: read for their probabilities, by cures, fitted thresholds and the choice "
         "of a checkpoint; what measuring reads is the same for all arms and not counted.",
+    )
+    return [made] if rows else []
+
+
+def _time_table(scene: Scene) -> list[Row]:
+    """How long a generation of each arm took, and its parts, of the runs that wrote it down."""
+    took = {
+        arm.label: [g.took for c in arm.chains for g in c.generations if g.took]
+        for arm in scene.arms
+    }
+    stages = list(dict.fromkeys(s for many in took.values() for one in many for s in one.stages))
+    rows = []
+    for arm in scene.arms:
+        if many := took[arm.label]:
+            n, seconds = (
+                sum(v) for v in zip(*((t.generations, t.seconds) for t in many), strict=True)
+            )
+            parts = [sum(t.stages.get(stage, 0.0) for t in many) for stage in stages]
+            cells = [f"{seconds / n:,.1f}", f"{sum(t.processor_seconds for t in many) / n:,.1f}"]
+            shares = [f"{part / seconds:.0%}" for part in [*parts, seconds - sum(parts)]]
+            rows.append(_named(scene, arm) | {"cells": [*cells, *shares]})
+    made = table(
+        "time",
+        "Time",
+        rows,
+        head=["arm", "by the clock", "of processors", *stages, "other"],
+        over=[("", 1), ("seconds a generation", 2), ("share of the clock's", len(stages) + 1)],
+        note="Means over generations and seeds, on the machine of the run and beside whatever else "
+        "it did. Other: reading, setting up and saving.",
     )
     return [made] if rows else []
 

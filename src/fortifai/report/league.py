@@ -86,6 +86,7 @@ class Row:
         corrected: p-value of `longer` after Holm's correction over the class.
         diversity: Distinct-3 of what it wrote last over that of the real text.
         budget: What it took.
+        seconds: Of processors a generation, on the entry's machine; None: it was not written down.
         entry: Sums of what is frozen, of the data and of the run folder, with versions and machine.
     """
 
@@ -106,6 +107,7 @@ class Row:
     corrected: float | None
     diversity: float | None
     budget: Budget
+    seconds: float | None
     entry: Mapping[str, Any]
 
 
@@ -314,6 +316,7 @@ def _rows(entry: Entry, frozen: Mapping[str, Any]) -> Iterator[Row]:
             corrected=None,
             diversity=_diversity(arm),
             budget=budget,
+            seconds=_seconds(arm),
             entry=entry.facts,
         )
 
@@ -381,6 +384,12 @@ def _budget(arm: Arm) -> Budget:
         for chain in arm.chains
     ]
     return Budget(*np.mean(told, axis=0).tolist())
+
+
+def _seconds(arm: Arm) -> float | None:
+    took = [g.took for chain in arm.chains for g in chain.generations if g.took]
+    n = sum(one.generations for one in took)
+    return sum(one.processor_seconds for one in took) / n if n else None
 
 
 __all__ = ["CLASSES", "TRACKS", "Budget", "Entry", "League", "Row", "enter", "frozen_sum"]

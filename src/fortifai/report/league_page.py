@@ -31,14 +31,15 @@ SMALL = 1.3
 _HEAD = (
     "cure", "knowledge", "decay a generation", "generations to failure", "times the baseline's",
     "p, corrected", "perplexity: times the baseline's", "distinct-3, of real text's",
-    "tokens trained", "generated", "scored",
+    "tokens trained", "generated", "scored", "seconds a generation",
 )  # fmt: skip
 _METHOD = (
     "Failure: half of the gain over chance in Knowledge Retention is lost; for perplexity, three "
     "times generation 0's on the first split's original. Small: 95\u00a0% intervals over seeds, "
     "and over questions where there are any, arm and baseline paired; p-values after Holm's "
     "correction over the arms of a table. Arms of a table took equal updates and equal generation; "
-    "tokens are means over seeds of all generations together."
+    "tokens are means over seeds of all generations together, seconds those of the entry's "
+    "processors."
 )
 
 
@@ -117,6 +118,7 @@ def _cells(row: Row) -> list[Any]:
         _longer(row, row.fluent),
         number(row.diversity),
         *(f"{value:,.0f}" for value in budget),
+        number(row.seconds, ".1f"),
     ]
 
 

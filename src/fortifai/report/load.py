@@ -25,6 +25,7 @@ from fortifai.lab.history import commits
 from fortifai.lab.measures import About, Score, renamed
 from fortifai.lab.spec import FailureLevel, as_today
 from fortifai.lab.store import ChainStore, End, inspect, read_manifest
+from fortifai.lab.times import times
 from fortifai.report.records import (
     Answers,
     Arm,
@@ -222,11 +223,14 @@ class _Reading:
         ended = self._ended(path, where)
         due = self._due(ended)
         found = tuple(self._generations(path, where, due))
+        took = times(path)
         for seed in seeds if found else ():
             own = []
             for generation, scores in found:
                 keyed = {(s.measure, s.on): s for s in scores if s.seed in (None, seed)}
-                one = dataclasses.replace(generation, scores=keyed)
+                one = dataclasses.replace(
+                    generation, scores=keyed, took=took.get(generation.number)
+                )
                 if seed != seeds[0]:  # pictures are of the first seed
                     one = dataclasses.replace(one, picture={}, grid={})
                 own.append(one)

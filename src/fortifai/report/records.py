@@ -15,6 +15,7 @@ from fortifai.evals.phases import PhaseRule
 from fortifai.lab.measures import About, Score
 from fortifai.lab.spec import FailureLevel
 from fortifai.lab.store import End
+from fortifai.lab.times import Took
 
 KR = "kr.mean"
 """The score whose questions are kept one by one, so that arms are paired by question."""
@@ -84,6 +85,7 @@ class Generation:
     passages: tuple[Passage, ...] = ()
     answers: Answers | None = None
     formats: Mapping[str, FormatAnswers] = dataclasses.field(default_factory=dict)
+    took: Took | None = None
 
     def value(self, key: Key) -> float | None:
         """The value of a score, or None where it was not taken."""
