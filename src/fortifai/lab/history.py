@@ -58,6 +58,10 @@ class History:
             self._writes.append(keys)
             self._written_by.update(dict.fromkeys(keys, generation))
             self._last_reader.update(dict.fromkeys(self._reads(generation), generation))
+        self._needed_until: dict[int, int] = {}
+        for key, writer in self._written_by.items():
+            commit, reader = self._commit_of[writer], self._last_reader.get(key, -1)
+            self._needed_until[commit] = max(reader, self._needed_until.get(commit, -1))
         self._near: dict[Key, Samples] = {}
         self.reached = -1
 
@@ -76,9 +80,7 @@ class History:
 
     def is_done_with(self, commit: int) -> bool:
         """Whether no generation that is still to come reads what a commit holds."""
-        writers = (g for g, named in self._commit_of.items() if named == commit)
-        held = [key for g in writers for key in self._writes[g]]
-        return all(self._last_reader.get(key, -1) <= self.reached for key in held)
+        return self._needed_until.get(commit, -1) <= self.reached
 
     def add(self, generation: int, written: Mapping[Key, Samples]) -> None:
         """Take in what a generation wrote; forget what nobody will ask for soon."""
