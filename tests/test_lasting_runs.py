@@ -83,7 +83,7 @@ def go(raw, out: Path, **changes) -> list[str]:
 
 def outcome(run: Path) -> dict[str, str]:
     """Sum of every file but that of the machine, and the sums of the head, which count it."""
-    left_out = (".lock", ".times.jsonl", "run.json")
+    left_out = (".lock", "run.json")
     return {
         p.relative_to(run).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
         for p in sorted(run.rglob("*"))
@@ -402,7 +402,7 @@ def test_the_report_names_every_file_in_which_a_bit_has_changed(sound, tmp_path)
     out, _ = sound
     names = [p.relative_to(out) for p in sorted(out.rglob("*")) if p.is_file()]
     # an empty lock holds no bit; the sums of the head and of a generation name other files
-    names = [n for n in names if n.name not in (".lock", ".times.jsonl", "manifest.json")]
+    names = [n for n in names if n.name not in (".lock", "manifest.json")]
     assert len(names) > 15
     for name in names:
         run = tmp_path / "run"

@@ -45,7 +45,7 @@ def outcome(folder: Path) -> dict[str, str]:
     return {
         p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
         for p in sorted((folder / "arms").rglob("*"))
-        if p.is_file() and p.name not in (".lock", ".times.jsonl")
+        if p.is_file() and p.name != ".lock"
     }
 
 

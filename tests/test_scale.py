@@ -110,9 +110,7 @@ def outcome(folder: Path) -> dict[str, str]:
     return {
         p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
         for p in sorted(folder.rglob("*"))
-        if p.is_file()
-        and p.name not in ("run.json", ".times.jsonl")
-        and p != folder / "manifest.json"
+        if p.is_file() and p.name != "run.json" and p != folder / "manifest.json"
     }
 
 

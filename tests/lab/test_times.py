@@ -5,8 +5,13 @@ import time
 
 import pytest
 
-from fortifai.lab import times
+from fortifai import configuration
+from fortifai.lab import experiment, times
 from fortifai.lab.progress import Silent
+from fortifai.report.context import context
+from fortifai.report.failure import failures
+from fortifai.report.load import load
+from fortifai.report.scene import Scene
 
 
 @pytest.fixture
@@ -79,3 +84,34 @@ def test_of_a_generation_done_again_the_last_counts_and_of_a_cut_line_nothing(tm
     (tmp_path / times.TIMES).write_text(text)
     assert {g: took.seconds for g, took in times.times(tmp_path).items()} == {0: 3.0, 1: 2.0}
     assert times.times(tmp_path / "none") == {}
+
+
+def test_a_run_writes_them_where_it_is_asked_to_and_else_nothing_that_differs(tmp_path):
+    raw = {
+        "name": "timed",
+        "generations": 4,
+        "eval_every": 2,
+        "corpus": {"kind": "points", "source": {"kind": "gaussian"}, "samples": 100, "held_out": 9},
+        "family": {"kind": "gaussian"},
+        "baseline": "plain",
+        "arms": {"plain": {}},
+    }
+    out = tmp_path / "run"
+    experiment.run(configuration.resolve(raw), tmp_path, out, workers=1)
+    assert not list(out.rglob(times.TIMES))
+    more = configuration.resolve(raw | {"times": True, "generations": 6})
+    experiment.run(more, tmp_path, out, workers=1)
+    (file,) = out.rglob(times.TIMES)
+    took = times.times(file.parent)
+    assert {number: one.generations for number, one in took.items()} == {4: 1, 5: 1}
+    assert all(one.stages.keys() <= {"train", "rewrite", "measure"} for one in took.values())
+    assert all(sum(one.stages.values()) <= one.seconds + 0.002 for one in took.values())
+    runs = load([out])
+    (run,) = runs
+    assert [g.took for g in run.arms[0].chains[0].generations] == [None, None, took[4], took[5]]
+    found = failures(runs)
+    tables = context(Scene(runs, found.drawn), [], found)["tables"]
+    (made,) = [table for table in tables if table["id"] == "time"]
+    assert made["head"] == ["arm", "by the clock", "of processors", *took[4].stages, "other"]
+    shares = [int(cell.rstrip("%")) for cell in made["rows"][0]["cells"][2:]]
+    assert sum(shares) == pytest.approx(100, abs=2)  # each rounded to 1 %

@@ -259,7 +259,8 @@ def run_chain(place: Place, job: Job, progress: Progress, tell: Tell) -> None:
         # here, where every library that the chain uses is loaded: a pool that is loaded later
         # would keep all cores, and the order of its sums would depend on `workers`
         with threadpool_limits(experiment.threads):
-            recurse(chain, ChainStore(chain_folder), Timed(progress, chain_folder), tell)
+            listening = Timed(progress, chain_folder) if experiment.times else progress
+            recurse(chain, ChainStore(chain_folder), listening, tell)
 
 
 def build_chain(

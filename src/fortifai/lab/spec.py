@@ -145,7 +145,8 @@ class Experiment(Options, Generic[A]):
     always; those between them are trained and forgotten. `save_weights`: those of the last
     committed generation or of all. `save_samples`: what the models wrote, all of it, or only as
     far as a later generation trains on it. `time_to_failure`: levels that count as failure.
-    `measures`: measures of plugins that are taken besides those that always are.
+    `measures`: measures of plugins that are taken besides those that always are. `times`: how long
+    generations take is written down, in files that a rerun does not write byte by byte.
     """
 
     name: Name
@@ -160,12 +161,13 @@ class Experiment(Options, Generic[A]):
     splits: SplitsOptions = SplitsOptions()
     time_to_failure: tuple[FailureLevel, ...] = ()
     measures: tuple[str, ...] = ()
+    times: bool = False
     arms: Annotated[dict[Name, A], Field(min_length=1)]
 
     only_reported: ClassVar[frozenset[str]] = frozenset(
-        {"description", "baseline", "time_to_failure"}
+        {"description", "baseline", "time_to_failure", "times"}
     )
-    """Keys that the report alone reads: they may change under a run."""
+    """Keys that change no result: they may change under a run. The report reads most of them."""
     arm: ClassVar[type[Arm]]
     unit: ClassVar[str]
     """What samples are counted in: tokens, points, images."""

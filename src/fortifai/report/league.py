@@ -181,7 +181,7 @@ def _track(folder: Path, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]
 
 def frozen_sum(preset: Mapping[str, Any]) -> str:
     """SHA-256 of what must not differ between the entries of a track."""
-    told = {key: value for key, value in preset.items() if key not in ("arms", "description")}
+    told = {k: v for k, v in preset.items() if k not in ("arms", "description", "times")}
     told["arm"] = _held(preset["arms"][preset["baseline"]])
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
@@ -236,7 +236,7 @@ def _check_frozen(
 
 def _differing(own: Mapping[str, Any], its: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Keys in which a run differs from its preset; one that it lacks is of a later version."""
-    may = ("description", "name", *_PLACES)
+    may = ("description", "name", "times", *_PLACES)
     found = [k for k in difference(its, own) if k not in may and _at(own, k) is not _ABSENT]
     return [f"{prefix}.{key}" if prefix else key for key in found]
 
