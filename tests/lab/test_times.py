@@ -104,7 +104,7 @@ def test_a_run_writes_them_where_it_is_asked_to_and_else_nothing_that_differs(tm
     (file,) = out.rglob(times.TIMES)
     took = times.times(file.parent)
     assert {number: one.generations for number, one in took.items()} == {4: 1, 5: 1}
-    assert all(one.stages.keys() <= {"train", "rewrite", "measure"} for one in took.values())
+    assert all({"fit", "draw"} <= one.stages.keys() for one in took.values())
     assert all(sum(one.stages.values()) <= one.seconds + 0.002 for one in took.values())
     runs = load([out])
     (run,) = runs
