@@ -70,6 +70,11 @@ USED: dict[str, tuple[str, str, Callable[[], bool]]] = {
         "integrations.transformers keeps the column loss_weights by it",
         lambda: reads(Trainer._remove_unused_columns, "_signature_columns"),
     ),
+    "_no_split_modules": (
+        "transformers.PreTrainedModel",
+        "models.parallel shards a model by the layers that it names",
+        lambda: list(transformers.LlamaForCausalLM._no_split_modules) == ["LlamaDecoderLayer"],
+    ),
     "_prepare_inputs": (
         "transformers.Trainer",
         "integrations.transformers moves batches of the evaluation by it",

@@ -83,15 +83,22 @@ class Executor(Protocol):
     """Where chains run: looks before any work at what it is asked for, and clears up behind it."""
 
     def __call__(
-        self, out: Path, *, threads: int, workers: int | None, devices: int | None
+        self,
+        out: Path,
+        *,
+        threads: int,
+        workers: int | None,
+        devices: int | None,
+        processes: int = 1,
     ) -> AbstractContextManager[RunJobs]:
         """Make ready.
 
         Args:
             out: The folder that all jobs write into.
-            threads: PyTorch threads of each job.
+            threads: PyTorch threads of each job, and of each process that it starts.
             workers: Jobs at a time; None: as many as there is room for.
-            devices: Accelerators of each job; None: 1 where there are any.
+            devices: Accelerators of each job; None: one for each process, where there are any.
+            processes: That a job has at work at a time.
 
         Raises:
             InputError: There are fewer accelerators or cores, or `out` cannot be used from there.
@@ -134,15 +141,16 @@ class Sender:
 
 @contextmanager
 def local(
-    out: Path, *, threads: int, workers: int | None, devices: int | None
+    out: Path, *, threads: int, workers: int | None, devices: int | None, processes: int = 1
 ) -> Iterator[RunJobs]:
     """The `Executor` of this machine: a process a chain, with accelerators of its own.
 
     Raises:
-        InputError: There are fewer accelerators than `devices`.
+        InputError: There are fewer accelerators than `devices`, or than `processes`.
     """
-    places = shares(devices)
-    workers = workers or len(places) or max(1, cores() // threads)
+    n = devices_of(devices, processes, len(accelerators()[1]), "a run here may use")
+    places = shares(n or None)
+    workers = workers or len(places) or max(1, cores() // (threads * processes))
     yield partial(run_jobs, workers=workers, threads=threads, places=places)
 
 
@@ -156,10 +164,35 @@ def shares(devices: int | None) -> list[dict[str, str]]:
         InputError: There are fewer.
     """
     variable, ids = accelerators()
-    if devices is not None and devices > len(ids):
-        raise too_few_devices(devices, len(ids), "a run here may use")
-    n = devices or 1
+    n = devices_of(devices, 1, len(ids), "a run here may use") or 1
     return [{variable: ",".join(ids[i : i + n])} for i in range(0, len(ids) - n + 1, n)]
+
+
+def devices_of(asked: int | None, processes: int, there: int, where: str) -> int:
+    """Accelerators of each chain, at least one for each of its processes where there are any.
+
+    Args:
+        asked: Of ``--devices-per-chain``, if it is given.
+        processes: Of a chain.
+        there: Accelerators that a chain may have.
+        where: They are, for the message.
+
+    Raises:
+        InputError: More are asked for than are there, or fewer than there are processes.
+    """
+    if asked is not None and asked > there:
+        raise too_few_devices(asked, there, where)
+    if 0 < there < processes:
+        raise InputError(
+            f"train.parallel.processes is {processes}, with an accelerator each, and {where} "
+            f"{there} accelerators; lower it to {there}"
+        )
+    if asked is not None and asked < processes:
+        raise InputError(
+            f"--devices-per-chain is {asked}, and each process of train.parallel, of {processes}, "
+            f"has an accelerator; set it to {processes}, or leave it out"
+        )
+    return min(processes, there) if asked is None else asked
 
 
 def too_few_devices(asked: int, there: int, where: str) -> InputError:
@@ -344,7 +377,7 @@ def _serve(pipe: Any, work: Work, shared: Any, threads: int, place: Mapping[str,
     signal.signal(signal.SIGTERM, _leave)
     # that of a terminal goes to all processes, and the parent sees to them
     signal.signal(signal.SIGINT, lambda *_: None)
-    _end_with_parent()
+    end_with_parent()
     os.environ.update(place)
     torch.set_num_threads(threads)
     turn = threading.Lock()
@@ -384,7 +417,7 @@ def _leave(number: int, _: Any) -> None:
     raise Stopped(number)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Have this process killed when its parent is gone, however deep in a computation it is."""
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -60,7 +60,8 @@ def run(
         root: Folder that its file names are relative to.
         out: The run folder; created, or taken up again.
         workers: Chains at a time; None: as many as the accelerators allow, else the cores.
-        devices: Accelerators of each chain; None: 1 where there are any.
+        devices: Accelerators of each chain; None: 1 where there are any, or one for each of its
+            processes.
         only: The one chain to run. Others may be run at the same time, by other processes.
         listen: Receives events.
         executor: Where the chains run.
@@ -78,7 +79,13 @@ def run(
     with _disk_told(out), ExitStack() as held:
         run_folder.earlier(experiment, out)  # refuses before anything is read
         run_jobs = held.enter_context(
-            executor(out, threads=experiment.threads, workers=workers, devices=devices)
+            executor(
+                out,
+                threads=experiment.threads,
+                workers=workers,
+                devices=devices,
+                processes=experiment.processes,
+            )
         )
         data = experiment.read(root)
         if only is None:

@@ -40,9 +40,9 @@ from fortifai.lab.executor import (
     Sender,
     Work,
     as_sent,
+    devices_of,
     lost,
     raise_failures,
-    too_few_devices,
 )
 from fortifai.lab.store import LOCK, make_folder
 from fortifai.machine import accelerators, cores
@@ -68,7 +68,13 @@ POLL = 0.1
 
 @contextmanager
 def cluster(
-    address: str | None, out: Path, *, threads: int, workers: int | None, devices: int | None
+    address: str | None,
+    out: Path,
+    *,
+    threads: int,
+    workers: int | None,
+    devices: int | None,
+    processes: int = 1,
 ) -> Iterator[RunJobs]:
     """The `fortifai.lab.executor.Executor` of a Ray cluster, once the address is given.
 
@@ -76,20 +82,22 @@ def cluster(
         address: ``host:port`` of a cluster that this machine is a node of, or ``auto`` for the one
             that Ray finds here; None: one is started for this run, on this machine alone.
         out: The run folder, which all nodes see.
-        threads: PyTorch threads, and Ray's CPUs, of each job.
+        threads: PyTorch threads of each job, and of each process that it starts.
         workers: Jobs at a time at most; None: as many as the nodes have room for.
-        devices: Ray's GPUs of each job; None: 1 where there are any.
+        devices: Ray's GPUs of each job; None: one for each process, where there are any.
+        processes: That a job has at work at a time; it has Ray's CPUs for the threads of all.
 
     Raises:
         InputError: No cluster is there, it runs other versions, a node does not see `out`, or no
             node has so many cores and accelerators.
     """
-    with _connected(address, threads * (workers or 1)):
+    cpus = threads * processes
+    with _connected(address, cpus * (workers or 1)):
         nodes = [node for node in ray.nodes() if node["Alive"]]
-        gpus = _room(nodes, threads, devices)
+        gpus = _room(nodes, cpus, devices, processes)
         desk = ray.remote(num_cpus=0)(_Desk).options(scheduling_strategy=_on(_here())).remote()
         _check_nodes(nodes, desk, out)
-        task = ray.remote(max_retries=0, num_cpus=threads, num_gpus=gpus)(_do)
+        task = ray.remote(max_retries=0, num_cpus=cpus, num_gpus=gpus)(_do)
         start = partial(task.remote, desk, str(out.absolute()), str(Path.cwd()), threads)
         yield partial(_run, start, desk, workers or sys.maxsize)
 
@@ -166,16 +174,15 @@ def _connect(address: str) -> None:
         ) from error
 
 
-def _room(nodes: Sequence[dict[str, Any]], threads: int, devices: int | None) -> int:
+def _room(nodes: Sequence[dict[str, Any]], cpus: int, devices: int | None, processes: int) -> int:
     """How many GPUs each chain has, where one node at least has room for it."""
     there = [(int(n["Resources"].get("CPU", 0)), int(n["Resources"].get("GPU", 0))) for n in nodes]
     most = max(gpus for _, gpus in there)
-    if devices is not None and devices > most:
-        raise too_few_devices(devices, most, "a node of the cluster has at most")
-    devices = min(1, most) if devices is None else devices
-    if not any(cpus >= threads and gpus >= devices for cpus, gpus in there):
+    devices = devices_of(devices, processes, most, "a node of the cluster has at most")
+    if not any(have >= cpus and gpus >= devices for have, gpus in there):
+        each = "threads is" if processes == 1 else "threads times train.parallel.processes is"
         raise InputError(
-            f"threads is {threads}, and no node of the cluster that has {devices} accelerators for "
+            f"{each} {cpus}, and no node of the cluster that has {devices} accelerators for "
             f"a chain has so many CPUs; set it to {max(c for c, g in there if g >= devices)} at "
             "most"
         )

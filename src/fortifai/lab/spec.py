@@ -265,6 +265,11 @@ class Experiment(Options, Generic[A]):
         """Whether later generations are measured with the weights of generation 0, or use them."""
         return any(step.needs_first for arm in self.arms.values() for step in arm.after_fit)
 
+    @property
+    def processes(self) -> int:
+        """Processes that a chain has at work at a time, its own or those that it starts."""
+        return 1
+
     def chains(self) -> Mapping[str, Seed]:
         """The chains of every arm: the folder of each, and its seed."""
         return {f"seed-{seed}": seed for seed in self.seeds}

@@ -12,7 +12,14 @@ from torch import Tensor
 from fortifai.errors import InputError
 from fortifai.losses.chunks import Gradients, Head, Judge, Predictions, Slopes, Softmax, sweep
 from fortifai.losses.options import LinearOptions
-from fortifai.losses.weighing import LossStats, Observed, reduce_losses, weigh, weighted
+from fortifai.losses.weighing import (
+    LossStats,
+    Observed,
+    carries_gradient,
+    reduce_losses,
+    weigh,
+    weighted,
+)
 from fortifai.weights import AnyWeight, is_elementwise, uses_entropy
 
 # Memory of the logits that exist at once, where the caller does not say
@@ -142,7 +149,7 @@ def loss_of(
     if (
         reduction != "none"
         and is_elementwise(call.weight)
-        and not (by_kept and _carries_gradient(call.weight))
+        and not (by_kept and carries_gradient(call.weight))
     ):
         divisor: float | None = 1.0
         if reduction == "mean":
@@ -164,13 +171,6 @@ def loss_of(
     if reduction == "none" and call.which is not None:
         losses = call.new(len(input)).index_copy(0, call.which, losses)
     return reduce_losses(losses, kept, stats, reduction, normalize), stats
-
-
-def _carries_gradient(weight: AnyWeight) -> bool:
-    """Whether an elementwise weight has a slope; found by asking for the weight of one datum."""
-    with torch.enable_grad():
-        log_p = torch.full((1,), -1.0, requires_grad=True)
-        return weigh(weight, log_p, lambda _: torch.full((1,), 0.5)).requires_grad
 
 
 class _AtOnce(torch.autograd.Function):

@@ -80,6 +80,13 @@ def weigh(weight: AnyWeight, log_p: Tensor, entropy: Callable[[int | None], Tens
     return weights.to(log_p.dtype)
 
 
+def carries_gradient(weight: AnyWeight) -> bool:
+    """Whether a weight has a slope; found by asking for the weight of one datum."""
+    with torch.enable_grad():
+        log_p = torch.full((1,), -1.0, requires_grad=True)
+        return weigh(weight, log_p, lambda _: torch.full((1,), 0.5)).requires_grad
+
+
 def normalized_entropy(p: Tensor, top_k: int | None, dim: int = -1) -> Tensor:
     """Entropy of predictions over the largest it can be: 0 for certainty, 1 for uniform.
 

@@ -23,6 +23,26 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
+class Part:
+    """One of several parts of things in a row, which are cut as evenly as can be.
+
+    Attributes:
+        number: From 0.
+        count: Of all.
+    """
+
+    number: int = 0
+    count: int = 1
+
+    def of(self, things: int) -> range:
+        """The numbers of those in this part."""
+        return range(self.number * things // self.count, (self.number + 1) * things // self.count)
+
+
+WHOLE = Part()
+
+
+@dataclasses.dataclass(frozen=True)
 class _Group:
     """Blocks of one size at the same places of several chunks.
 
@@ -36,6 +56,11 @@ class _Group:
     places: np.ndarray
     size: int
 
+    @property
+    def tokens(self) -> int:
+        """Of all its blocks."""
+        return len(self.chunks) * len(self.places) * self.size
+
 
 def regenerate_blocks(
     model: PreTrainedModel,
@@ -45,6 +70,7 @@ def regenerate_blocks(
     *,
     seed: int,
     progress: Progress,
+    part: Part = WHOLE,
 ) -> np.ndarray:
     """Rewrite every block of `new_tokens` tokens from the `context` before them.
 
@@ -69,6 +95,7 @@ def regenerate_blocks(
         seed: Of the random numbers that sampling uses. Each block has its own, so neither batch nor
             chunk chooses the text.
         progress: Told after each batch.
+        part: Of the chunks, those that are rewritten; the others stay.
 
     Returns:
         (n,) of the same dtype.
@@ -83,10 +110,12 @@ def regenerate_blocks(
             f"a part of {len(samples)} tokens is to be rewritten from a context of {first}, so "
             "nothing of it would change; lower regenerate.context or give a longer corpus"
         )
-    out, total = samples.copy(), len(samples) - first
+    out = samples.copy()
     shared, rows = _way(model, samples, settings, special)
-    done = 0
-    for group in _groups(total, settings, max(1, rows // settings.blocks) if shared else rows):
+    chunks = max(1, rows // settings.blocks) if shared else rows
+    groups = [*_groups(len(samples) - first, settings, chunks, part)]
+    done, total = 0, sum(group.tokens for group in groups)
+    for group in groups:
         begins = group.chunks * settings.blocks * new
         limits = first + group.places * new
         text = samples[begins[:, None] + np.arange(limits[-1])].astype(np.int64)
@@ -113,17 +142,21 @@ def _way(
     return False, rows_at_a_time(model, settings, settings.longest)
 
 
-def _groups(total: int, settings: RegenerateOptions, chunks: int) -> Iterator[_Group]:
-    """The blocks of `total` tokens, in groups of at most so many chunks."""
+def _groups(total: int, settings: RegenerateOptions, chunks: int, part: Part) -> Iterator[_Group]:
+    """The blocks of `total` tokens, those of a part of the chunks, in groups of at most so many."""
     new, blocks = settings.new_tokens, settings.blocks
     full, over = divmod(total // new, blocks)
-    for at in range(0, full, chunks):
-        yield _Group(np.arange(at, min(at + chunks, full)), np.arange(blocks), new)
+    rest = total % new
+    mine = part.of(full + bool(over or rest))
+    for at in range(mine.start, min(mine.stop, full), chunks):
+        yield _Group(np.arange(at, min(at + chunks, mine.stop, full)), np.arange(blocks), new)
+    if full not in mine:
+        return
     if over:
         yield _Group(np.array([full]), np.arange(over), new)
     # The shorter last block by itself: a beam of fewer tokens is not a beam cut off.
-    if total % new:
-        yield _Group(np.array([full]), np.array([over]), total % new)
+    if rest:
+        yield _Group(np.array([full]), np.array([over]), rest)
 
 
 def _together(

@@ -27,10 +27,12 @@ from fortifai.models import (
     documents,
     generation,
     loading,
+    parallel,
     scoring,
     training,
 )
 from fortifai.models.lora import Adapter
+from fortifai.models.parallel import Team
 from fortifai.models.training import FitReport
 
 if TYPE_CHECKING:
@@ -194,19 +196,27 @@ class CausalLM:
         progress: Progress,
         adapter: Adapter | None = None,
     ) -> FitReport:
-        """Train on a token stream from the present weights; see `training.fit`."""
+        """Train on a token stream from the present weights; see `training.fit`.
+
+        With `train.parallel` in several processes; see `parallel.fit`.
+        """
         self._check_known(samples)
         self.block = min(train.block, scoring.positions(self.model))
-        report = training.fit(
-            self.model,
-            training.Blocks(samples, train.block, self.special.front),
-            weight,
-            train,
-            seed=seed,
-            workdir=workdir,
-            hooks=training.Hooks(progress, None if select is None else lambda: select(self)),
-            adapter=adapter,
-        )
+        if train.parallel is not None:
+            report = parallel.fit(
+                self, samples, weight, train, seed=seed, workdir=workdir, progress=progress
+            )
+        else:
+            report = training.fit(
+                self.model,
+                training.Blocks(samples, train.block, self.special.front),
+                weight,
+                train,
+                seed=seed,
+                workdir=workdir,
+                hooks=training.Hooks(progress, None if select is None else lambda: select(self)),
+                adapter=adapter,
+            )
         self.spent.trained += report.tokens
         return report
 
@@ -217,10 +227,12 @@ class CausalLM:
         *,
         seed: int,
         progress: Progress,
+        team: Team | None = None,
     ) -> np.ndarray:
         """The stream rewritten, same size and dtype.
 
-        See `blocks.regenerate_blocks` and `documents.regenerate_documents`.
+        See `blocks.regenerate_blocks` and `documents.regenerate_documents`; with `team` by several
+        processes, which write the same: see `parallel.regenerate`.
         """
         self._check_known(samples)
         rewrite = (
@@ -229,8 +241,13 @@ class CausalLM:
             else documents.regenerate_documents
         )
         heard = _Written(progress)
-        with self._evaluating():
-            out = rewrite(self.model, samples, settings, self.special, seed=seed, progress=heard)
+        if team is not None:
+            out = parallel.regenerate(self, samples, settings, team, seed=seed, progress=heard)
+        else:
+            with self._evaluating():
+                out = rewrite(
+                    self.model, samples, settings, self.special, seed=seed, progress=heard
+                )
         self.spent.generated += heard.tokens
         return out
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from fortifai.data.tokens import SpecialTokens
 from fortifai.errors import InputError
 from fortifai.models import shared_prefix
+from fortifai.models.blocks import WHOLE, Part
 from fortifai.models.generation import (
     begun,
     chooser,
@@ -82,6 +83,7 @@ def regenerate_documents(
     *,
     seed: int,
     progress: Progress,
+    part: Part = WHOLE,
 ) -> np.ndarray:
     """Keep the first `keep` tokens of every document and write the rest.
 
@@ -101,6 +103,7 @@ def regenerate_documents(
         special: The model's special tokens.
         seed: As in `blocks.regenerate_blocks`, for each document.
         progress: Told whenever documents or segments are finished.
+        part: Of the documents, those that are rewritten; the others stay.
 
     Returns:
         (n,) of the same dtype.
@@ -110,7 +113,7 @@ def regenerate_documents(
     """
     _check_fits(model, settings)
     out = samples.copy()
-    documents = _documents(samples, settings.keep, special)
+    documents = _documents(samples, settings.keep, special, part)
     total, done = sum(document.left for document in documents), 0
 
     def tell(tokens: int) -> None:
@@ -131,14 +134,17 @@ def regenerate_documents(
     return out
 
 
-def _documents(samples: np.ndarray, keep: int, special: SpecialTokens) -> list[_Document]:
-    """Those that have something to write, the shortest first."""
+def _documents(
+    samples: np.ndarray, keep: int, special: SpecialTokens, part: Part
+) -> list[_Document]:
+    """Those of a part that have something to write, the shortest first."""
     ends = np.append(np.flatnonzero(samples == special.end), len(samples))
     begins = np.concatenate([[0], ends[:-1] + 1])
+    written = [(a, b) for a, b in zip(begins, ends, strict=True) if b - a > keep]
+    mine = part.of(len(written))
     found = [
         _Document(int(a), np.insert(samples[a:b].astype(np.int64), 0, special.first), keep + 1)
-        for a, b in zip(begins, ends, strict=True)
-        if b - a > keep
+        for a, b in written[mine.start : mine.stop]
     ]
     # stable, so that documents of one size stay in their order
     return sorted(found, key=lambda document: len(document.text))

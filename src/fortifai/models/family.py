@@ -31,6 +31,7 @@ from fortifai.models.hub import ADAPTER
 from fortifai.models.loading import describe
 from fortifai.models.lora import Adapter
 from fortifai.models.options import RegenerateOptions, Sample, TrainOptions
+from fortifai.models.parallel import Team
 from fortifai.weights import AnyWeight, Calibrated, Keep, Truncate
 
 OWN_TEXT = 64
@@ -100,6 +101,12 @@ class CausalLMFamily:
         """The model that an earlier generation saved."""
         carried = self.carries and (folder / ADAPTER).is_file()
         return BoundLM(CausalLM.load(folder), self, Adapter.load(folder) if carried else None)
+
+    @property
+    def team(self) -> Team | None:
+        """The processes of `train.parallel`."""
+        parallel = self.train.parallel
+        return None if parallel is None else Team(parallel, self.workdir)
 
     @property
     def carries(self) -> bool:
@@ -208,7 +215,9 @@ class BoundLM:
 
     def regenerate(self, samples: Tokens, *, seed: int, progress: Progress) -> Tokens:
         """Rewrite; see `CausalLM.regenerate`."""
-        return self.lm.regenerate(samples, self.family.regenerate, seed=seed, progress=progress)
+        return self.lm.regenerate(
+            samples, self.family.regenerate, seed=seed, progress=progress, team=self.family.team
+        )
 
     def log_prob(self, samples: Tokens) -> NDArray[np.float32]:
         """Log-probability of each token, nats."""

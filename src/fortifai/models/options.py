@@ -126,6 +126,17 @@ class LoraOptions(Options):
     carry: bool = False
 
 
+class ParallelOptions(Options):
+    """Processes of one machine that fit and rewrite together, each with an accelerator if any.
+
+    `ddp`: every process holds all of the model and of the optimizer's state. `fsdp`: each holds its
+    share of weights, gradients and state (FSDP2), and for rewriting all of the weights.
+    """
+
+    kind: Literal["ddp", "fsdp"]
+    processes: PositiveInt
+
+
 # mypy does not know that sections are frozen
 class TrainOptions(Options, RowLoss):  # type: ignore[misc]
     """How a generation is trained, and the terms of what a token loses beside its weight.
@@ -147,10 +158,31 @@ class TrainOptions(Options, RowLoss):  # type: ignore[misc]
     checkpoint: Literal["last", "best_held_out", "best_kr"] = "last"
     report_to: tuple[str, ...] = ()
     lora: LoraOptions | None = None
+    parallel: ParallelOptions | None = None
 
     @model_validator(mode="after")
     def _check_terms(self) -> TrainOptions:
         self.__post_init__()
+        return self
+
+    @model_validator(mode="after")
+    def _fits_processes(self) -> TrainOptions:
+        if self.parallel is None:
+            return self
+        if self.lora is not None:
+            raise ValueError(
+                "lora trains in one process; leave parallel out, or lora, to train all weights"
+            )
+        if self.checkpoint != "last":
+            raise ValueError(
+                f"checkpoint is {self.checkpoint!r}, and processes that train together keep the "
+                "last; set checkpoint to last, or leave parallel out"
+            )
+        if self.batch_size < self.parallel.processes:
+            raise ValueError(
+                f"batch_size is {self.batch_size} for {self.parallel.processes} processes, some of "
+                "which would have no row; raise batch_size, or lower parallel.processes"
+            )
         return self
 
 

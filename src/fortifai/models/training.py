@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
 
 from fortifai.errors import InputError, RunFailed
-from fortifai.integrations.transformers import ConfidenceTrainer
+from fortifai.lab.seeds import derive
 from fortifai.models import lora
 from fortifai.models.lora import Adapter
+from fortifai.models.recorded import Recorded, collate
 from fortifai.models.scoring import positions
 
 if TYPE_CHECKING:
@@ -102,11 +104,6 @@ class Blocks(Dataset[Tensor]):
         return self.rows[indices]
 
 
-def _collate(rows: Tensor | list[Tensor]) -> dict[str, Tensor]:
-    batch = rows if isinstance(rows, Tensor) else torch.stack(rows)
-    return {"input_ids": batch, "labels": batch}
-
-
 @dataclasses.dataclass(frozen=True)
 class Hooks:
     """What is called during a fit.
@@ -138,6 +135,8 @@ def fit(
     All randomness comes from `seed`; the global random states are left as they were. Nothing is
     written outside `workdir`, and there only by the services named in `train.report_to`.
 
+    In a process group all processes train together; `fortifai.models.parallel` starts one.
+
     Args:
         model: The model, with the weights to start from; trained on the device where it is.
         blocks: The rows, of `train.block` tokens.
@@ -154,17 +153,17 @@ def fit(
             adapters of `train.lora` do not fit the model.
         RunFailed: The loss is not finite; names the step.
     """
-    _check(model, train, hooks.select)
+    check(model, train, hooks.select)
     watch = _Watch(blocks, train, hooks, model)
     began = time.perf_counter()
     with _prepared(model, train, adapter, seed) as adapters:
-        trainer = _Recorded(
+        trainer = Recorded(
             model=model,
             args=_arguments(model, train, seed=seed, workdir=workdir),
             weight=weight,
             normalize=train.normalize,
             **train.terms,
-            data_collator=_collate,
+            data_collator=collate,
             train_dataset=blocks,
             callbacks=[watch],
         )
@@ -219,7 +218,8 @@ def _gradients_in_place(model: PreTrainedModel) -> Iterator[None]:
         del model.zero_grad
 
 
-def _check(model: PreTrainedModel, train: TrainOptions, select: Callable[[], float] | None) -> None:
+def check(model: PreTrainedModel, train: TrainOptions, select: Callable[[], float] | None) -> None:
+    """Raise `InputError` where `fit` would before it begins."""
     if train.block > positions(model):
         raise InputError(
             f"train.block is {train.block}, but the model reads {positions(model)} tokens at most; "
@@ -250,6 +250,7 @@ def _arguments(
 ) -> TrainingArguments:
     reports = list(train.report_to)
     rows = _rows_at_once(model, train)
+    rank = dist.get_rank() if dist.is_initialized() else 0
     args = TrainingArguments(
         output_dir=str(workdir),
         num_train_epochs=train.epochs,
@@ -264,7 +265,8 @@ def _arguments(
         max_grad_norm=train.max_grad_norm,
         bf16=uses_bf16(train, model.device),
         optim="adamw_torch_fused",
-        seed=seed,
+        # dropout of its own for each of several processes; all know the order of the data
+        seed=derive(seed, "process", rank) if rank else seed,
         data_seed=seed,
         save_strategy="no",
         eval_strategy="no",
@@ -303,25 +305,6 @@ def uses_bf16(train: TrainOptions, device: torch.device) -> bool:
     return train.precision == "bf16"
 
 
-class _Recorded(ConfidenceTrainer):
-    """The trainer, remembering what its loss was since the last step."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.parts: list[Tensor] = []
-
-    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        value = super().compute_loss(*args, **kwargs)
-        self.parts.append(value.detach())
-        return value
-
-    def pop(self) -> Tensor:
-        """Loss of the step: its micro-batches are scaled so that they add up to it."""
-        total = torch.stack(self.parts).sum()
-        self.parts.clear()
-        return total
-
-
 class _Watch(TrainerCallback):
     """Reports progress and epochs, stops at a loss that is not finite, keeps the best weights."""
 
@@ -332,7 +315,7 @@ class _Watch(TrainerCallback):
         hooks: Hooks,
         model: PreTrainedModel,
     ) -> None:
-        self.trainer: _Recorded  # given when it is there: it takes this watch when it is made
+        self.trainer: Recorded  # given when it is there: it takes this watch when it is made
         self.train, self.progress, self.model = train, hooks.progress, model
         self.select = None if train.checkpoint == "last" else hooks.select
         self.epochs: list[dict[str, Any]] = []
@@ -365,11 +348,11 @@ class _Watch(TrainerCallback):
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if len(self.losses) > self.looked:
             self._look(state.global_step)
-        kept = self.trainer.confidence.pop_kept_share()
+        kept = self.trainer.pop_kept_share()
         record: dict[str, Any] = {
             "epoch": len(self.epochs) + 1,
             "loss": float(torch.stack(self.losses).mean()),
-            "truncated_share": 1.0 - float(kept),
+            "truncated_share": 1.0 - kept,
             # the last one is shorter where the number of epochs is no whole one
             "tokens": round(self.epoch_tokens * min(1, self.train.epochs - len(self.epochs))),
         }

@@ -12,6 +12,7 @@ from fortifai.evals.phases import PhaseRule
 from fortifai.lab.measures import Measure
 from fortifai.lab.regimes import REGIMES, Fortifai
 from fortifai.lab.spec import Arm, Experiment, FailureLevel, Name, check_apart
+from fortifai.losses.weighing import carries_gradient
 from fortifai.models.options import CausalLMOptions, RegenerateOptions, TrainOptions
 from fortifai.options import Options, one_of
 from fortifai.text.options import FluencyOptions, FormatsOptions, PassagesOptions
@@ -38,6 +39,18 @@ class TextArm(Arm):
     train: TrainOptions = TrainOptions()
     regenerate: RegenerateOptions = RegenerateOptions()
     data: ClassVar[str] = "text"
+
+    @model_validator(mode="after")
+    def _counts_in_processes(self) -> TextArm:
+        if self.train.parallel is None or self.train.normalize != "kept":
+            return self
+        if not isinstance(self.weight, Calibrated) and carries_gradient(self.weight):
+            raise ValueError(
+                f"train.normalize 'kept' divides by the weights of all processes, and those of "
+                f"{self.weight.kind!r} carry a gradient, which stays in each; set normalize to "
+                "valid, or leave train.parallel out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _carries_from_the_last(self) -> TextArm:
@@ -119,6 +132,13 @@ class TextExperiment(Experiment[TextArm]):
     def keep_first(self) -> bool:
         """Whether later generations are measured with the weights of generation 0, or use them."""
         return self.fluency.under_first or super().keep_first
+
+    @property
+    def processes(self) -> int:
+        """See `Experiment`; those of `train.parallel`, of the arm that has most."""
+        return max(
+            arm.train.parallel.processes if arm.train.parallel else 1 for arm in self.arms.values()
+        )
 
     @property
     def family(self) -> CausalLMOptions:
