@@ -244,7 +244,7 @@ def _slurm_script(
     command = ["fortifai", "run", source, "--out", str(folder)]
     command += [word for one in set_ or [] for word in ("--set", one)]
     command += [word for one in plugin or [] for word in ("--plugin", one)]
-    options = [f"cpus-per-task={resolved.threads}", *(sbatch or [])]
+    options = [f"cpus-per-task={resolved.threads * resolved.processes}", *(sbatch or [])]
     return slurm.script(resolved.name, str(folder), command, experiment.chains(resolved), options)
 
 

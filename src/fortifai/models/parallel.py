@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import PreTrainedModel
@@ -92,8 +91,9 @@ def fit(
             what="the fit",
             hear=lambda _, step: progress.step("train", *step[:2], tokens=step[2]),
         )
-        _, unexpected = lm.model.load_state_dict(load_file(folder / TRAINED), strict=False)
+        missing, unexpected = lm.model.load_state_dict(load_file(folder / TRAINED), strict=False)
         assert not unexpected
+        assert not {*missing} & _names(lm.model)
     report: FitReport = reports[0]
     return report
 
@@ -155,6 +155,11 @@ def _given(lm: CausalLM, samples: np.ndarray, workdir: Path) -> Iterator[Path]:
 
 def _dtype(lm: CausalLM) -> loading.Dtype:
     return cast(loading.Dtype, str(lm.model.dtype).removeprefix("torch."))
+
+
+def _names(model: nn.Module) -> set[str]:
+    """Of the weights: those that are tied have several in the state, and one here."""
+    return {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
 
 
 def _part(number: int) -> str:
@@ -221,12 +226,12 @@ def _train(rank: Rank, task: _Fit, tell: Tell) -> FitReport | None:
     """Train with the others; the first process writes the weights and has the report."""
     parallel = task.train.parallel
     assert parallel is not None
-    with rank.joined() as store:
+    with rank.joined():
         mesh = None
         if parallel.kind == "fsdp":
             mesh = init_device_mesh(rank.device.type, (rank.count,))
-        # one at a time, so that the machine's memory holds one more copy, however many they are
-        model = rank.in_turn(store, lambda: _placed(task.model(), rank.device, mesh))
+        # so that the machine's memory holds one more copy at a time, however many they are
+        model = rank.in_turn(lambda: _placed(task.model(), rank.device, mesh))
         report = training.fit(
             model,
             training.Blocks(task.samples(), task.train.block, task.special.front),
@@ -236,7 +241,7 @@ def _train(rank: Rank, task: _Fit, tell: Tell) -> FitReport | None:
             workdir=task.folder.parent,
             hooks=training.Hooks(Silent() if rank.number else _Heard(tell)),
         )
-        state = _whole(model)
+        state = _whole(model, keep=not rank.number)
     if rank.number:
         return None
     save_file(state, task.folder / TRAINED)
@@ -258,18 +263,20 @@ def _placed(
     return model
 
 
-def _whole(model: nn.Module) -> dict[str, Tensor]:
-    """All weights on the CPU, each once, in the first process; the others help to collect them."""
-    # what is tied to another has two names in the state, and one here
-    names = dict(model.named_parameters()).keys() | dict(model.named_buffers()).keys()
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    state = cast(dict[str, Tensor], get_model_state_dict(model, options=options))
-    return {k: v.contiguous() for k, v in state.items() if k in names}
+def _whole(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
+    """All weights on the CPU, each once, where they are to be kept; all help to collect them."""
+    names, out = _names(model), {}
+    for name, value in model.state_dict().items():
+        if name in names:
+            whole = value.full_tensor() if hasattr(value, "full_tensor") else value
+            if keep:
+                out[name] = whole.detach().cpu().contiguous()
+    return out
 
 
 def _rewrite(rank: Rank, task: _Rewrite, tell: Tell) -> None:
     """Write this process's part of the text into a file."""
-    model = task.model().to(rank.device).eval()
+    model = rank.in_turn(lambda: _placed(task.model(), rank.device, None)).eval()
     samples = task.samples()
     rewrite = (
         blocks.regenerate_blocks

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -28,6 +28,8 @@ from threadpoolctl import threadpool_limits
 
 from fortifai.errors import FortifaiError, RunFailed
 from fortifai.lab.executor import as_sent, end_with_parent
+
+T = TypeVar("T")
 
 MOURN = 2.0
 """Seconds in which a process that was killed is found behind the complaint of another."""
@@ -44,7 +46,7 @@ class Rank:
     Attributes:
         number: From 0.
         count: Of all.
-        meeting: The file by which they find each other.
+        meeting: The folder by whose files they find each other.
         threads: PyTorch threads of each: as many as the caller has.
     """
 
@@ -61,8 +63,8 @@ class Rank:
         return torch.device("cpu")
 
     @contextmanager
-    def joined(self) -> Iterator[Any]:
-        """The store of a process group of all.
+    def joined(self) -> Iterator[None]:
+        """A process group of all.
 
         NCCL on accelerators; elsewhere gloo, through the interface that no other machine reaches.
         """
@@ -71,26 +73,30 @@ class Rank:
             torch.cuda.set_device(device)
         elif loopback := _loopback():
             os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
-        store = dist.FileStore(self.meeting, self.count)  # type: ignore[attr-defined] # it is there
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            store=store,
+            store=self._store("group"),
             rank=self.number,
             world_size=self.count,
             timeout=LATE,
         )
         try:
-            yield store
+            yield
         finally:
             dist.destroy_process_group()
 
-    def in_turn(self, store: Any, work: Callable[[], Any]) -> Any:
-        """What `work` gives, done by one process after the other."""
+    def in_turn(self, work: Callable[[], T]) -> T:
+        """What `work` gives, done by one process after the other; once."""
+        store = self._store("turns")
         if self.number:
-            store.wait([f"turn {self.number - 1}"], LATE)
+            store.wait([str(self.number - 1)], LATE)
         done = work()
-        store.set(f"turn {self.number}", "done")
+        store.set(str(self.number), "done")
         return done
+
+    def _store(self, name: str) -> Any:
+        # which PyTorch documents, and does not list for others to import
+        return dist.FileStore(str(Path(self.meeting) / name), self.count)  # type: ignore[attr-defined]
 
 
 Tell = Callable[[Any], None]
@@ -115,11 +121,11 @@ def together(
         Exception: What the first of them raised.
     """
     members: list[_Member] = []
-    # on a local disk: the file needs locks, which shared ones may not have
+    # on a local disk: the files need locks, which shared ones may not have
     with tempfile.TemporaryDirectory(prefix="fortifai-") as folder:
         try:
             for number in range(count):
-                rank = Rank(number, count, str(Path(folder) / "meeting"), torch.get_num_threads())
+                rank = Rank(number, count, folder, torch.get_num_threads())
                 members.append(_Member(rank, work, task))
             results = _results(members, what, hear)
             for member in members:

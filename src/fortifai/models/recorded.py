@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from accelerate.data_loader import prepare_data_loader
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 
 from fortifai.errors import InputError
@@ -72,8 +71,8 @@ class Recorded(ConfidenceTrainer):
             )
         self.share = _Share()
         self.confidence.shares.append(self.share)
-        prepare = self.accelerator.prepare_model
-        if isinstance(self.model, FSDPModule):
+        if any(hasattr(parameter, "full_tensor") for parameter in self.model.parameters()):
+            prepare = self.accelerator.prepare_model
             # autocast alone
             self.accelerator.prepare_model = lambda model, **_: prepare(
                 model, device_placement=False, evaluation_mode=True
