@@ -34,10 +34,11 @@ def root(tmp_path_factory):
     return folder
 
 
-def start(folder: Path, *arguments: object) -> subprocess.Popen:
+def start(folder: Path, *arguments: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "fortifai.cli", "run", "tiny.yaml", "--out", "run"]
+    workers = [] if "--workers" in arguments else ["--workers", "1"]
     return subprocess.Popen(
-        [*command, *map(str, arguments)],
+        [*command, *workers, *arguments],
         cwd=folder,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -83,49 +84,52 @@ def test_what_a_generation_tells(root):
     assert not list((root / "run").rglob("*.partial/*"))
 
 
-def test_a_lost_process_ends_the_generation_and_the_same_command_goes_on(root, tmp_path):
+def test_whatever_ends_it_the_same_command_goes_on(root, tmp_path):
+    """A lost process, a signal, kill -9: no process stays, and the bytes are the same."""
     shutil.copy(root / "tiny.yaml", tmp_path)
-    run = start(tmp_path, "--workers", "1")
+
+    run = start(tmp_path)
     busy = at_work(run, 1)
     busy[-1].kill()
     _, told = run.communicate(timeout=300)
     assert run.returncode == 1
     assert "arm tce, seed 0: process " in told
-    assert "of train.parallel, of 2, was killed in the" in told
+    assert "of train.parallel, of 2, was killed in the fit" in told
     assert "start the same command again" in told
     assert "Traceback" not in told
     assert all_gone(busy)
     assert not list((tmp_path / "run").rglob("*.partial/*"))
+
+    run = start(tmp_path)
+    busy = at_work(run, 1)
+    assert_leaves(run)
+    assert all_gone(busy)
+
+    run = start(tmp_path)
+    busy = at_work(run, 1)
+    run.kill()
+    run.communicate()
+    assert all_gone(busy)
+
     done = fortifai("run", "tiny.yaml", "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert outcome(tmp_path / "run") == outcome(root / "run")
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_signal_ends_a_run_at_once(root, tmp_path, workers):
+def test_a_signal_ends_chains_that_are_processes_themselves(root, tmp_path):
     shutil.copy(root / "tiny.yaml", tmp_path)
-    # with two workers, chains are processes of their own, and these their children
-    more = ("--set", "arms={tce: {}, ce: {weight: {kind: keep}}}") if workers == 2 else ()
-    run = start(tmp_path, "--workers", workers, *more)
-    at_work(run, workers)
+    two = "arms={tce: {}, ce: {weight: {kind: keep}}}"
+    run = start(tmp_path, "--workers", "2", "--set", two)
+    at_work(run, 2)
     left = psutil.Process(run.pid).children(recursive=True)
+    assert_leaves(run)
+    assert all_gone(left)
+
+
+def assert_leaves(run: subprocess.Popen) -> None:
     begin = time.monotonic()
     run.send_signal(signal.SIGTERM)
     _, told = run.communicate(timeout=30)
     assert time.monotonic() - begin < 5
     assert run.returncode == 128 + signal.SIGTERM
-    assert all_gone(left)
     assert "Traceback" not in told
-    if workers == 1:
-        done = fortifai("run", "tiny.yaml", "--out", "run", cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        assert outcome(tmp_path / "run") == outcome(root / "run")
-
-
-def test_kill_minus_nine_leaves_no_process(root, tmp_path):
-    shutil.copy(root / "tiny.yaml", tmp_path)
-    run = start(tmp_path, "--workers", "1")
-    busy = at_work(run, 1)
-    run.kill()
-    run.communicate()
-    assert all_gone(busy)

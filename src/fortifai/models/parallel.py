@@ -26,6 +26,7 @@ from fortifai.data.tokens import SpecialTokens
 from fortifai.errors import InputError
 from fortifai.integrations.hidden_states import HiddenStateLoss
 from fortifai.lab.progress import Silent
+from fortifai.losses.weighing import carries_gradient
 from fortifai.models import blocks, documents, loading, training
 from fortifai.models.processes import Rank, Tell, together
 from fortifai.weights import Keep
@@ -76,11 +77,18 @@ def fit(
     Dropout differs.
 
     Raises:
-        InputError: As `training.fit`; or there are too few accelerators.
+        InputError: As `training.fit`; or there are too few accelerators, or `train.normalize` is
+            ``kept`` and the weight carries a gradient.
         RunFailed: As `training.fit`; or a process was killed. `lm` is then as it was.
     """
     assert train.parallel is not None
     check(train.parallel)
+    if train.normalize == "kept" and carries_gradient(weight):
+        raise InputError(
+            f"train.normalize 'kept' divides by the weights of all processes, and those of "
+            f"{weight!r} carry a gradient, which stays in each; set normalize to 'valid', or leave "
+            "train.parallel out"
+        )
     training.check(lm.model, train, None)
     told = _Fit(workdir, _dtype(lm), lm.special, weight, train, seed)
     with _given(lm, samples, workdir) as folder:

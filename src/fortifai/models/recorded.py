@@ -11,10 +11,9 @@ from accelerate.data_loader import prepare_data_loader
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from fortifai.errors import InputError
 from fortifai.integrations.counting import KeptShare, share_of
 from fortifai.integrations.transformers import ConfidenceTrainer
-from fortifai.losses.weighing import LossStats, carries_gradient
+from fortifai.losses.weighing import LossStats
 
 IGNORED = -100
 
@@ -63,12 +62,6 @@ class Recorded(ConfidenceTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.parts: list[Tensor] = []
         super().__init__(*args, **kwargs)
-        if self.processes > 1 and self._by_kept and carries_gradient(self.confidence.weight):
-            raise InputError(
-                f"normalize 'kept' divides by the weights of all processes, and those of "
-                f"{self.confidence.weight!r} carry a gradient, which stays in each; set it to "
-                "'valid', or train in one process"
-            )
         self.share = _Share()
         self.confidence.shares.append(self.share)
         if any(hasattr(parameter, "full_tensor") for parameter in self.model.parameters()):
@@ -125,7 +118,8 @@ class Recorded(ConfidenceTrainer):
         """What makes a loss per own weight, times own labels, one per weight of all processes.
 
         With L = sum of w * loss, K = sum of w and V labels of one process, the trainer gives
-        L / K * V; of all processes it is sum L / sum K * sum V. Weights carry no gradient here.
+        L / K * V; of all processes it is sum L / sum K * sum V. Weights carry no gradient here:
+        `fortifai.models.parallel` refuses others.
         """
         stats = self.share.last
         own = torch.stack((stats.kept, stats.valid.to(stats.kept)))
