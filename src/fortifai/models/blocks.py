@@ -13,13 +13,16 @@ from transformers import PreTrainedModel
 
 from fortifai.data.tokens import SpecialTokens
 from fortifai.errors import InputError
-from fortifai.models import shared_prefix
+from fortifai.lab.seeds import derive
+from fortifai.models import shared_prefix, vllm_engine
 from fortifai.models.generation import begun, rows_at_a_time, uniform, width, write, write_after
+from fortifai.models.options import Beam
 from fortifai.models.scoring import positions
 
 if TYPE_CHECKING:
     from fortifai.lab.progress import Progress
     from fortifai.models.options import RegenerateOptions
+    from fortifai.models.vllm_engine import Engine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +74,7 @@ def regenerate_blocks(
     seed: int,
     progress: Progress,
     part: Part = WHOLE,
+    engine: Engine | None = None,
 ) -> np.ndarray:
     """Rewrite every block of `new_tokens` tokens from the `context` before them.
 
@@ -96,6 +100,7 @@ def regenerate_blocks(
             chunk chooses the text.
         progress: Told after each batch.
         part: Of the chunks, those that are rewritten; the others stay.
+        engine: What writes instead of the model, and has its weights; by its own random numbers.
 
     Returns:
         (n,) of the same dtype.
@@ -110,6 +115,8 @@ def regenerate_blocks(
             f"a part of {len(samples)} tokens is to be rewritten from a context of {first}, so "
             "nothing of it would change; lower regenerate.context or give a longer corpus"
         )
+    if engine is not None:
+        return _by_engine(engine, samples, settings, special, seed=seed, progress=progress)
     out = samples.copy()
     shared, rows = _way(model, samples, settings, special)
     chunks = max(1, rows // settings.blocks) if shared else rows
@@ -126,6 +133,35 @@ def regenerate_blocks(
             out[to.reshape(-1, 1) + np.arange(group.size)] = written.numpy().astype(out.dtype)
             done += written.numel()
             progress.step("rewrite", done, total, tokens=done)
+    return out
+
+
+def _by_engine(
+    engine: Engine,
+    samples: np.ndarray,
+    settings: RegenerateOptions,
+    special: SpecialTokens,
+    *,
+    seed: int,
+    progress: Progress,
+) -> np.ndarray:
+    """The same by an engine, which is given every context whole."""
+    assert not isinstance(settings.decoding, Beam)
+    out, first, new = samples.copy(), settings.first, settings.new_tokens
+    total = len(samples) - first
+    blocks = range(-(-total // new))
+    for group in (blocks[a : a + vllm_engine.AT_A_TIME] for a in blocks[:: vllm_engine.AT_A_TIME]):
+        rows = []
+        for block in group:
+            begin, limit = block // settings.blocks * settings.blocks * new, first + block * new
+            text = torch.from_numpy(samples[None, begin:limit].astype(np.int64))
+            prompt = begun(text, limit - begin, special)[0].tolist()
+            size = min(new, len(samples) - limit)
+            rows.append(vllm_engine.Row(prompt, size, derive(seed, "block", block)))
+        written = engine.write(rows, settings.decoding, special.never_written)
+        done = min((group[-1] + 1) * new, total)
+        out[first + group[0] * new : first + done] = np.concatenate(written)
+        progress.step("rewrite", done, total, tokens=done)
     return out
 
 

@@ -6,11 +6,12 @@ Samples are one-dimensional streams of token ids, documents separated by the tok
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from fortifai.data import tokens
 from fortifai.data.tokens import Bos
 from fortifai.errors import InputError
 from fortifai.lab.budget import Spent
-from fortifai.lab.progress import Silent
+from fortifai.lab.progress import Counted
 from fortifai.models import (
     blocks,
     continuations,
@@ -30,6 +31,7 @@ from fortifai.models import (
     parallel,
     scoring,
     training,
+    vllm_engine,
 )
 from fortifai.models.lora import Adapter
 from fortifai.models.parallel import Team
@@ -62,6 +64,8 @@ class CausalLM:
         spent: Where it counts the tokens that it trains on, writes, and reads to score.
         block: Window, in tokens, that `log_prob` reads in: that of the last `fit` (kept by
             `save`), before any fit the model's positions, at most 1024.
+        written_by: What is to be written down of the engine that last rewrote a text; None where
+            that was the model itself.
     """
 
     def __init__(
@@ -78,6 +82,8 @@ class CausalLM:
         self.model = model.to(self.device).eval()
         self.tokenizer = tokenizer
         self.spent = Spent()
+        self.written_by: dict[str, Any] | None = None
+        self._engine: vllm_engine.Engine | None = None
         self.block = block or min(scoring.positions(model), 1024)
         self.bos: Bos = bos
         self.special = tokens.special_tokens(
@@ -200,6 +206,7 @@ class CausalLM:
 
         With `train.parallel` in several processes; see `parallel.fit`.
         """
+        self.close_engine()
         self._check_known(samples)
         self.block = min(train.block, scoring.positions(self.model))
         if train.parallel is not None:
@@ -227,12 +234,15 @@ class CausalLM:
         *,
         seed: int,
         progress: Progress,
+        workdir: Path | None = None,
         team: Team | None = None,
     ) -> np.ndarray:
         """The stream rewritten, same size and dtype.
 
-        See `blocks.regenerate_blocks` and `documents.regenerate_documents`; with `team` by several
-        processes, which write the same: see `parallel.regenerate`.
+        See `blocks.regenerate_blocks` and `documents.regenerate_documents`. An engine starts from
+        weights that are written below `workdir` (None: where the system keeps such files), and
+        stays until the model is asked for anything else. Where none is asked for, the processes of
+        `team` write the same together: see `parallel.regenerate`.
         """
         self._check_known(samples)
         rewrite = (
@@ -240,16 +250,31 @@ class CausalLM:
             if settings.mode == "blocks"
             else documents.regenerate_documents
         )
-        heard = _Written(progress)
-        if team is not None:
+        heard = Counted(progress)
+        write = functools.partial(
+            rewrite, self.model, samples, settings, self.special, seed=seed, progress=heard
+        )
+        if settings.engine == "vllm":
+            self._engine = vllm_engine.started(
+                settings, self.model, self.save, workdir, instead_of=self._engine
+            )
+            self.written_by = self._engine.record
+            out = write(engine=self._engine)
+        elif team is not None:
+            self.written_by = None
             out = parallel.regenerate(self, samples, settings, team, seed=seed, progress=heard)
         else:
+            self.written_by = None
             with self._evaluating():
-                out = rewrite(
-                    self.model, samples, settings, self.special, seed=seed, progress=heard
-                )
+                out = write()
         self.spent.generated += heard.tokens
         return out
+
+    def close_engine(self) -> None:
+        """Close the engine that rewrites, if there is one: its weights and memory."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
 
     def log_prob(self, samples: np.ndarray) -> np.ndarray:
         """(n,) float32 log p (nats) of every token of a stream; see `scoring.token_log_prob`."""
@@ -412,20 +437,10 @@ class CausalLM:
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
+        self.close_engine()
         training_mode = self.model.training
         self.model.eval()
         try:
             yield
         finally:
             self.model.train(training_mode)
-
-
-class _Written(Silent):
-    """Progress that is passed on, and how many tokens it has come to."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress, self.tokens = progress, 0
-
-    def step(self, stage: str, done: int, total: int, *, tokens: int = 0) -> None:
-        self.tokens = tokens
-        self._progress.step(stage, done, total, tokens=tokens)

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 
 from fortifai.data.tokens import SpecialTokens
 from fortifai.errors import InputError
-from fortifai.models import shared_prefix
+from fortifai.lab.seeds import derive
+from fortifai.models import shared_prefix, vllm_engine
 from fortifai.models.blocks import WHOLE, Part
 from fortifai.models.generation import (
     begun,
@@ -33,6 +34,7 @@ from fortifai.models.shared_prefix import Prefix, Rows
 if TYPE_CHECKING:
     from fortifai.lab.progress import Progress
     from fortifai.models.options import RegenerateOptions
+    from fortifai.models.vllm_engine import Engine
 
 LONGEST_TRIAL = 1024
 """Tokens of a document that a model is tried on at most: a trial reads them all."""
@@ -84,6 +86,7 @@ def regenerate_documents(
     seed: int,
     progress: Progress,
     part: Part = WHOLE,
+    engine: Engine | None = None,
 ) -> np.ndarray:
     """Keep the first `keep` tokens of every document and write the rest.
 
@@ -104,6 +107,7 @@ def regenerate_documents(
         seed: As in `blocks.regenerate_blocks`, for each document.
         progress: Told whenever documents or segments are finished.
         part: Of the documents, those that are rewritten; the others stay.
+        engine: As in `blocks.regenerate_blocks`.
 
     Returns:
         (n,) of the same dtype.
@@ -121,7 +125,9 @@ def regenerate_documents(
         done += tokens
         progress.step("rewrite", done, total, tokens=done)
 
-    if documents:
+    if documents and engine is not None:
+        _by_engine(engine, positions(model), documents, settings, special, seed=seed, tell=tell)
+    elif documents:
         shared = not isinstance(settings.decoding, Beam)
         most = min(LONGEST_TRIAL, positions(model) - _segment(model, settings))
         trial = torch.from_numpy(documents[-1].text[:most])
@@ -200,6 +206,35 @@ def _in_rounds(
             banned = _banned(special)
             written = write(model, text, size, settings.decoding, numbers, banned=banned)
             tell(sum(d.put(row) for d, row in zip(batch, written.numpy(), strict=True)))
+        alive = [document for document in alive if document.left]
+
+
+def _by_engine(
+    engine: Engine,
+    limit: int,
+    documents: list[_Document],
+    settings: RegenerateOptions,
+    special: SpecialTokens,
+    *,
+    seed: int,
+    tell: Tell,
+) -> None:
+    """The same by an engine, for a model of `limit` positions."""
+    assert not isinstance(settings.decoding, Beam)
+    segment, alive = limit // 2, documents
+    while alive:
+        for at in range(0, len(alive), vllm_engine.AT_A_TIME):
+            batch = alive[at : at + vllm_engine.AT_A_TIME]
+            rows = [
+                vllm_engine.Row(
+                    _window(document, limit - segment, special)[0].tolist(),
+                    min(segment, document.left),
+                    derive(seed, "document", document.place, document.have),
+                )
+                for document in batch
+            ]
+            written = engine.write(rows, settings.decoding, _banned(special))
+            tell(sum(d.put(np.array(row)) for d, row in zip(batch, written, strict=True)))
         alive = [document for document in alive if document.left]
 
 

@@ -143,6 +143,7 @@ class BoundLM:
 
     def fit(self, samples: Tokens, *, seed: int, progress: Progress) -> dict[str, Any]:
         """Train; see `CausalLM.fit`."""
+        self.lm.close_engine()
         weight = self._settled(samples, seed)
         carried = self.adapter if self.family.carries else None
         if carried is not None:
@@ -173,6 +174,7 @@ class BoundLM:
     def weights(self) -> dict[str, torch.Tensor]:
         """The parameters themselves; once they are changed, no adapter says what they are."""
         self.adapter, self.pristine = None, False
+        self.lm.close_engine()
         return dict(self.lm.model.named_parameters())
 
     def fit_plainly(self, samples: Tokens, epochs: int, *, seed: int, progress: Progress) -> None:
@@ -215,8 +217,14 @@ class BoundLM:
 
     def regenerate(self, samples: Tokens, *, seed: int, progress: Progress) -> Tokens:
         """Rewrite; see `CausalLM.regenerate`."""
+        family = self.family
         return self.lm.regenerate(
-            samples, self.family.regenerate, seed=seed, progress=progress, team=self.family.team
+            samples,
+            family.regenerate,
+            seed=seed,
+            progress=progress,
+            workdir=family.workdir,
+            team=family.team,
         )
 
     def log_prob(self, samples: Tokens) -> NDArray[np.float32]:

@@ -368,15 +368,19 @@ def side_by_side(model: PreTrainedModel, length: int, beams: int = 1, *, copies:
         beams: Of each sequence.
         copies: Of keys and values; 2 where the cache grows by being copied.
     """
-    config = model.config.get_text_config(decoder=True)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    bytes_each = torch.finfo(model.dtype).bits // 8
     # keys and values of every layer, and four copies of the logits
-    cache = 2 * copies * config.num_hidden_layers * heads * size * length * bytes_each
-    per_row = beams * (cache + 16 * vocabulary(model))
+    per_row = beams * (copies * cache_bytes(model, length) + 16 * vocabulary(model))
     free = 2 * 2**30
     if model.device.type == "cuda":
         free = torch.cuda.mem_get_info(model.device)[0]
     most = MAX_ROWS.get(model.device.type, MAX_ROWS["cpu"])
     return int(max(1, min(most // beams, free // 2 // per_row)))
+
+
+def cache_bytes(model: PreTrainedModel, length: int) -> int:
+    """Bytes of the keys and values of `length` tokens in all layers."""
+    config = model.config.get_text_config(decoder=True)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    bytes_each = torch.finfo(model.dtype).bits // 8
+    return int(2 * config.num_hidden_layers * heads * size * length * bytes_each)

@@ -217,6 +217,28 @@ class Sample(Options):
     top_n_sigma: PositiveFloat | None = None
 
 
+def _unknown_to_vllm(decoding: Greedy | Beam | Sample) -> str:
+    """What of a decoding vLLM does not have, or does otherwise; nothing if it has all of it."""
+    if isinstance(decoding, Beam):
+        # its beam search (0.32) takes no penalty, and no tokens that are never to be written
+        return "engine vllm has no beam search with a repetition penalty, which decoding beam is"
+    if isinstance(decoding, Greedy):
+        return ""
+    if decoding.top_n_sigma is not None:
+        return f"engine vllm has no top_n_sigma, and decoding.top_n_sigma is {decoding.top_n_sigma}"
+    if not 0.01 <= decoding.temperature <= 2:
+        return (
+            f"engine vllm takes temperatures from 0.01 to 2, and decoding.temperature is "
+            f"{decoding.temperature}"
+        )
+    if decoding.min_p and decoding.top_p < 1:
+        return (
+            f"engine vllm cuts by min_p before top_p, not behind it, and decoding has min_p "
+            f"{decoding.min_p} and top_p {decoding.top_p}"
+        )
+    return ""
+
+
 DecodingConfig = Annotated[Greedy | Beam | Sample, Field(discriminator="kind")]
 
 
@@ -260,7 +282,8 @@ class RegenerateOptions(Options):
 
     `blocks`: every `new_tokens` tokens are rewritten from the `context` before them. `documents`:
     the first `keep` tokens of each document stay, the rest is written anew. `batch_size`: blocks or
-    documents that are written at a time; None for what memory holds.
+    documents that are written at a time; None for what memory holds. `engine`: what writes;
+    `vllm` is `fortifai[vllm]`.
     """
 
     mode: Literal["blocks", "documents"] = "blocks"
@@ -269,6 +292,14 @@ class RegenerateOptions(Options):
     keep: PositiveInt = 64
     batch_size: PositiveInt | None = None
     decoding: DecodingConfig = Greedy()
+    engine: Literal["transformers", "vllm"] = "transformers"
+
+    @model_validator(mode="after")
+    def _known_to_vllm(self) -> RegenerateOptions:
+        fault = self.engine == "vllm" and _unknown_to_vllm(self.decoding)
+        if fault:
+            raise ValueError(f"{fault}; change decoding, or set engine to transformers")
+        return self
 
     @model_validator(mode="after")
     def _room(self) -> RegenerateOptions:

@@ -40,7 +40,9 @@ from fortifai.report.text import neutral
 _AGAIN = "Start the run again to have"
 _SCORES, _FORMATS, _PASSAGES = "scores.jsonl", "formats.parquet", "passages.jsonl"
 _QUESTIONS, _GRID = "questions.parquet", "grid.safetensors"
-_PLAIN = {name: f"{name}.json" for name in ("ledger", "histograms", "perplexities", "picture")}
+_PLAIN = {
+    name: f"{name}.json" for name in ("ledger", "histograms", "perplexities", "picture", "engine")
+}
 _FILES = (_SCORES, _FORMATS, _PASSAGES, _QUESTIONS, _GRID, *_PLAIN.values())
 
 
@@ -176,6 +178,7 @@ class _Reading:
                 f"{self.path} has no {whole or 'finished generation yet'}; wait for the first one, "
                 "or start its run again"
             )
+        self.notes += _engines(arms)
         rule, levels = _declared(self.config, file)
         known = [chain for arm in arms for chain in arm.chains]
         unknown = len(declared) * len(self.seeds) - len(known)
@@ -274,6 +277,21 @@ class _Reading:
                 for fault in faults
                 if fault != left_out
             ]
+
+
+def _engines(arms: Sequence[Arm]) -> list[str]:
+    """Which arms were written by an engine whose texts depend on more than the seed."""
+    found: dict[str, dict[str, None]] = {}
+    for arm in arms:
+        for told in (g.engine for chain in arm.chains for g in chain.generations):
+            if told.get("batch_invariant") is False:
+                name = f"{told.get('engine')} {told.get('version')} on {told.get('device')}"
+                found.setdefault(name, {})[arm.name] = None
+    return [
+        f"{', '.join(names)}: written by {name}, which was not batch-invariant: how rows fell into "
+        "batches may have changed the rounding of sums, so the texts may differ from run to run."
+        for name, names in found.items()
+    ]
 
 
 def _seed_of(path: Path) -> int:

@@ -81,6 +81,7 @@ class Generation:
     histograms: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     perplexities: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     picture: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    engine: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     grid: Mapping[str, NDArray[np.uint8]] = dataclasses.field(default_factory=dict)
     passages: tuple[Passage, ...] = ()
     answers: Answers | None = None

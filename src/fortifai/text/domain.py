@@ -53,6 +53,7 @@ class TextDomain:
         benchmarks: Published benchmarks with their items, or None.
         exam: Questions in several formats, or None.
         folder: Where it was loaded from.
+        engine: What the engine that writes says of itself; empty where no arm asks for one.
     """
 
     config: TextExperiment
@@ -69,6 +70,7 @@ class TextDomain:
     benchmarks: benchmarks.Suite | None = None
     exam: formats.Exam | None = None
     folder: Path | None = None
+    engine: str = ""
 
     @property
     def sample_bytes(self) -> int:
@@ -97,6 +99,7 @@ class TextDomain:
             ("pretraining", f"{len(self.rest) * epochs:,} tokens, {often}"),
             *((("benchmarks", suite.facts),) if suite else ()),
             *((("formats", exam.facts(in_formats)),) if in_formats else ()),
+            *((("engine", self.engine),) if self.engine else ()),
         )
 
     def _beginning(self) -> str:
@@ -192,6 +195,8 @@ class TextDomain:
         if self.config.fluency.under_first:
             told = measures.perplexity_histograms(generation)
             write_json(folder / measures.PERPLEXITIES, told)
+        if generation.model.lm.written_by is not None:
+            write_json(folder / "engine.json", generation.model.lm.written_by)
         write_json(folder / "histograms.json", measures.histograms(generation))
         write_jsonl(folder / "passages.jsonl", measures.followed(generation))
         return scores

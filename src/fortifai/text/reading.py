@@ -20,7 +20,7 @@ from fortifai.evals import benchmarks, fluency
 from fortifai.lab.domain import Under
 from fortifai.lab.progress import Progress
 from fortifai.lab.seeds import derive
-from fortifai.models import scratch
+from fortifai.models import scratch, vllm_engine
 from fortifai.models.causal_lm import CausalLM
 from fortifai.models.family import count_parameters, from_config
 from fortifai.models.hub import exists
@@ -56,6 +56,7 @@ def read(config: TextExperiment, root: Path) -> TextDomain:
         longest = _positions(model_config) or 1024
     parameters = count_parameters(lambda: from_config(model_config))
     special = special_tokens(tokenizer, model_config, bos=family.bos)
+    engine = _check_engine(config, model_config, special)
     cut = splits.split_corpus(
         sources.corpus,
         sources.questions,
@@ -92,6 +93,7 @@ def read(config: TextExperiment, root: Path) -> TextDomain:
         notes=tuple(dict.fromkeys([*sources.notes, *cut.notes, *cuts, *bleu])),
         benchmarks=suite,
         exam=in_formats,
+        engine=engine,
     )
     return data
 
@@ -102,6 +104,15 @@ def _read_sources(config: TextExperiment, root: Path) -> Sources:
         return found
     asked, notes = questions.read_questions(config.questions.files, root=root)
     return dataclasses.replace(found, questions=asked, notes=(*found.notes, *notes))
+
+
+def _check_engine(config: TextExperiment, model_config: Any, special: SpecialTokens) -> str:
+    """What vLLM says of itself, if an arm writes by it; nothing otherwise."""
+    if all(arm.regenerate.engine != "vllm" for arm in config.arms.values()):
+        return ""
+    with torch.device("meta"):
+        model = from_config(model_config)
+    return vllm_engine.check(model, special)
 
 
 def _read_benchmarks(
