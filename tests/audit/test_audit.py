@@ -256,6 +256,7 @@ def test_levels_are_those_of_the_documentation():
         "duplication": "duplication",
         "confidence": "confidence",
         "Knowledge Retention": "knowledge",
+        "coverage": "coverage",
     }
     told = {
         names[row[0].partition(":")[0]]: float(re.search(r"\d+\.\d+", row[2]).group())

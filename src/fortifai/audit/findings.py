@@ -32,6 +32,7 @@ class Levels:
         copies: Share of documents that are copies of others, or nearly so, gained.
         confidence: Mean probability on the model's own text above that on human text.
         knowledge: Share of right answers lost against the base model.
+        coverage: pass@k lost against the base model.
 
     Raises:
         InputError: A level is not above 0.
@@ -44,6 +45,7 @@ class Levels:
     copies: float = 0.05
     confidence: float = 0.2
     knowledge: float = 0.05
+    coverage: float = 0.05
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
@@ -152,6 +154,7 @@ class Audit:
         remarks: What to know of how something was measured, in words.
         histograms: Counts of confidences in the 20 equal bins of [0, 1], by text.
         examples: Some of what the model wrote: (prompt, what it wrote, what stood there).
+        solved: By model, how many questions had 0, 1, ... right answers of several.
     """
 
     subject: str
@@ -162,6 +165,7 @@ class Audit:
     remarks: tuple[str, ...] = ()
     histograms: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     examples: tuple[tuple[str, str, str], ...] = ()
+    solved: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
     @property
     def evidence(self) -> tuple[Finding, ...]:
@@ -213,4 +217,5 @@ class Audit:
             "not_measured": list(self.not_measured),
             "remarks": list(self.remarks),
             "histograms": {name: list(counts) for name, counts in self.histograms.items()},
+            "solved": {name: list(counts) for name, counts in self.solved.items()},
         }

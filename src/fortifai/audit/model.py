@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fortifai.audit import asked as asked_
 from fortifai.audit.findings import Audit, Finding, Levels, Worse, judged
 from fortifai.errors import InputError
 from fortifai.evals import confidence as confidence_
-from fortifai.evals import diversity, kr_test
+from fortifai.evals import coverage as coverage_
+from fortifai.evals import diversity
+from fortifai.evals.coverage import Coverage
 from fortifai.lab.measures import Score
 from fortifai.models.options import Sample
 from fortifai.stats.sample import Interval, sample_mean
@@ -162,6 +165,7 @@ class ModelAudit:
         base: The model that it came from, with the same tokenizer.
         base_name: What to call that one.
         questions: Knowledge Retention questions.
+        coverage: Questions that it answers several times; None for none.
         benchmarks: Scores of published benchmarks; those of whole benchmarks are shown. They are
             asked for when all else is done, so that a generator measures them only then.
         remarks: What to say of how those were measured.
@@ -175,6 +179,7 @@ class ModelAudit:
     base: CausalLM | None = None
     base_name: str = "the base model"
     questions: Sequence[Question] = ()
+    coverage: Coverage | None = None
     benchmarks: Iterable[Score] = ()
     remarks: Sequence[str] = ()
     windows: int = 256
@@ -198,7 +203,7 @@ def audit_model(
     after the same prompts), how much surer it is of that than of the human text (ForTIFAI,
     2509.08972, Fig. 1), whether human text is less likely to it than to one who guesses among all
     tokens blindly and, with a base model, what it has lost against it on the same prompts and
-    questions.
+    questions, pass@k among it.
 
     Over-fitting makes a model surer of its own text than of new text, too, if never as narrow:
     give a text that it was trained on, or its base model, to tell the two apart.
@@ -212,7 +217,8 @@ def audit_model(
 
     Raises:
         InputError: The text is too short, `size` too large, the base model has another tokenizer,
-            or the log-probabilities of one of them are not finite.
+            the log-probabilities of one of them are not finite, or a question of `coverage` does
+            not fit.
     """
     o = dataclasses.replace(options or ModelAudit(), **changed)
     levels, base, seed, base_name = o.levels, o.base, o.seed, o.base_name
@@ -222,6 +228,9 @@ def audit_model(
             "compared token by token; give the model that this one was trained from"
         )
     passages = cut(lm, text, windows=o.windows, size=o.size)
+    for each in (lm, base):
+        if o.coverage is not None and each is not None:
+            coverage_.check(each, o.coverage)
     wrote = write(lm, passages, o.subject, seed=seed, tick=tick)
     human, more = passages.human, passages.more[:, passages.context :]
     findings = _diversity(wrote.text, human, more, levels, seed)
@@ -232,16 +241,8 @@ def audit_model(
         findings += _since(wrote, first, findings, base_name, levels)
     else:
         not_measured.append("what it has lost against the model it came from (--base)")
-    if o.questions:
-        findings += _knowledge(lm, base, base_name, o.questions, levels, tick)
-    else:
-        not_measured.append("what it knows (--questions)")
-    # of a group (67 paradigms, 57 subjects) its own score, not those of all its parts
-    scores = list(o.benchmarks)
-    whole = [score for score in scores if score.on == score.measure.partition(".")[0]]
-    findings += [_benchmark(score) for score in whole]
-    if not scores:
-        not_measured.append("published benchmarks (--benchmarks)")
+    asked, several = _asked(lm, o, not_measured, tick)
+    findings += asked
     count, length = human.shape
     return Audit(
         o.subject,
@@ -250,13 +251,43 @@ def audit_model(
         f"{count:,} prompts of {length} tokens, evenly spread over the text, each continued by "
         f"{length} tokens at temperature 1{_behind(lm)}",
         tuple(not_measured),
-        tuple(o.remarks),
+        (*o.remarks, *several.remarks),
         {
             "its own text": tuple(confidence_.histogram(wrote.own.ravel()).tolist()),
             HUMAN: tuple(confidence_.histogram(wrote.human.ravel()).tolist()),
         },
         tuple(_example(lm, passages, wrote, row) for row in _rows(count)),
+        several.solved,
     )
+
+
+def _asked(
+    lm: CausalLM, o: ModelAudit, not_measured: list[str], tick: Tick
+) -> tuple[list[Finding], asked_.Asked]:
+    """What questions, coverage and benchmarks found; adds to what is not measured."""
+    base, base_name, levels = o.base, o.base_name, o.levels
+    findings: list[Finding] = []
+    if o.questions:
+        findings += asked_.knowledge(lm, base, base_name, o.questions, levels, tick)
+    else:
+        not_measured.append("what it knows (--questions)")
+    several = asked_.Asked()
+    if o.coverage is not None:
+        models = [(o.subject, lm)]
+        if base is not None:
+            # two folders may have the same name in print
+            models.append((base_name if base_name != o.subject else "the base model", base))
+        several = asked_.coverage(models, o.coverage, levels, o.seed, tick)
+        findings += several.findings
+    else:
+        not_measured.append("what it finds in several answers (--coverage)")
+    # of a group (67 paradigms, 57 subjects) its own score, not those of all its parts
+    scores = list(o.benchmarks)
+    whole = [score for score in scores if score.on == score.measure.partition(".")[0]]
+    findings += [asked_.benchmark(score) for score in whole]
+    if not scores:
+        not_measured.append("published benchmarks (--benchmarks)")
+    return findings, several
 
 
 def _behind(lm: CausalLM) -> str:
@@ -311,7 +342,7 @@ def _confidence(wrote: Generated, vocabulary: int, seed: int, levels: Levels) ->
             "blind guessing",
             human.value,
             blind,
-            _shifted(human, -blind),
+            asked_.shifted(human, -blind),
             None,
             "nats a token",
             "higher",
@@ -341,9 +372,15 @@ def _since(
             "nats",
             "lower",
         ),
-        ("repetition", "repetition in a passage", _means(*rep), "share", "higher"),
-        ("confidence", "confidence gap to human text", _means(*gap), "probability", "higher"),
-        ("human", "surprise at human text", _means(*human), "nats a token", None),
+        ("repetition", "repetition in a passage", asked_.paired(*rep), "share", "higher"),
+        (
+            "confidence",
+            "confidence gap to human text",
+            asked_.paired(*gap),
+            "probability",
+            "higher",
+        ),
+        ("human", "surprise at human text", asked_.paired(*human), "nats a token", None),
     )
     out = []
     for name, title, (value, reference, change), unit, worse in changes:
@@ -365,68 +402,6 @@ def _since(
             )
         )
     return out
-
-
-def _means(now: Floats, before: Floats) -> tuple[float, float, Interval]:
-    return float(now.mean()), float(before.mean()), sample_mean(now - before)
-
-
-def _knowledge(
-    lm: CausalLM,
-    base: CausalLM | None,
-    base_name: str,
-    questions: Sequence[Question],
-    levels: Levels,
-    tick: Tick,
-) -> list[Finding]:
-    right = kr_test.kr_test(lm, questions).right("mean")
-    tick("questions", 1, 1 if base is None else 2)
-    title = f"KR, {len(questions):,} questions"
-    share = float(right.mean())
-    chance = Finding(
-        "knowledge",
-        title,
-        "chance",
-        share,
-        0.5,
-        _shifted(sample_mean(right), -0.5),
-        unit="share",
-    )
-    if base is None:
-        return [chance]
-    before = kr_test.kr_test(base, questions).right("mean")
-    tick("questions", 2, 2)
-    value, reference, change = _means(right, before)
-    return [
-        chance,
-        Finding(
-            "knowledge.base",
-            title,
-            base_name,
-            value,
-            reference,
-            change,
-            None,
-            "share",
-            "lower",
-            levels.knowledge,
-            "knowledge",
-        ),
-    ]
-
-
-def _shifted(found: Interval, by: float) -> Interval:
-    return Interval(found.value + by, found.low + by, found.high + by)
-
-
-def _benchmark(score: Score) -> Finding:
-    reach = None if score.stderr is None else 1.96 * score.stderr
-    around = (
-        None if reach is None else Interval(score.value, score.value - reach, score.value + reach)
-    )
-    return Finding(
-        score.measure, score.measure, "", score.value, None, around, None, score.unit or ""
-    )
 
 
 def _rows(count: int) -> list[int]:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from fortifai.audit import Audit, Suggestion
     from fortifai.data.tokens import Bos
     from fortifai.evals.benchmarks import Suite
+    from fortifai.evals.coverage import Coverage
     from fortifai.lab.measures import Score
     from fortifai.models.causal_lm import CausalLM
 
@@ -112,6 +113,24 @@ def audit(
     questions: Annotated[
         Path | None, typer.Option(metavar="Q.jsonl", help="Knowledge Retention questions.")
     ] = None,
+    coverage: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="Q.jsonl",
+            help="Questions with answers, such as GSM8K's; several are sampled of each: distinct "
+            "ones, pass@1 and pass@k.",
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Answers sampled a question of --coverage; 8.")
+    ] = None,
+    k: Annotated[int | None, typer.Option("--k", help="Of pass@k; as many as samples.")] = None,
+    answer_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens of an answer of --coverage; 256.")
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Put questions of --coverage into the chat template.")
+    ] = False,
     benchmarks: Annotated[
         Path | None,
         typer.Option(metavar="FILE.yaml", help="Benchmarks, as under `benchmarks` of a run."),
@@ -120,7 +139,10 @@ def audit(
         Path | None, typer.Option(metavar="DIR", help="Write the report as HTML, and as JSON.")
     ] = None,
     prompts: Annotated[
-        int | None, typer.Option(min=16, help="Most passages a model continues; 256.")
+        int | None,
+        typer.Option(
+            min=16, help="Most passages a model continues, and questions of --coverage; 256."
+        ),
     ] = None,
     tokens: Tokens = None,
     seed: Seed = 0,
@@ -142,13 +164,18 @@ def audit(
         check_card(card)
     of_models = {
         "--base": base, "--questions": questions, "--benchmarks": benchmarks, "--prompts": prompts,
-        "--tokens": tokens, "--device": device, "--bos": bos,
+        "--tokens": tokens, "--device": device, "--bos": bos, "--coverage": coverage,
+    }  # fmt: skip
+    of_coverage = {
+        "--samples": samples, "--k": k, "--answer-tokens": answer_tokens, "--chat": chat or None,
     }  # fmt: skip
     of_corpora = {
         "--against": against, "--before": before, "--after": after, "--role": role, "--by": by,
         "--detector": detector, "--scores": scores, "--fail-on": fail_on,
         "--skip-bad": skip_bad or None, "--processes": processes, "--card": card,
     }  # fmt: skip
+    if coverage is None:
+        _refuse(of_coverage, "need --coverage with questions; give them")
     if model is None:
         _refuse(of_models, "need a MODEL; give one")
         from fortifai.audit.documents import Fields
@@ -168,9 +195,13 @@ def audit(
     _refuse(of_corpora, "are for corpora, and a MODEL is given; leave one out")
     if text is None or len(text) != 1:
         raise InputError("a MODEL is audited with one human text; give it with --text")
+    covered = None
+    if coverage is not None:
+        covered = _coverage(coverage, samples, k, answer_tokens, prompts, chat)
     found = _model(
-        model, text[0], base, questions, benchmarks, prompts, tokens, field, seed, device, bos
-    )
+        model, text[0], base, questions, covered, benchmarks, prompts, tokens, field, seed, device,
+        bos,
+    )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(found.record()))
     else:
@@ -195,6 +226,7 @@ def _model(
     text: str,
     base: str | None,
     questions: Path | None,
+    coverage: tuple[Coverage, list[str]] | None,
     benchmarks: Path | None,
     prompts: int | None,
     tokens: int | None,
@@ -212,20 +244,40 @@ def _model(
     suite = _suite(benchmarks) if benchmarks else None
     lm = load_model(model, device, bos)
     first = None if base is None else load_model(base, device, bos)
-    remarks = suite.check(lm.model, lm.tokenizer, lm.special) if suite else ()
+    remarks = suite.check(lm.model, lm.tokenizer, lm.special) if suite else []
+    several, notes = coverage or (None, [])
     with bars() as tick:
         options = ModelAudit(
             subject=_name(model),
             base=first,
             base_name="the base model" if base is None else _name(base),
             questions=asked,
+            coverage=several,
             benchmarks=_scores(suite, lm, tick) if suite else (),
-            remarks=remarks,
+            remarks=[*remarks, *notes],
             windows=prompts or 256,
             size=tokens,
             seed=seed,
         )
         return audit_model(lm, human, options, tick=tick)
+
+
+def _coverage(
+    path: Path,
+    samples: int | None,
+    k: int | None,
+    answer_tokens: int | None,
+    most: int | None,
+    chat: bool,
+) -> tuple[Coverage, list[str]]:
+    """What is asked, and notes on the file."""
+    from fortifai.data.answers import read_answered
+    from fortifai.evals.coverage import Coverage
+
+    questions, notes = read_answered([path], root=Path.cwd())
+    told = {"samples": samples, "answer_tokens": answer_tokens, "most": most}
+    given = {name: value for name, value in told.items() if value is not None}
+    return Coverage(tuple(questions), k=k, chat=chat, **given), notes
 
 
 def _name(model: str) -> str:

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from fortifai.data.questions import Question
+from fortifai.data.tokens import spaceless
 
 Format = Literal["multiple_choice", "few_shot", "short_answer", "no_instruction"]
 FORMATS: tuple[Format, ...] = ("multiple_choice", "few_shot", "short_answer", "no_instruction")
@@ -106,6 +107,23 @@ def answers(item: Item, kind: Format) -> tuple[str, ...]:
 def solved(item: Item, kind: Format, examples: Sequence[Item] = ()) -> str:
     """The prompt with its right answer."""
     return f"{prompt(item, kind, examples)} {answers(item, kind)[item.answer]}"
+
+
+_BESIDE = " \t\n.,;:!?\"'*()[]"
+
+
+def bare(words: str) -> str:
+    """Words as answers are compared: whatever their case and the marks around them."""
+    return words.casefold().strip(_BESIDE)
+
+
+def begins(said: str, words: str) -> bool:
+    """Whether a text begins with certain words, both as `bare` has them."""
+    told, wanted = bare(said), bare(words)
+    if not wanted or not told.startswith(wanted):
+        return False
+    # where a script puts no space between words, any place may be the end of one
+    return spaceless(wanted[-1]) or not told[len(wanted) :][:1].isalnum()
 
 
 def worksheet(items: Sequence[Item], kind: Format) -> str:

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fortifai.data import tokens
-from fortifai.data.exam import LETTERED, Asked, Format, Item, answers, prompt, solved
+from fortifai.data.exam import LETTERED, Asked, Format, Item, answers, begins, prompt, solved
 from fortifai.data.tokens import Encoded, SpecialTokens
 from fortifai.errors import InputError
 from fortifai.lab.measures import Score, mean_score, share_score
@@ -42,7 +42,6 @@ LETTER_TOKENS = 4
 
 _LETTER = re.compile(r"[\s*(]*([A-Z])(?!\w)")
 _WORD = re.compile(r"\w+")
-_BESIDE = " \t.,;:!?\"'*()[]"
 
 INSTRUCTIONS: Mapping[Format, str] = {
     "multiple_choice": "Answer with the letter of the right option and nothing else.",
@@ -239,7 +238,7 @@ def reads_as(kind: Format, item: Item, said: str) -> bool:
     words = _WORD.findall(line)
     if not words:
         return False
-    if item.variants and not any(_begins(line, value) for value in item.variants):
+    if item.variants and not any(begins(line, value) for value in item.variants):
         return False
     if kind == "short_answer":
         most = max(SHORT, *(len(_WORD.findall(option)) for option in item.options))
@@ -251,21 +250,12 @@ def says(kind: Format, item: Item, said: str) -> bool:
     """Whether a text begins with the right answer: its letter, or its words."""
     if kind in LETTERED:
         return _letter(said) == item.letters[item.answer]
-    return _begins(said, item.right)
+    return begins(said, item.right)
 
 
 def _letter(said: str) -> str | None:
     found = _LETTER.match(said)
     return found.group(1) if found else None
-
-
-def _begins(said: str, words: str) -> bool:
-    """Whether a text begins with certain words, whatever their case and the marks around them."""
-    told, wanted = (text.casefold().strip(_BESIDE + "\n") for text in (said, words))
-    if not wanted or not told.startswith(wanted):
-        return False
-    # where a script puts no space between words, any place may be the end of one
-    return tokens.spaceless(wanted[-1]) or not told[len(wanted) :][:1].isalnum()
 
 
 # --- tokens -----------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from fortifai.models import (
     vllm_engine,
 )
 from fortifai.models.lora import Adapter
+from fortifai.models.options import Greedy, Sample
 from fortifai.models.parallel import Team
 from fortifai.models.training import FitReport
 
@@ -404,14 +405,43 @@ class CausalLM:
             return continuations.continuation_log_prob(self.model, encoded, tick)
 
     def write_greedily(self, prompts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
-        """The `size` most probable tokens after each prompt; see `generation.write_greedily`.
+        """The `size` most probable tokens after each prompt; see `generation.write_apart`.
 
         Prompts begin with bos where the model reads one.
         """
         banned = self.special.never_written
         self.spent.generated += len(prompts) * size
         with self._evaluating():
-            return generation.write_greedily(self.model, prompts, size, banned)
+            return generation.write_apart(
+                self.model, prompts, size, Greedy(kind="greedy"), banned=banned
+            )
+
+    def write_answers(
+        self,
+        prompts: Sequence[Sequence[int]],
+        size: int,
+        decoding: Sample,
+        numbers: np.ndarray,
+        *,
+        tick: Callable[[int, int], None] = lambda done, total: None,
+    ) -> list[list[int]]:
+        """Sample after prompts of any lengths, until an end; see `generation.write_apart`.
+
+        Args:
+            prompts: Token ids, with bos where the model reads one.
+            size: Most tokens to write.
+            decoding: Sample.
+            numbers: (prompts, size) float64 in [0, 1), which choose the text of each.
+            tick: Told how many of how many prompts are done.
+        """
+        special = self.special
+        with self._evaluating():
+            out = generation.write_apart(
+                self.model, prompts, size, decoding, numbers,
+                banned=special.never_written, ends=special.ends, tick=tick,
+            )  # fmt: skip
+        self.spent.generated += sum(map(len, out))
+        return out
 
     @property
     def positions(self) -> int:

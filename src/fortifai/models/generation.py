@@ -183,14 +183,18 @@ def _step_by_step(
     return out.cpu()
 
 
-@torch.inference_mode()
-def write_greedily(
+def write_apart(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     size: int,
+    decoding: Greedy | Sample,
+    numbers: np.ndarray | None = None,
+    *,
     banned: Sequence[int] = (),
+    ends: frozenset[int] = frozenset(),
+    tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[list[int]]:
-    """The `size` most probable tokens, one after the other, after prompts of any lengths.
+    """Up to `size` tokens after each of several prompts of any lengths.
 
     Prompts of about one length are written side by side, the shorter ones filled up on the left
     with tokens that nothing sees and that take no position.
@@ -198,11 +202,15 @@ def write_greedily(
     Args:
         model: In evaluation mode.
         prompts: Token ids, at least one each; with `size` more they must fit the positions.
-        size: Tokens to write, the end-of-text token being one like any other.
+        size: Most tokens to write.
+        decoding: Greedy or sample.
+        numbers: (prompts, size) float64 in [0, 1), what sampling draws with; None otherwise.
         banned: Tokens that are never written.
+        ends: Tokens with which a row ends; without them each row has `size` tokens.
+        tick: Told how many of how many rows are done.
 
     Returns:
-        `size` token ids for each prompt, in the order given.
+        Token ids for each prompt, in the order given; the last one may be of `ends`.
     """
     out: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -210,15 +218,24 @@ def write_greedily(
     while at < len(order):
         longest = len(prompts[order[min(at + MAX_ROWS["cuda"], len(order)) - 1]])
         batch = order[at : at + side_by_side(model, longest + size)]
-        rows = _after([prompts[i] for i in batch], model, size, banned)
+        drawn = None if numbers is None else numbers[batch]
+        choose = chooser(decoding, drawn, model.device)
+        rows = _after([prompts[i] for i in batch], model, size, choose, banned, ends)
         for i, row in zip(batch, rows, strict=True):
             out[i] = row
         at += len(batch)
+        tick(at, len(order))
     return out
 
 
+@torch.inference_mode()
 def _after(
-    prompts: Sequence[Sequence[int]], model: PreTrainedModel, size: int, banned: Sequence[int]
+    prompts: Sequence[Sequence[int]],
+    model: PreTrainedModel,
+    size: int,
+    choose: Choose,
+    banned: Sequence[int],
+    ends: frozenset[int],
 ) -> list[list[int]]:
     width = max(map(len, prompts))
     fill = [width - len(prompt) for prompt in prompts]
@@ -227,7 +244,9 @@ def _after(
     feed, past = feed.to(model.device), None
     takes = inspect.signature(model.forward).parameters
     never = torch.tensor(banned, dtype=torch.long, device=model.device)
+    closing = torch.tensor(sorted(ends), dtype=torch.long, device=model.device)
     out = torch.empty((len(prompts), size), dtype=torch.long, device=model.device)
+    ended, written = torch.zeros(len(prompts), dtype=torch.bool, device=model.device), size
     for step in range(size):
         position = (seen.cumsum(-1) - 1).clamp(min=0)[:, -feed.shape[1] :]
         extra = {"position_ids": position, "logits_to_keep": 1}
@@ -240,10 +259,20 @@ def _after(
         )
         past = answer.past_key_values
         logits = answer.logits[:, -1].float().index_fill_(-1, never, -torch.inf)
-        out[:, step] = logits.argmax(-1)
+        out[:, step] = choose(logits, step)
+        ended |= torch.isin(out[:, step], closing)
+        if ended.all():
+            written = step + 1
+            break
         feed = out[:, step : step + 1]
         seen = torch.cat([seen, seen.new_ones(len(seen), 1)], dim=1)
-    return [[int(t) for t in row] for row in out.cpu()]
+    return [_until(row, ends) for row in out[:, :written].tolist()]
+
+
+def _until(row: list[int], ends: frozenset[int]) -> list[int]:
+    """A row up to the first of `ends`, that one included."""
+    stop = next((i for i, token in enumerate(row) if token in ends), len(row))
+    return row[: stop + 1]
 
 
 def sample(logits: Tensor, numbers: Tensor, decoding: Sample) -> Tensor:
