@@ -1,11 +1,12 @@
 """Speed and memory of the audit of corpora: scores of documents, whole passes, datatrove's blocks.
 
-    python benchmarks/audit.py scores    # documents a second and core, by measure
-    python benchmarks/audit.py pass      # rows made by code, peak memory and rows a second
-    python benchmarks/audit.py datatrove # beside datatrove's blocks, same rows, one process each
+    python benchmarks/audit.py scores                 # documents a second and core, by measure
+    python benchmarks/audit.py pass --rows 10000000   # memory of a pass, and rows a second
+    python benchmarks/audit.py datatrove              # beside datatrove's, same rows, one process
 
-Text is made by code: words by Zipf's law, as long as words are, so that nothing is downloaded.
-Times are those of the processor (one thread), which others on the machine disturb less.
+A pass hands what else it is given, such as --processes 1, to `fortifai audit`. Text is made by
+code, words by Zipf's law, so that nothing is downloaded. Times of scores are those of the processor
+(one thread), which others on the machine disturb less; that of a pass is the clock's.
 """
 
 from __future__ import annotations
@@ -27,14 +28,18 @@ import numpy as np
 
 def documents(count: int, words: int, seed: int) -> list[str]:
     """Documents of words by a power law, as many types as a corpus has."""
-    rng = np.random.default_rng(seed)
-    kinds = 50_000
+    kinds = vocabulary(50_000)
+    p = 1 / np.arange(1, len(kinds) + 1)
+    drawn = np.random.default_rng(seed).choice(kinds, (count, words), p=p / p.sum())
+    return [" ".join(row) for row in drawn.tolist()]
+
+
+def vocabulary(kinds: int) -> np.ndarray:
+    """Words of letters by chance, as objects."""
     lengths = np.random.default_rng(0).integers(2, 11, kinds)
     letters = np.random.default_rng(1).integers(97, 123, lengths.sum()).astype(np.uint8)
-    vocabulary = [bytes(part).decode() for part in np.split(letters, np.cumsum(lengths)[:-1])]
-    p = 1 / np.arange(1, kinds + 1)
-    drawn = rng.choice(kinds, (count, words), p=p / p.sum())
-    return [" ".join(vocabulary[i] for i in row) for row in drawn]
+    parts = np.split(letters, np.cumsum(lengths)[:-1])
+    return np.array([bytes(part).decode() for part in parts], dtype=object)
 
 
 def rate(work: Callable[[], object], count: int, turns: int = 3) -> float:
@@ -71,56 +76,93 @@ def scores(count: int) -> dict[str, float]:
     }
 
 
-MAKE = """
-import json, sys
-sys.path.insert(0, {here!r})
-import audit
-with open({path!r}, "w") as file:
-    for seed in range({blocks}):
-        for text in audit.documents(2000, {words}, seed):
-            file.write(json.dumps({{"text": text}}) + chr(10))
-"""
+_SHARD = 100_000
+"""Rows of a file of a pass."""
 
 
-def whole_pass(rows: int, words: int, processes: int) -> dict[str, float]:
-    """A pass with scores over rows made by code; peak memory of all processes together."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "a.jsonl"
-        here = str(Path(__file__).parent)
-        code = MAKE.format(here=here, path=str(path), blocks=rows // 2000, words=words)
-        subprocess.run([sys.executable, "-c", code], check=True)
+def write_shards(folder: Path, shards: int) -> list[Path]:
+    """Rows of 20 to 60 words by Zipf's law, as .jsonl; those that are there stay as they are."""
+    paths = [folder / f"part-{shard:04}.jsonl" for shard in range(shards)]
+    folder.mkdir(parents=True, exist_ok=True)
+    words = vocabulary(2_000_000)  # more than a process keeps numbers of
+    reach = np.log(len(words) + 1)
+    for shard, path in enumerate(paths):
+        if path.exists():
+            continue
+        rng = np.random.default_rng((1, shard))
+        partial = path.with_suffix(".partial")
+        with partial.open("w", encoding="ascii") as file:
+            for _ in range(0, _SHARD, 10_000):
+                ends = np.cumsum(rng.integers(20, 61, 10_000))
+                # ranks of Zipf's law: their logarithms are uniform, to the whole rank below
+                ranks = np.exp(reach * rng.random(ends[-1])).astype(np.int64) - 1
+                drawn = words[ranks].tolist()
+                begins = [0, *ends[:-1].tolist()]
+                file.writelines(
+                    f'{{"text": "{" ".join(drawn[i:j])}"}}\n'
+                    for i, j in zip(begins, ends.tolist(), strict=True)
+                )
+        partial.rename(path)
+    return paths
+
+
+def whole_pass(rows: int, kept: Path | None, arguments: Sequence[str]) -> dict[str, float]:
+    """`fortifai audit --text 'shards/*'` over rows made by code: memory, time, rows a second.
+
+    Args:
+        rows: How many, in files of 100,000.
+        kept: Where the files lie, and stay; None: in a temporary folder.
+        arguments: More of the command, such as ``--processes 1``.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        files = write_shards(kept or folder / "made", max(1, rows // _SHARD))
+        (folder / "shards").mkdir()
+        for path in files:
+            (folder / "shards" / path.name).symlink_to(path.resolve())
+        size = sum(path.stat().st_size for path in files)
         start = time.monotonic()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "fortifai.cli", "audit", "--text", path, "--scores",
-             Path(folder) / "s.parquet", "--processes", str(processes), "--json"],
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        peak = _peak(process)
+        with (folder / "out.json").open("wb") as out, (folder / "faults").open("wb") as faults:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "fortifai.cli", "audit", "--text", "shards/*", "--json",
+                 *arguments],
+                stdout=out, stderr=faults, cwd=folder,
+            )  # fmt: skip
+            resident, proportional, most = _peak(process)
         seconds = time.monotonic() - start
-        told = json.loads(process.communicate()[0])
+        if process.returncode:
+            raise SystemExit((folder / "faults").read_text("utf-8", "replace"))
+        told = json.loads((folder / "out.json").read_text("utf-8"))
         return {
             "rows": told["counts"]["text"]["rows"],
-            "bytes": path.stat().st_size,
-            "processes": processes,
+            "MiB of files": size / 2**20,
+            "most processes": most,
             "seconds": seconds,
-            "rows a second": rows / seconds,
-            "peak MiB of all processes": peak / 2**20,
+            "rows a second": _SHARD * len(files) / seconds,
+            "peak MiB, resident of all, summed": resident / 2**20,
+            "the same, shared pages once": proportional / 2**20,
         }
 
 
-def _peak(process: subprocess.Popen[bytes]) -> int:
-    """The most memory that a process and its children hold; pages that they share count once."""
+def _peak(process: subprocess.Popen[bytes]) -> tuple[int, int, int]:
+    """The most that a process and its children hold, and the most processes.
+
+    Resident memory summed counts pages that they share (libraries) once for each of them;
+    proportional set size counts them once.
+    """
     import psutil
 
-    parent, peak = psutil.Process(process.pid), 0
+    parent = psutil.Process(process.pid)
+    peaks = [0, 0, 0]
     while process.poll() is None:
         try:
-            every = [parent, *parent.children(recursive=True)]
-            peak = max(peak, sum(each.memory_full_info().pss for each in every))
+            found = [each.memory_full_info() for each in [parent, *parent.children(recursive=True)]]
         except psutil.Error:
-            pass  # one of them has just ended
-        time.sleep(0.5)
-    return peak
+            continue  # one of them has just ended
+        now = sum(one.rss for one in found), sum(one.pss for one in found), len(found)
+        peaks = [max(pair) for pair in zip(peaks, now, strict=True)]
+        time.sleep(0.2)
+    return peaks[0], peaks[1], peaks[2]
 
 
 def datatrove(count: int) -> dict[str, float]:
@@ -162,11 +204,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("what", choices=["scores", "pass", "datatrove"])
     parser.add_argument("--documents", type=int, default=4096, help="of scores and datatrove")
     parser.add_argument("--rows", type=int, default=10_000_000, help="of a pass")
-    parser.add_argument("--words", type=int, default=100, help="of a row of a pass")
-    parser.add_argument("--processes", type=int, default=2, help="of a pass")
-    given = parser.parse_args(arguments)
+    parser.add_argument("--keep", type=Path, help="folder of the files of a pass, which stay")
+    given, more = parser.parse_known_args(arguments)
     if given.what == "pass":
-        found = whole_pass(given.rows, given.words, given.processes)
+        found = whole_pass(given.rows, given.keep, more)
+    elif more:
+        parser.error(f"{' '.join(more)}: only a pass hands more to the command")
     else:
         found = (scores if given.what == "scores" else datatrove)(given.documents)
     print(f"Python {platform.python_version()}, NumPy {np.__version__}, {platform.processor()}")

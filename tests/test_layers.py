@@ -80,7 +80,9 @@ def test_no_module_is_named_where_a_string_would_be_imported():
 @pytest.mark.parametrize(
     ("module", "never"),
     [
-        ("fortifai", ("transformers", "pydantic", "scipy", "sklearn", "fortifai.lab")),
+        ("fortifai.losses", ("transformers", "pydantic", "scipy", "sklearn", "fortifai.lab")),
+        # what each process of an audit of texts loads
+        ("fortifai.audit.corpus", ("torch", "transformers", "pydantic", "fortifai.losses")),
         (
             "fortifai.points.domain",
             (

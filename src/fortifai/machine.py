@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
 
 def cores() -> int:
@@ -28,6 +27,8 @@ def accelerators() -> tuple[str, tuple[str, ...]]:
     An accelerator is named as the variable names it: by its number, or by the id of a GPU or of a
     part of one (MIG), of which a process without the variable would see the first alone.
     """
+    import torch  # loaded where it is asked for: `cores` needs none
+
     names = ["CUDA_VISIBLE_DEVICES"]
     if torch.version.hip:  # the first two choose among what the last has left
         names = ["HIP_VISIBLE_DEVICES", *names, "ROCR_VISIBLE_DEVICES"]
@@ -87,6 +88,8 @@ def source_commit() -> str | None:
 
 def machine() -> dict[str, Any]:
     """The machine in a few words: processor, cores, memory, accelerator, system."""
+    import torch
+
     accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
         "processor": _processor(),

@@ -15,6 +15,7 @@ from fortifai.evals.coverage import Coverage, Covered
 from fortifai.models import scratch
 from fortifai.models.causal_lm import CausalLM
 from fortifai.report.audit import write_audit
+from fortifai.report.text import MINUS
 
 N = 200
 
@@ -97,8 +98,8 @@ def test_a_model_that_got_narrower_is_told(monkeypatch):
     assert audit.headline == "evidence of collapse in: coverage"
     assert "1 of 1 checks failed: pass@8, while pass@1 rose (against M0)" in audit.verdict
     (told,) = [line for line in audit.remarks if "narrower than M0" in line]
-    assert f"pass@1 {by['coverage.pass@1.base'].difference.value:+.3f} (+" in told
-    assert f"pass@8 {by['coverage.pass@8.base'].difference.value:+.3f} (-" in told
+    assert f"pass@1 {by['coverage.pass@1.base'].difference.value:+.3g} (+" in told
+    assert f"pass@8 {MINUS}{-by['coverage.pass@8.base'].difference.value:.3g} ({MINUS}" in told
 
 
 @pytest.mark.parametrize(

@@ -397,7 +397,9 @@ def test_the_table_fits_80_columns_and_a_benchmark_shows_no_difference(
     (benchmark,) = [line for line in lines if "blimp.acc" in line]
     assert benchmark.split() == ["blimp.acc", "0.65", DASH, "0.44", "to", "0.86", DASH]
     page = write_audit(audit, tmp_path).read_text()
-    assert f"<td>0.65</td><td>{DASH}</td><td><small>0.44 to 0.86</small></td>" in page
+    assert (
+        f"<td><small>0.44 to 0.86</small></td><td>{DASH}</td><td>0.65</td><td>{DASH}</td>" in page
+    )
     assert "<td>+0.50<small>+0.40 to +0.60</small></td>" in page
     assert "Not drawn, since its level is 0: surprise.</figcaption>" in page
     plain = dataclasses.replace(audit, findings=findings[:1])

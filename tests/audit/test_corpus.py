@@ -223,6 +223,77 @@ def test_8_grams_of_a_reference_are_bounded_and_unbiased(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_sample_that_was_handed_out_stays_whole():
+    """Columns are let go one by one while a sample shrinks; what `rows` gave is another's."""
+    lowest = sketch.Lowest(3)
+
+    def add(*keys):
+        lowest.add({"key": np.array(keys, dtype=np.uint64), "count": np.ones(len(keys), np.int64),
+                    "x": 10.0 * np.array(keys)})  # fmt: skip
+
+    add(5, 3, 9, 3)
+    first = lowest.rows()
+    add(1, 4)
+    assert {name: column.tolist() for name, column in first.items()} == {
+        "key": [3, 5, 9], "count": [2, 1, 1], "x": [30.0, 50.0, 90.0]
+    }  # fmt: skip
+    assert {name: column.tolist() for name, column in lowest.rows().items()} == {
+        "key": [1, 3, 4], "count": [1, 2, 1], "x": [10.0, 30.0, 40.0]
+    }  # fmt: skip
+    assert lowest.rows()["x"].tolist() == [10.0, 30.0, 40.0]
+    assert lowest.limit == 4
+
+
+def test_words_beyond_those_that_are_kept_have_the_same_numbers(monkeypatch):
+    texts = documents(50, 0)
+    known = corpus_.scores.encode(texts).hashes
+    monkeypatch.setattr(corpus_.scores, "_KNOWN", 7)
+    monkeypatch.setattr(corpus_.scores, "_numbers", corpus_.scores._Numbers())
+    assert np.array_equal(corpus_.scores.encode(texts).hashes, known)
+    assert len(corpus_.scores._numbers) <= 7
+
+
+def test_no_more_processes_are_started_unasked_than_stay_in_bounds(tmp_path):
+    path = tmp_path / "a.jsonl"
+    with path.open("wb") as file:
+        file.truncate(16_000_000 * 3)  # a hole: its size is all that counts
+    names = [str(path)]
+    assert [corpus_.processes(names, None, cores) for cores in (1, 2, 64)] == [1, 2, 3]
+    assert corpus_.processes(names * 10, None, 64) == corpus_.MOST_PROCESSES
+    assert corpus_.processes(names, 12, 2) == 12
+
+
+def test_distributions_hold_every_document_of_the_sample(tmp_path):
+    own, others = documents(300, 0, size=80), documents(600, 1)
+    audit = audited(tmp_path, own, others)
+    found = audit.distributions["words"]
+    assert len(found["edges"]) == len(found["text"]) + 1 == len(found["reference"]) + 1
+    assert (sum(found["text"]), sum(found["reference"])) == (300, 600)
+    # documents of 80 words and of 60: what lies at the ends is in the outermost bins
+    assert (found["text"][-1], found["reference"][0]) == (300, 600)
+    assert "distributions" in audit.record()
+    entropy = audit.distributions["entropy"]
+    middles = (np.array(entropy["edges"])[1:] + entropy["edges"][:-1]) / 2
+    step = entropy["edges"][1] - entropy["edges"][0]
+    for whose, texts in (("text", own), ("reference", others)):
+        values = corpus_.scores.score(texts)["entropy"]
+        mean = np.average(middles, weights=entropy[whose])
+        # half a bin for the middles, and what is clipped at the 1st and 99th percentiles
+        assert mean == pytest.approx(values.mean(), abs=0.75 * step)
+
+
+def test_the_verdict_says_how_near_and_how_far(tmp_path):
+    sound = audited(tmp_path, documents(600, 0), documents(1200, 1))
+    way, name = max((f.way, f.title) for f in sound.findings if f.way is not None)
+    assert 0 < way < 1
+    assert f"nearest to its level is {name}, {way:.0%} of the way" in sound.verdict
+    narrow = audited(tmp_path, documents(600, 0, 1.4), documents(1200, 1))
+    entropy = finding(narrow, "entropy")
+    assert entropy.way == -entropy.difference.value / 0.3
+    assert f"{entropy.way:.1f} times its level" in narrow.verdict
+    assert f"in {len(narrow.evidence)} of 6 checks" in narrow.verdict
+
+
 def test_any_number_of_processes_and_any_order_give_the_same_bytes(tmp_path):
     for i in range(3):
         texts = [*documents(700, i), None, "", "我们在见面 " * 30]
@@ -475,7 +546,7 @@ def test_the_table_fits_80_columns(files, monkeypatch, capsys):
     own, other = passed(files / "narrow.jsonl"), passed(files / "ref.jsonl", grams=True)
     audit = audit_corpus(own, other, subject="narrow.jsonl", reference="ref.jsonl")
     table.show(audit)
-    table.show_grown(audit.grown)
+    table.show_grown(audit.grown, 15)
     lines = capsys.readouterr().out.split("\n")
     prose = ("Evidence of", "not measured", "the text")
     assert max(len(line) for line in lines if not line.startswith(prose)) <= 80

@@ -11,7 +11,8 @@ from fortifai.lab.measures import About, Line
 from fortifai.lab.store import committing, write_json
 from fortifai.points import measures as points
 from fortifai.report.load import load
-from fortifai.report.names import describe, lines_of, number
+from fortifai.report.names import describe, lines_of
+from fortifai.report.numbers import number
 from fortifai.text.measures import MEASURES
 
 from .fake import ARMS, scores_of, write_run

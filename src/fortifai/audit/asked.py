@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fortifai.audit.findings import Finding, Levels, Worse
+from fortifai.audit.findings import Finding, Levels, Worse, signed
 from fortifai.evals import coverage as coverage_
 from fortifai.evals import kr_test
 from fortifai.evals.coverage import Coverage, Covered
@@ -177,7 +177,7 @@ def _since(
 
 
 def _told(found: Interval) -> str:
-    return f"{found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+    return f"{signed(found.value)} ({signed(found.low)} to {signed(found.high)})"
 
 
 # --- benchmarks -------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fortifai.audit import measures
 from fortifai.audit.corpus import Corpus
-from fortifai.audit.findings import Audit, Finding, Levels, Worse, finite
+from fortifai.audit.findings import Audit, Finding, Levels, Worse, finite, signed
 from fortifai.audit.grown import Grown, grown
 from fortifai.audit.overlap import Overlap, overlap
 from fortifai.errors import InputError
@@ -33,6 +33,8 @@ class CorpusAudit(Audit):
         overlaps: By source ("" is all), how far its vocabulary is the reference's.
         grown: The n-grams most over-represented against the reference, by source.
         deciles: By score, its deciles in the text and in the reference.
+        distributions: By score, ``edges`` of equal bins, and how many sampled documents of the
+            ``text`` and the ``reference`` are in each; the outermost hold all beyond them, too.
     """
 
     counts: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
@@ -40,6 +42,9 @@ class CorpusAudit(Audit):
     overlaps: Mapping[str, Overlap] = dataclasses.field(default_factory=dict)
     grown: tuple[Grown, ...] = ()
     deciles: Mapping[str, Mapping[str, Sequence[float]]] = dataclasses.field(default_factory=dict)
+    distributions: Mapping[str, Mapping[str, Sequence[float]]] = dataclasses.field(
+        default_factory=dict
+    )
 
     @property
     def comparable(self) -> bool:
@@ -78,16 +83,21 @@ class CorpusAudit(Audit):
         parts = sorted({found.source for found in self.evidence} - {""})
         if not whole and not parts:
             return super().verdict
+        # the furthest first
+        whole.sort(key=lambda found: -(found.way or 0))
         told = [
-            f"{found.title} {found.difference.value:+.3g} ({found.difference.low:+.3g} to "
-            f"{found.difference.high:+.3g}, noise floor {found.floor or 0:.2g})"
+            f"{found.title} {signed(found.difference.value)}{found.unit and f' {found.unit}'} "
+            f"({signed(found.difference.low)} to {signed(found.difference.high)}), "
+            f"{found.way or 0:.1f} times its level"
             for found in whole
             if found.difference is not None
         ]
         told += [f"in source{'s' * (len(parts) > 1)} {', '.join(parts)}"] if parts else []
+        count = sum(found.level is not None for found in self.findings)
         return (
-            f"Evidence of collapse: {'; '.join(told)}. Next: see which phrases grew and which "
-            "sources they are in, and drop or replace the documents of the worst scores."
+            f"Evidence of collapse in {len(self.evidence)} of {count} checks: {'; '.join(told)}. "
+            "Next: see which phrases grew and which sources they are in, and drop or replace the "
+            "documents of the worst scores."
         )
 
     def record(self) -> dict[str, Any]:
@@ -106,6 +116,10 @@ class CorpusAudit(Audit):
             "deciles": {
                 name: {whose: list(values) for whose, values in each.items()}
                 for name, each in self.deciles.items()
+            },
+            "distributions": {
+                name: {what: list(values) for what, values in each.items()}
+                for name, each in self.distributions.items()
             },
         }
         plain: dict[str, Any] = finite(out | more)
@@ -154,6 +168,7 @@ def audit_corpus(
             subject, "nothing", tuple(_alone(text)), _sampled(text), remarks=remarks,
             counts={"text": text.counts}, sources=text.sources,
             deciles={name: {"text": _deciles(text, name)} for name in _scores_of(text)},
+            distributions=_distributions(text, None),
         )  # fmt: skip
     _check_different(text, against, subject, reference)
     remarks += _remarks(against, reference)
@@ -194,6 +209,7 @@ def audit_corpus(
             name: {"text": _deciles(text, name), "reference": _deciles(against, name)}
             for name in _scores_of(text)
         },
+        distributions=_distributions(text, against),
     )
 
 
@@ -282,11 +298,39 @@ def _scores_of(corpus: Corpus) -> list[str]:
     ]
 
 
+def _values(corpus: Corpus | None, name: str) -> Floats:
+    """A score of the sampled documents, of those that have it."""
+    table = corpus.sample.documents if corpus is not None else {}
+    values = np.asarray(table.get(name, ()), dtype=np.float64)
+    return values[~np.isnan(values)]
+
+
+_BINS = 24
+
+
+def _distributions(text: Corpus, against: Corpus | None) -> dict[str, dict[str, list[float]]]:
+    """Histograms of scores, from the 1st to the 99th percentile of both."""
+    out = {}
+    for name in _scores_of(text):
+        own, other = _values(text, name), _values(against, name)
+        if not len(own):
+            continue
+        ends = [np.quantile(each, (0.01, 0.99)) for each in (own, other) if len(each)]
+        low, high = min(end[0] for end in ends), max(end[1] for end in ends)
+        if not low < high:
+            continue
+        edges = np.linspace(low, high, _BINS + 1)
+        counts = [np.histogram(np.clip(each, low, high), edges)[0] for each in (own, other)]
+        out[name] = {
+            "edges": edges.tolist(),
+            "text": counts[0].tolist(),
+            "reference": counts[1].tolist(),
+        }
+    return out
+
+
 def _deciles(corpus: Corpus, name: str) -> list[float]:
-    if name not in corpus.sample.documents:
-        return []
-    values = np.asarray(corpus.sample.documents[name], dtype=np.float64)
-    values = values[~np.isnan(values)]
+    values = _values(corpus, name)
     return np.quantile(values, np.linspace(0, 1, 11)).tolist() if len(values) else []
 
 

@@ -36,6 +36,9 @@ CHARACTERS = 4_000
 
 MOST_SOURCES = 64
 
+MOST_PROCESSES = 6
+"""So many are started unasked: of some 140 MiB each, they stay under 1 GiB with the parent."""
+
 Tick = Callable[[int, int, int], None]
 """Told bytes done, bytes in all (0 if not known) and rows."""
 
@@ -403,8 +406,11 @@ class _Merged:
 
 
 def processes(names: Sequence[str], wanted: int | None, cores: int) -> int:
-    """How many processes are worth their start: one for each 16 MB, and at most the cores."""
+    """How many processes are worth their start: one for each 16 MB, at most the cores, at most 6.
+
+    As many as are `wanted` where that is said.
+    """
     if wanted is not None:
         return wanted
     total = sum(map(pieces_.size, names))
-    return int(max(1, min(cores, total // 16_000_000)))
+    return int(max(1, min(cores, MOST_PROCESSES, total // 16_000_000)))

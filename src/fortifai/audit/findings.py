@@ -89,6 +89,13 @@ class Finding:
     p: float | None = None
 
     @property
+    def way(self) -> float | None:
+        """The difference in units of its level, towards collapse; None without a level above 0."""
+        if not self.level or self.difference is None:
+            return None
+        return (1 if self.worse == "higher" else -1) * self.difference.value / self.level
+
+    @property
     def evidence(self) -> bool:
         """Whether it is evidence of collapse.
 
@@ -103,6 +110,11 @@ class Finding:
         up = 1 if self.worse == "higher" else -1
         near = self.difference.low if up > 0 else -self.difference.high
         return up * self.difference.value >= self.level and near > (self.floor or 0.0)
+
+
+def signed(value: float) -> str:
+    """A difference in a sentence: three digits that matter, its sign, and a real minus."""
+    return f"{value:+.3g}".replace("-", "\u2212")
 
 
 def finite(value: Any) -> Any:
@@ -195,13 +207,26 @@ class Audit:
         """One sentence."""
         count = sum(found.level is not None for found in self.findings)
         if not self.collapsed:
-            return f"No evidence of collapse: all of {count} checks passed."
+            return f"No evidence of collapse: all of {count} checks passed{self._nearest()}."
         titles = "; ".join(
             f"{found.title} (against {found.against}"
             + (f", source {found.source})" if found.source else ")")
             for found in self.evidence
         )
         return f"Evidence of collapse: {len(self.evidence)} of {count} checks failed: {titles}."
+
+    def _nearest(self) -> str:
+        """Which check came nearest to being evidence."""
+        ways = [(found.way, found) for found in self.findings if found.way is not None]
+        if not ways:
+            return ""
+        way, found = max(ways, key=lambda pair: pair[0])
+        where = f" (source {found.source})" if found.source else ""
+        if way <= 0:
+            return ", and none differs towards collapse"
+        if way >= 1:
+            return f"; {found.title}{where} is beyond its level, and within noise"
+        return f"; nearest to its level is {found.title}{where}, {way:.0%} of the way"
 
     def record(self) -> dict[str, Any]:
         """Everything as plain values, ready for JSON."""

@@ -50,9 +50,9 @@ class Lowest:
     def _shrink(self) -> None:
         if not self._parts:
             return
-        names = self._parts[0]
-        table = {name: np.concatenate([part[name] for part in self._parts]) for name in names}
-        by = [table[name] for name in ("key", *self._same)]
+        # dictionaries of our own: `rows` may have handed the first one out
+        parts, self._parts = [dict(part) for part in self._parts], []
+        by = [np.concatenate([part[name] for part in parts]) for name in ("key", *self._same)]
         # stable: of equal rows the first one stays
         order = np.lexsort(by[::-1])
         new = np.zeros(len(order), dtype=bool)
@@ -61,8 +61,15 @@ class Lowest:
             new[1:] |= column[order][1:] != column[order][:-1]
         starts = np.flatnonzero(new)
         first = order[starts][: self._most]
-        counts = np.add.reduceat(table["count"][order], starts)[: self._most]
-        self._parts = [{name: column[first] for name, column in table.items()} | {"count": counts}]
+        table: Table = {}
+        for name in list(parts[0]):
+            # a column is let go before the next one is put together, since all are large
+            column = np.concatenate([part.pop(name) for part in parts])
+            if name == "count":
+                table[name] = np.add.reduceat(column[order], starts)[: self._most]
+            else:
+                table[name] = column[first]
+        self._parts = [table]
         self._pending = 0
         if len(first) == self._most:
             self.limit = np.uint64(self._parts[0]["key"][-1])

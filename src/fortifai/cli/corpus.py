@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fortifai.cli.common import FOUND, err_console, out_console, say
-from fortifai.cli.findings import show, show_grown
+from fortifai.cli.findings import show
 from fortifai.errors import InputError
 from fortifai.report.text import neutral
 
@@ -90,8 +90,7 @@ def _audit(o: Options) -> int:
     if o.as_json:
         typer.echo(json.dumps(found.record()))
     else:
-        show(found)
-        show_grown(found.grown)
+        show(found, found.grown)
     _write(found, o)
     if found.collapsed:
         return FOUND

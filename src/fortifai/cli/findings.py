@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from fortifai.audit import Audit, Finding
     from fortifai.audit.grown import Grown
 
-_GROWN = 15
-"""n-grams of what grew in a terminal; the page has all."""
+_GROWN, _GROWN_SOUND = 15, 5
+"""n-grams of what grew in a terminal, with evidence of collapse and without; the page has all."""
 
 
-def show(found: Audit) -> None:
-    """The verdict, a table of findings, and what to know of them."""
+def show(found: Audit, grown: Sequence[Grown] = ()) -> None:
+    """A headline, a table of findings, what grew, what to know of them, and last the verdict."""
     from fortifai.report.audit import headline
 
     style = "bold red" if found.collapsed else "bold green" if found.comparable else "bold yellow"
@@ -31,11 +31,13 @@ def show(found: Audit) -> None:
     # of a source by itself what is judged; the page has all
     shown = [each for each in found.findings if each.level is not None or not each.source]
     out_console.print(_table(shown))
-    say(neutral(found.verdict))
+    show_grown(grown, _GROWN if found.collapsed else _GROWN_SOUND)
     for line in found.remarks:
         out_console.print(Text(neutral(line), style="dim"), soft_wrap=True)
     for line in found.not_measured:
         out_console.print(Text(f"not measured: {line}", style="dim"), soft_wrap=True)
+    # at the end, which stands above the next prompt
+    say(neutral(found.verdict))
 
 
 def _table(findings: Sequence[Finding]) -> Table:
@@ -70,9 +72,9 @@ def _groups(findings: Sequence[Finding]) -> Iterator[tuple[str, list[Finding]]]:
         yield heading, [each for each in findings if (each.source, each.against) == key]
 
 
-def show_grown(grown: Sequence[Grown]) -> None:
+def show_grown(grown: Sequence[Grown], most: int) -> None:
     """What grew against the reference, in the whole text."""
-    whole = [each for each in grown if not each.source][:_GROWN]
+    whole = [each for each in grown if not each.source][:most]
     if not whole:
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -89,3 +91,4 @@ def show_grown(grown: Sequence[Grown]) -> None:
         )
     out_console.print()
     out_console.print(table)
+    out_console.print()

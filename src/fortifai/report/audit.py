@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fortifai import files
 from fortifai.errors import InputError, RunFailed
-from fortifai.report import audit_figures
-from fortifai.report.names import number, signed
-from fortifai.report.page import fill
+from fortifai.report.numbers import number, signed
 from fortifai.report.text import DASH
 from fortifai.stats.scores import SCORES
 
@@ -33,6 +31,10 @@ def write_audit(audit: Audit, folder: Path) -> Path:
         InputError: `folder` is a file, or holds a page that is no audit's.
         RunFailed: It could not be written.
     """
+    # loaded where a page is written: they bring matplotlib, which a terminal needs not
+    from fortifai.report import audit_figures
+    from fortifai.report.page import fill
+
     check_folder(folder)
     plots = audit_figures.of(audit)
     page = fill(
@@ -66,9 +68,12 @@ def _groups(audit: Audit) -> list[dict[str, Any]]:
     out = []
     for source in sorted({found.source for found in audit.findings}):
         own = [found for found in audit.findings if found.source == source]
+        against = {found.against for found in own}
         out.append(
             {
                 "source": source,
+                # what all are compared with, which then stands above them once
+                "against": against.pop() if len(against) == 1 else "",
                 "judged": [row(found) for found in own if found.level is not None],
                 "shown": [row(found) for found in own if found.level is None],
             }

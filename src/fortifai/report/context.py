@@ -19,7 +19,8 @@ from fortifai.report.compare import (
 )
 from fortifai.report.distributions import ledgers
 from fortifai.report.failure import Failures
-from fortifai.report.names import describe, headlines, number, signed, span
+from fortifai.report.names import describe, headlines
+from fortifai.report.numbers import number, signed, span
 from fortifai.report.page import Row, table
 from fortifai.report.passages import places
 from fortifai.report.records import Arm, Key, Run

@@ -11,7 +11,8 @@ import numpy as np
 from fortifai.lab.measures import About
 from fortifai.lab.spec import FailureLevel
 from fortifai.report.compare import pairs_of, shared
-from fortifai.report.names import describe, span
+from fortifai.report.names import describe
+from fortifai.report.numbers import span
 from fortifai.report.records import KR, Arm, Chain, Floats, Key, Run
 from fortifai.report.text import DASH
 from fortifai.stats import (

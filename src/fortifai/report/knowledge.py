@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fortifai.evals.phases import Curves, Onset, Phases, phases
-from fortifai.report.names import span
+from fortifai.report.numbers import span
 from fortifai.report.page import Row, table
 from fortifai.report.records import Arm, Chain, Floats, FormatAnswers, Run
 from fortifai.report.text import DASH, MINUS

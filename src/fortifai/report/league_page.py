@@ -14,7 +14,7 @@ from fortifai.report import style
 from fortifai.report.failure import times_of
 from fortifai.report.league import CLASSES, KNOWLEDGE, Entry, League, Row, enter
 from fortifai.report.lines import lead_figure
-from fortifai.report.names import number, span
+from fortifai.report.numbers import number, span
 from fortifai.report.page import fill, table
 from fortifai.report.records import FIRST, KR, Arm
 from fortifai.report.scene import Plot, Scene

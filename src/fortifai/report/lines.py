@@ -14,7 +14,8 @@ from matplotlib.lines import Line2D
 from fortifai.lab.measures import About, Line
 from fortifai.report import style
 from fortifai.report.compare import mean_at
-from fortifai.report.names import describe, lines_of, number
+from fortifai.report.names import describe, lines_of
+from fortifai.report.numbers import number
 from fortifai.report.records import FIRST, KR, Key, generations
 from fortifai.report.scene import (
     Curve,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
 from fortifai.lab.measures import About, Line
 from fortifai.report.records import Arm, Key, generations
-from fortifai.report.text import DASH, MINUS
 
 TELLING = ("rewritten-0", "rewritten", "written", "held-out", "split-0", "model", "train")
 """Data in the order in which a measure that says no lines is drawn on one of them."""
@@ -74,32 +72,3 @@ def leads(measures: Iterable[About], arms: Sequence[Arm]) -> list[Key]:
 def headlines(measures: Iterable[About]) -> dict[Key, str]:
     """The scores that are told of every run, in order, with how their numbers are written."""
     return {(h.score, h.on): h.form for measure in measures for h in measure.headlines}
-
-
-def number(value: float | None, form: str = "") -> str:
-    """A value in print: in a form of Python's, or with about three digits that matter."""
-    if value is None:
-        return DASH
-    size = abs(value)
-    if not form:
-        small = size >= 1e7 or 0 < size < 0.1
-        form = ".3g" if small else ",.0f" if size >= 100 else ".1f" if size >= 10 else ".2f"
-    # without the exponent's zeros, and with a minus that no line breaks at
-    return re.sub(r"e([+-])0*", r"e\1", format(value, form)).replace("-", MINUS)
-
-
-def signed(value: float, digits: int = 2) -> str:
-    """A difference, with its sign unless it is shown as 0."""
-    text = number(value, f"+,.{digits}f")
-    return text[1:] if float(f"{value:.{digits}f}") == 0 else text
-
-
-def span(low: float | None, high: float | None, form: str = "") -> str:
-    """An interval; an end that is open is left out."""
-    if low is None and high is None:
-        return ""
-    if high is None:
-        return f"from {number(low, form)}"
-    if low is None:
-        return f"up to {number(high, form)}"
-    return f"{number(low, form)} {DASH} {number(high, form)}"

@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 from numpy.typing import NDArray
 
 from fortifai.report import style
-from fortifai.report.names import number
+from fortifai.report.numbers import number
 from fortifai.report.records import Arm, Generation
 from fortifai.report.scene import Plot, Scene, plot
 from fortifai.report.style import GRID, INK, REAL_FILL, SOFT, WIDE, Canvas

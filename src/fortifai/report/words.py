@@ -13,7 +13,8 @@ from fortifai.report.compare import (
     mean_at,
     times_baseline,
 )
-from fortifai.report.names import describe, leads, number, signed
+from fortifai.report.names import describe, leads
+from fortifai.report.numbers import number, signed
 from fortifai.report.records import FIRST, KR, Arm, Key, Run
 
 

@@ -26,6 +26,9 @@ LONGEST = 1_000_000
 _DOCUMENTS = 512
 """Documents that are scored at once."""
 
+_KNOWN = 1 << 18
+"""Words whose numbers are kept, some 40 MB; a bound on memory, not on words."""
+
 _WINDOW = 128
 """Words within which a 4-gram is repetition."""
 
@@ -92,7 +95,7 @@ class _Numbers(dict[str, int]):
     """A number of 64 bits for each word, the same in every process."""
 
     def __missing__(self, word: str) -> int:
-        if len(self) >= 1 << 20:  # a bound on memory, not on words
+        if len(self) >= _KNOWN:
             self.clear()
         digest = blake2b(word.encode("utf-8", "replace"), digest_size=8).digest()
         number = self[word] = int.from_bytes(digest, "little")
