@@ -19,7 +19,6 @@ KNOWN = {
     "losses/triton_softmax.py _gaps_kernel",
     "losses/linear.py linear_loss",
     "cli/audit.py _model",
-    "report/audit_figures.py distances",
 }
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -167,8 +167,7 @@ def audit_corpus(
         return CorpusAudit(
             subject, "nothing", tuple(_alone(text)), _sampled(text), remarks=remarks,
             counts={"text": text.counts}, sources=text.sources,
-            deciles={name: {"text": _deciles(text, name)} for name in _scores_of(text)},
-            distributions=_distributions(text, None),
+            **_scores(text, None),
         )  # fmt: skip
     _check_different(text, against, subject, reference)
     remarks += _remarks(against, reference)
@@ -205,11 +204,7 @@ def audit_corpus(
         sources=text.sources,
         overlaps=overlaps,
         grown=tuple(phrases),
-        deciles={
-            name: {"text": _deciles(text, name), "reference": _deciles(against, name)}
-            for name in _scores_of(text)
-        },
-        distributions=_distributions(text, against),
+        **_scores(text, against),
     )
 
 
@@ -306,6 +301,16 @@ def _values(corpus: Corpus | None, name: str) -> Floats:
 
 
 _BINS = 24
+
+
+def _scores(text: Corpus, against: Corpus | None) -> dict[str, Any]:
+    """Deciles and distributions of the scores of documents."""
+    both = {"text": text} | ({} if against is None else {"reference": against})
+    deciles = {
+        name: {whose: _deciles(corpus, name) for whose, corpus in both.items()}
+        for name in _scores_of(text)
+    }
+    return {"deciles": deciles, "distributions": _distributions(text, against)}
 
 
 def _distributions(text: Corpus, against: Corpus | None) -> dict[str, dict[str, list[float]]]:
