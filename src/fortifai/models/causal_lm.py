@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from fortifai.data import tokens
 from fortifai.data.tokens import Bos
@@ -48,9 +47,6 @@ __all__ = ["CausalLM", "FitReport"]
 SETTINGS_FILE = "fortifai.json"
 BOS_BEFORE: Bos = "never"
 """How models read that were saved before it was written down: they were trained without bos."""
-
-NOT_COUNTED = ("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache")
-"""Parts of a configuration that saving writes into it, or that say nothing the weights do not."""
 
 
 class CausalLM:
@@ -149,7 +145,7 @@ class CausalLM:
         """
         folder = Path(folder)
         if adapter is None:
-            self._save_whole(folder)
+            loading.write(self.model, self.tokenizer, folder)
         else:
             adapter[0].save(folder, base=adapter[1])
         dtype = str(self.model.dtype).removeprefix("torch.")
@@ -158,38 +154,7 @@ class CausalLM:
 
     def sha256(self) -> str:
         """SHA-256 of weights, configuration and tokenizer; the model's name and place are none."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            flat = tensor.detach().cpu().contiguous().reshape(-1)
-            digest.update(flat.view(torch.uint8).numpy())
-        told = [part.to_dict() for part in (self.model.config, self.model.generation_config)]
-        settings = [{k: v for k, v in part.items() if k not in NOT_COUNTED} for part in told]
-        tokenizer = self.tokenizer
-        spoken = [tokenizer.special_tokens_map, tokenizer.chat_template, tokenizer.model_max_length]
-        digest.update(tokenizer.backend_tokenizer.to_str().encode())
-        text = json.dumps([settings, spoken], sort_keys=True, default=str)
-        digest.update(hashlib.sha256(text.encode()).hexdigest().encode())
-        return digest.hexdigest()
-
-    def _save_whole(self, folder: Path) -> None:
-        own = self.model.generation_config
-        try:
-            own.validate(strict=True)
-        except ValueError:
-            # transformers refuses to save models published with settings that contradict
-            # themselves; only their special tokens are of use
-            self.model.generation_config = GenerationConfig(
-                bos_token_id=own.bos_token_id,
-                eos_token_id=own.eos_token_id,
-                pad_token_id=own.pad_token_id,
-            )
-        try:
-            with loading.quiet():
-                self.model.save_pretrained(folder)
-        finally:
-            self.model.generation_config = own
-        self.tokenizer.save_pretrained(folder)
+        return loading.digest(self.model, self.tokenizer)
 
     def fit(
         self,

@@ -1,4 +1,4 @@
-"""Reading a tokenizer and a causal language model, whole or not at all.
+"""Reading a tokenizer and a causal language model, whole or not at all; and writing them.
 
 From a folder, a hub id, a LoRA adapter that names its base, or a GGUF file: transformers and peft
 read them, and draw at random what they do not find. Here a model that lacks a weight is refused.
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import importlib.util
 import io
+import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +23,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -34,6 +37,9 @@ from fortifai.models import gguf_files, lora
 from fortifai.models.hub import Place, locate
 
 Dtype = Literal["float32", "bfloat16"]
+
+NOT_COUNTED = ("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache")
+"""Parts of a configuration that saving writes into it, or that say nothing the weights do not."""
 
 PACKAGES = {
     "aqlm": ("aqlm",),
@@ -100,6 +106,43 @@ def read(name: str | Path, dtype: Dtype) -> tuple[PreTrainedTokenizerFast, PreTr
         gguf_files.settle(place, model)
     _check_causal(place.name, model)
     return tokenizer, model
+
+
+def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write weights (safetensors), configuration and tokenizer into a folder; no pickle."""
+    own = model.generation_config
+    try:
+        own.validate(strict=True)
+    except ValueError:
+        # transformers refuses to save models published with settings that contradict themselves;
+        # only their special tokens are of use
+        model.generation_config = GenerationConfig(
+            bos_token_id=own.bos_token_id,
+            eos_token_id=own.eos_token_id,
+            pad_token_id=own.pad_token_id,
+        )
+    try:
+        with quiet():
+            model.save_pretrained(folder)
+    finally:
+        model.generation_config = own
+    tokenizer.save_pretrained(folder)
+
+
+def digest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> str:
+    """SHA-256 of weights, configuration and tokenizer; the model's name and place are none."""
+    out = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        out.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        out.update(flat.view(torch.uint8).numpy())
+    told = [part.to_dict() for part in (model.config, model.generation_config)]
+    settings = [{k: v for k, v in part.items() if k not in NOT_COUNTED} for part in told]
+    spoken = [tokenizer.special_tokens_map, tokenizer.chat_template, tokenizer.model_max_length]
+    out.update(tokenizer.backend_tokenizer.to_str().encode())
+    text = json.dumps([settings, spoken], sort_keys=True, default=str)
+    out.update(hashlib.sha256(text.encode()).hexdigest().encode())
+    return out.hexdigest()
 
 
 def describe(name: str | Path) -> tuple[PreTrainedTokenizerFast, PreTrainedConfig]:
