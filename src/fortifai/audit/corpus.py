@@ -36,9 +36,9 @@ CHARACTERS = 4_000
 
 MOST_SOURCES = 64
 
-MOST_PROCESSES = 4
+MOST_PROCESSES = 3
 """So many are started unasked: of some 140 MiB each, they stay under 1 GiB with the parent, which
-comes to some 410 beside a reference."""
+comes to some 470 beside a reference."""
 
 Tick = Callable[[int, int, int], None]
 """Told bytes done, bytes in all (0 if not known) and rows."""
@@ -407,7 +407,7 @@ class _Merged:
 
 
 def processes(names: Sequence[str], wanted: int | None, cores: int) -> int:
-    """How many processes are worth their start: one for each 16 MB, at most the cores, at most 4.
+    """How many processes are worth their start: one for each 16 MB, at most the cores, at most 3.
 
     As many as are `wanted` where that is said.
     """

@@ -104,7 +104,7 @@ def audit(
         int, typer.Option(metavar="N", min=0, help="Pass over at most so many broken rows.")
     ] = 0,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="How many work on corpora; up to 4 if it pays.")
+        int | None, typer.Option(min=1, help="How many work on corpora; up to 3 if it pays.")
     ] = None,
     card: Annotated[
         Path | None,
