@@ -83,8 +83,9 @@ def main() -> None:
     found["another_seed"] = int((write(seed=1, **sampled) != whole).sum())
     found["record"] = lm.written_by
     lm.close_engine()
-    left = [child.name() for child in psutil.Process().children(recursive=True)]
-    found["left"] = [name for name in left if "python" not in name]  # its resource tracker
+    left = psutil.Process().children(recursive=True)
+    # all but the resource tracker of Python's own
+    found["left"] = [child.name() for child in left if "python" not in child.name()]
     print(json.dumps(found))
 
 

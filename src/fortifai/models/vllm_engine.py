@@ -11,13 +11,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import multiprocessing
 import os
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 
 from fortifai.data.tokens import SpecialTokens
@@ -39,6 +42,9 @@ AT_A_TIME = 512
 
 BLOCK = 128
 """Tokens of keys and values that vLLM holds together at most; a row's last are not full."""
+
+PATIENCE = 10.0
+"""Seconds to wait for the processes of an engine that was closed."""
 
 OTHERWISE = "set regenerate.engine to transformers"
 
@@ -151,6 +157,7 @@ class Engine:
             asked |= {"enforce_eager": True, "enable_chunked_prefill": False}
         if self.record["device"] == "cuda":
             asked["gpu_memory_utilization"] = _free_share()
+        before = multiprocessing.active_children()
         try:
             with _environment():
                 self._llm = self._vllm.LLM(**asked)
@@ -158,6 +165,9 @@ class Engine:
             raise RunFailed(
                 f"vLLM {self.record['version']} did not start ({_first(error)}); {OTHERWISE}"
             ) from error
+        self._cores = [c for c in multiprocessing.active_children() if c not in before]
+        found = [psutil.Process(core.pid) for core in self._cores]
+        self._workers = [w for core in found for w in core.children(recursive=True)]
 
     def write(
         self, rows: Sequence[Row], decoding: Greedy | Sample, banned: Sequence[int]
@@ -206,8 +216,15 @@ class Engine:
     def close(self) -> None:
         """End its processes, and so give all of its memory back."""
         llm, self._llm = self._llm, None
-        if llm is not None:
-            llm.llm_engine.engine_core.shutdown()
+        if llm is None:
+            return
+        # it asks them to leave and then kills them, but does not wait until they are gone
+        llm.llm_engine.engine_core.shutdown()
+        deadline = time.monotonic() + PATIENCE
+        for core in self._cores:
+            core.join(PATIENCE)
+        while any(map(_runs, self._workers)) and time.monotonic() < deadline:
+            time.sleep(0.05)
 
 
 def started(
@@ -245,6 +262,13 @@ def started(
 def _sizes(settings: RegenerateOptions) -> RegenerateOptions:
     """Settings but for what is said of each row."""
     return settings.model_copy(update={"decoding": Greedy()})
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Whether a process holds anything still; one that nobody has waited for does not."""
+    with contextlib.suppress(psutil.Error):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 def _drawing(decoding: Greedy | Sample, seed: int) -> dict[str, Any]:
