@@ -26,7 +26,9 @@ def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("parallel")
     told = yaml.safe_load(TINY)
     told |= {"generations": 2, "regime": {"kind": "replace"}, "arms": {"tce": {}}}
-    told |= {"baseline": "tce", "weight": {"kind": "truncate", "threshold": 0.01}}
+    # near the probabilities of a model that has learnt little, of a vocabulary of 400
+    told |= {"baseline": "tce", "weight": {"kind": "truncate", "threshold": 0.003}}
+    told |= {"save_weights": "all"}  # so that the second generation can be done again by itself
     told["train"]["parallel"] = {"kind": "fsdp", "processes": 2}
     (folder / "tiny.yaml").write_text(yaml.safe_dump(told))
     done = fortifai("run", "tiny.yaml", "--out", "run", cwd=folder)
@@ -86,7 +88,8 @@ def test_what_a_generation_tells(root):
 
 def test_whatever_ends_it_the_same_command_goes_on(root, tmp_path):
     """A lost process, a signal, kill -9: no process stays, and the bytes are the same."""
-    shutil.copy(root / "tiny.yaml", tmp_path)
+    shutil.copytree(root, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "run/arms/tce/seed-0/generation-01")
 
     run = start(tmp_path)
     busy = at_work(run, 1)

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -169,19 +170,23 @@ def _results(members: Sequence[_Member], what: str, hear: Callable[[int, Any], N
             if isinstance(told, _Done):
                 results[member.number] = told.result
             elif isinstance(told, Exception):
-                raise _cause(told, [m for m in busy.values() if m is not member], what) from None
+                raise _cause(told, members, what) from None
             else:
                 hear(member.number, told)
     return [results[member.number] for member in members]
 
 
-def _cause(told: Exception, others: Sequence[_Member], what: str) -> Exception:
+def _cause(told: Exception, members: Sequence[_Member], what: str) -> Exception:
     """What a process told, or that another was killed: then all lose their connections."""
     if isinstance(told, FortifaiError):
         return told
-    multiprocessing.connection.wait([m.process.sentinel for m in others], MOURN)
-    dead = [m for m in others if m.process.exitcode not in (None, 0)]
-    return _killed(dead[0], len(others) + 1, what) if dead else told
+    deadline = time.monotonic() + MOURN
+    while time.monotonic() < deadline:
+        for member in members:
+            if member.process.exitcode not in (None, 0):
+                return _killed(member, len(members), what)
+        time.sleep(0.05)
+    return told
 
 
 def _killed(member: _Member, count: int, what: str) -> RunFailed:
