@@ -387,7 +387,8 @@ class _Merged:
         for file, rows in self._rows.items():
             if rows and self._without[file] == rows:
                 field = self._reading.fields.text
-                raise InputError(no_column(self._names[file], field, self._there.get(file, ())))
+                told = no_column(self._names[file], field, self._there.get(file, ()))
+                raise InputError(f"{told}; name the one that holds the text with --field")
         if not self.counts["words"]:
             raise InputError(
                 f"{', '.join(self._names)[:200]}: no words in {self.counts['rows']:,} rows; name "

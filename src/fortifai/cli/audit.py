@@ -345,14 +345,17 @@ def _show_threshold(found: Suggestion) -> None:
     for name in names:
         table.add_column(name, justify="right")
         table.add_column("")
-    width = 1 / len(next(iter(found.histograms.values())))
-    top = max(max(counts) for counts in found.histograms.values()) or 1
-    for i in range(0, round(1 / width), 2):
-        cells: list[str | Text] = [f"{i * width:.1f} to {(i + 2) * width:.1f}"]
-        for counts in found.histograms.values():
-            both = counts[i] + counts[i + 1]
-            share = both / max(1, sum(counts))
-            cells += [f"{share:.1%}", Text("▇" * round(18 * both / (2 * top)), style="cyan")]
+    # bars of both texts on one scale, whatever their sizes
+    shares_of = [
+        [(a + b) / max(1, sum(counts)) for a, b in zip(counts[::2], counts[1::2], strict=True)]
+        for counts in found.histograms.values()
+    ]
+    top = max(map(max, shares_of)) or 1
+    bins = len(shares_of[0])
+    for i, row in enumerate(zip(*shares_of, strict=True)):
+        cells: list[str | Text] = [f"{i / bins:.1f} to {(i + 1) / bins:.1f}"]
+        for share in row:
+            cells += [f"{share:.1%}", Text("▇" * round(18 * share / top), style="cyan")]
         table.add_row(*cells)
     out_console.print(table)
     shares = Table(box=None, pad_edge=False, header_style="bold")

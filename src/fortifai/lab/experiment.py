@@ -267,7 +267,9 @@ def run_chain(place: Place, job: Job, progress: Progress, tell: Tell) -> None:
         # would keep all cores, and the order of its sums would depend on `workers`
         with threadpool_limits(experiment.threads):
             listening = Timed(progress, chain_folder) if experiment.times else progress
-            recurse(chain, ChainStore(chain_folder), listening, tell)
+            store = ChainStore(chain_folder)
+            recurse(chain, store, listening, tell)
+            store.sweep()  # what a trainer worked in is of no use to a chain that has ended
 
 
 def build_chain(

@@ -44,7 +44,7 @@ _METHOD = (
 
 
 def write_league(folders: Sequence[Path], out: Path) -> Path:
-    """Judge entries and write ``league.json``, ``league.md`` and ``index.html``.
+    """Judge entries; write ``league.json``, ``league.md``, ``index.html`` and its figures.
 
     Args:
         folders: Run folders of the league's presets.
@@ -60,13 +60,16 @@ def write_league(folders: Sequence[Path], out: Path) -> Path:
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; give a folder for the league")
     league = enter(folders)
+    plots = [plot for entry in league.entries for plot in _figures(entry)]
     rows = [{**dataclasses.asdict(row), "entry": dict(row.entry)} for row in league.rows]
     told = json.dumps({"version": VERSION, "rows": rows}, indent=1, sort_keys=True) + "\n"
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        (out / "figures").mkdir(parents=True, exist_ok=True)
         files.write_whole(out / "league.json", told)
         files.write_whole(out / "league.md", markdown(league))
-        files.write_whole(out / "index.html", _page(league))
+        for plot in plots:
+            files.write_whole(out / "figures" / f"{plot.name}.svg", plot.file)
+        files.write_whole(out / "index.html", _page(league, plots))
     except OSError as error:
         raise RunFailed(
             f"the league could not be written into {out}: {error.strerror}; make room or choose "
@@ -196,7 +199,7 @@ def advice(rows: Sequence[Row]) -> str:
 # --- the page ---------------------------------------------------------------------------------
 
 
-def _page(league: League) -> str:
+def _page(league: League, plots: Sequence[Plot]) -> str:
     tables = [
         table(
             f"table-{i}",
@@ -211,7 +214,7 @@ def _page(league: League) -> str:
     return fill(
         "template.html.j2",
         title="League of cures",
-        state=f"{len(league.rows)} arms in {len(league.entries)} entries",
+        state=f"{_counted(len(league.rows), 'arm')} in {_counted(len(league.entries), 'entry')}",
         headline="Which cure slows model collapse, at an equal budget",
         stories=[
             {
@@ -220,15 +223,21 @@ def _page(league: League) -> str:
                 "lines": [_story(*told) for told in _tables(league)],
             },
         ],
-        method=f"{_METHOD} Up to {seeds} seeds.",
+        method=f"{_METHOD} Seeds of an arm: at most {seeds}.",
         tables=tables,
-        plots=[plot for entry in league.entries for plot in _figures(entry)],
+        plots=plots,
         passages=[],
         passage_seed=0,
         ledgers=[],
         unit="tokens",
         made=[_made(entry) for entry in league.entries],
     )
+
+
+def _counted(number: int, what: str) -> str:
+    if number == 1:
+        return f"1 {what}"
+    return f"{number} {what[:-1]}ies" if what.endswith("y") else f"{number} {what}s"
 
 
 def _story(track: str, title: str, rows: Sequence[Row]) -> dict[str, str]:
