@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from fortifai.models.causal_lm import CausalLM
 from fortifai.models.options import RegenerateOptions, TrainOptions
 from fortifai.weights import Keep
 from tests import vllm_stand_in
+from tests.commands import needs_kill
 from tests.models.test_generation import Heard, rewrite, settings
 from tests.real_vllm import WAYS
 
@@ -277,6 +279,37 @@ class TestEngine:
             by_vllm(lm, stream)
 
 
+GUARDED = """
+import subprocess, sys, time
+from fortifai.models import vllm_engine
+
+left = vllm_engine.guard()
+sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+time.sleep(2)
+print(sleeper.pid, left.pid, flush=True)
+time.sleep(300)
+"""
+
+
+@needs_kill
+def test_what_a_killed_process_has_started_goes_with_it():
+    begun = subprocess.Popen([sys.executable, "-c", GUARDED], stdout=subprocess.PIPE, text=True)
+    assert begun.stdout is not None
+    processes = [psutil.Process(int(pid)) for pid in begun.stdout.readline().split()]
+    assert len(processes) == 2
+    begun.kill()
+    begun.communicate()
+    assert wait_until_gone(processes) == []
+
+
+def wait_until_gone(processes: list[psutil.Process], seconds: float = 20.0) -> list[Any]:
+    """Those that run still; one that is gone and that nobody has waited for does not."""
+    deadline = time.monotonic() + seconds
+    while (left := [p for p in processes if vllm_engine._runs(p)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
+
+
 class TestBeforeWorkStarts:
     @pytest.mark.parametrize(
         ("decoding", "told"),
@@ -388,5 +421,5 @@ class TestTheRealOne:
         children = psutil.Process(begun.pid).children(recursive=True)
         assert len(children) >= 2
         begun.kill()
-        begun.wait()
-        assert psutil.wait_procs(children, timeout=20)[1] == []
+        begun.communicate()
+        assert wait_until_gone(children) == []

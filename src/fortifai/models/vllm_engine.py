@@ -13,9 +13,12 @@ import dataclasses
 import math
 import multiprocessing
 import os
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,10 +161,12 @@ class Engine:
         if self.record["device"] == "cuda":
             asked["gpu_memory_utilization"] = _free_share()
         before = multiprocessing.active_children()
+        self._dismiss = weakref.finalize(self, _dismiss, guard())
         try:
             with _environment():
                 self._llm = self._vllm.LLM(**asked)
         except Exception as error:
+            self._dismiss()
             raise RunFailed(
                 f"vLLM {self.record['version']} did not start ({_first(error)}); {OTHERWISE}"
             ) from error
@@ -225,6 +230,7 @@ class Engine:
             core.join(PATIENCE)
         while any(map(_runs, self._workers)) and time.monotonic() < deadline:
             time.sleep(0.05)
+        self._dismiss()
 
 
 def started(
@@ -262,6 +268,52 @@ def started(
 def _sizes(settings: RegenerateOptions) -> RegenerateOptions:
     """Settings but for what is said of each row."""
     return settings.model_copy(update={"decoding": Greedy()})
+
+
+_GUARD = """
+import select, sys, time
+import psutil
+
+me, parent, known = psutil.Process(), psutil.Process(int(sys.argv[1])), {}
+while not select.select([sys.stdin], [], [], 0.5)[0]:
+    try:
+        known.update((p.pid, p) for p in parent.children(recursive=True) if p != me)
+    except psutil.Error:
+        pass
+deadline = time.monotonic() + 5
+while time.monotonic() < deadline:
+    try:
+        gone = parent.status() == psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        gone = True
+    if gone:
+        break
+    time.sleep(0.05)
+else:
+    sys.exit()  # the pipe was closed, and nobody is gone
+for process in known.values():
+    try:
+        process.kill()
+    except psutil.Error:
+        pass
+"""
+
+
+def guard() -> subprocess.Popen[bytes]:
+    """A process that kills those that this one starts, once this one is gone, however it ended.
+
+    vLLM 0.32's own stay where the process that started them was killed, with all their memory.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-c", _GUARD, str(os.getpid())],
+        stdin=subprocess.PIPE,  # closed by the system with this process
+        start_new_session=True,
+    )
+
+
+def _dismiss(guarding: subprocess.Popen[bytes]) -> None:
+    guarding.kill()
+    guarding.communicate()
 
 
 def _runs(process: psutil.Process) -> bool:
