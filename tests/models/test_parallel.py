@@ -216,7 +216,7 @@ def test_what_one_process_raises_ends_the_others():
 
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_names_the_step(make, fit):
-    with pytest.raises(RunFailed, match=r"became (nan|inf) at step 2; lower train.learning_rate"):
+    with pytest.raises(RunFailed, match=r"became (nan|inf) at step \d; lower train.learning"):
         fit(make(), parallel=TWO, learning_rate=1e30)
     assert ranks() == []
 

@@ -174,7 +174,9 @@ def _connect(address: str) -> None:
         ) from error
 
 
-def _room(nodes: Sequence[dict[str, Any]], cpus: int, devices: int | None, processes: int) -> int:
+def _room(
+    nodes: Sequence[dict[str, Any]], cpus: int, devices: int | None, processes: int = 1
+) -> int:
     """How many GPUs each chain has, where one node at least has room for it."""
     there = [(int(n["Resources"].get("CPU", 0)), int(n["Resources"].get("GPU", 0))) for n in nodes]
     most = max(gpus for _, gpus in there)
