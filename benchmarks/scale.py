@@ -129,6 +129,26 @@ def workers(rounds: int) -> None:
     print(f"8 chains: {one:.1f} s with one worker, {two:.1f} s with two: {one / two:.2f} times")
 
 
+def chains(rounds: int) -> None:
+    """Processor seconds against chains of 20 generations, one at a time, and the exponent."""
+    counts = (8, 16, 32, 64)
+    used: dict[int, list[float]] = {count: [] for count in counts}
+    for _ in range(rounds):
+        for count in counts:
+            run, began = gaussian(20, seeds=count), time.process_time()
+            run(1)
+            used[count].append(time.process_time() - began)
+    print(f"chains, processor seconds: {_fitted(used)}")
+
+
+def _fitted(used: dict[int, list[float]]) -> str:
+    """Medians, and the exponent of a power law through them."""
+    medians = [statistics.median(values) for values in used.values()]
+    exponent = np.polyfit(np.log(list(used)), np.log(medians), 1)[0]
+    told = ", ".join(f"{n}: {s:.2f} s" for n, s in zip(used, medians, strict=True))
+    return f"{told}; exponent {exponent:.2f}"
+
+
 def generations(rounds: int) -> None:
     """Processor seconds against generations, and the exponent of a power law through them."""
     counts = (125, 250, 500, 1000)
@@ -138,10 +158,7 @@ def generations(rounds: int) -> None:
             run, began = gaussian(count), time.process_time()
             looked = run(1)[1]
             used[count].append(time.process_time() - began)
-    medians = [statistics.median(used[count]) for count in counts]
-    exponent = np.polyfit(np.log(counts), np.log(medians), 1)[0]
-    told = ", ".join(f"{n}: {s:.2f} s" for n, s in zip(counts, medians, strict=True))
-    print(f"generations, processor seconds: {told}; exponent {exponent:.2f}")
+    print(f"generations, processor seconds: {_fitted(used)}")
     print(f"status of a chain of {counts[-1]} generations: {looked:.2f} s")
 
 
@@ -154,6 +171,7 @@ def main() -> None:
     scheduler(given.chains)
     if importlib.util.find_spec("ray"):
         ray(given.chains)
+    chains(given.rounds)
     generations(given.rounds)
     workers(given.rounds)
 
