@@ -13,7 +13,7 @@ import pytest
 
 import fortifai
 from fortifai.lab import executor
-from fortifai.machine import cores, machine
+from fortifai.machine import cores, machine, source_commit
 
 SOURCES = sorted(Path(fortifai.__file__).parent.rglob("*.py"))
 
@@ -141,3 +141,22 @@ def test_no_more_processes_than_windows_can_wait_for(monkeypatch):
     jobs = [("arm", f"seed-{k}") for k in range(100)]
     executor.run_jobs(print, None, jobs, workers=100, threads=1, listen=print)
     assert asked == [61]
+
+
+def test_the_commit_of_a_checkout_is_known_and_of_a_mere_neighbour_not(tmp_path, monkeypatch):
+    def git(*args):
+        who = ("-c", "user.name=n", "-c", "user.email=n@example.org")
+        done = subprocess.run(["git", *who, *args], cwd=tmp_path, capture_output=True, check=True)
+        return done.stdout.decode().strip()
+
+    own = tmp_path / "machine.py"
+    own.write_text("1\n")
+    monkeypatch.setattr("fortifai.machine.__file__", str(own))
+    git("init", "--quiet")
+    git("commit", "--quiet", "--allow-empty", "--message", "first")
+    assert source_commit() is None, "lies in a repository that does not hold it"
+    git("add", "machine.py")
+    git("commit", "--quiet", "--message", "second")
+    assert source_commit() == git("rev-parse", "HEAD")
+    own.write_text("2\n")
+    assert source_commit() == git("rev-parse", "HEAD") + "+"

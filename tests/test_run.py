@@ -64,6 +64,10 @@ def scores(run, arm, generation):
     return {(s["measure"], s["on"]): s for s in read_jsonl(path)}
 
 
+def test_a_finished_run_keeps_nothing_that_was_worked_in(tiny):
+    assert not list((tiny[0] / "run").rglob("*.partial"))
+
+
 def test_one_command_makes_the_whole_run(tiny):
     root, done = tiny
     run = root / "run"

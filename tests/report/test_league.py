@@ -96,6 +96,7 @@ def test_an_entry_is_judged_by_its_numbers(entered):
     if mine["longer"]["value"] is not None:
         assert math.isclose(mine["longer"]["value"], means["varied"] / means["ce"], rel_tol=1e-9)
     page = (entered / "league" / "index.html").read_text()
+    assert list((entered / "league" / "figures").glob("*.svg"))
     assert "Which cure slows model collapse" in page
     assert "<svg" in page
     assert (entered / "league" / "league.md").read_text().count("| varied |") == 1

@@ -97,7 +97,7 @@ class Rank:
 
     def _store(self, name: str) -> Any:
         # which PyTorch documents, and does not list for others to import
-        return dist.FileStore(str(Path(self.meeting) / name), self.count)  # type: ignore[attr-defined]
+        return dist.FileStore(str(Path(self.meeting) / name), self.count)  # type: ignore[attr-defined] # torch gives it no types
 
 
 Tell = Callable[[Any], None]
