@@ -1,30 +1,36 @@
 """What it costs to run many chains: the scheduler, two workers against one, ever more generations.
 
-    python benchmarks/scale.py [--chains 1000] [--rounds 3]
+    python benchmarks/scale.py [--parts workers] [--chains 1000] [--rounds 3]
 
-All on Gaussians or on no work at all, so that what is measured is the loop, the store and the
-processes around them. Rounds alternate; ratios are of medians.
+On Gaussians, on small language models or on no work at all, so that what is measured is the loop,
+the store and the processes around them. Rounds alternate; times of a language model are counted
+from the first word of a chain, since what chains share is made before.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import psutil
 
 from fortifai import configuration
 from fortifai.lab import experiment, status
-from fortifai.lab.executor import Job, Tell, run_jobs
+from fortifai.lab.executor import Event, Executor, Job, Tell, local, run_jobs
 from fortifai.lab.progress import Progress
+from fortifai.lab.spec import AnyExperiment
 from fortifai.lab.store import at_work, committing, locked, write_json
 
 WORK = 0.001
+PARTS = ("scheduler", "points", "workers", "language", "room")
 
 
 def fake(folder: str, job: Job, progress: Progress, tell: Tell) -> None:
@@ -64,6 +70,8 @@ def scheduler(chains: int) -> None:
 
 def ray(chains: int) -> None:
     """Time a chain costs as a task of Ray on two cores, once the first is there."""
+    if not importlib.util.find_spec("ray"):
+        return
     from fortifai.lab.ray_executor import cluster
 
     jobs, times = [("arm", f"seed-{k}") for k in range(chains)], list[float]()
@@ -82,11 +90,9 @@ def ray(chains: int) -> None:
     print(f"{chains} chains, the same on Ray {each:6.2f} ms; Ray was there after {there:.1f} s")
 
 
-def gaussian(
-    generations: int, seeds: int = 1, draws: int = 1000
-) -> Callable[[int], tuple[float, float]]:
-    """Seconds of a run with so many workers, and of a look at it; a chain a seed."""
-    settings = configuration.resolve(
+def _gaussian(generations: int, seeds: int, draws: int) -> AnyExperiment:
+    """Chains of a Gaussian, one a seed, of which every generation is committed."""
+    return configuration.resolve(
         {
             "name": "scale",
             "generations": generations,
@@ -105,28 +111,123 @@ def gaussian(
         }
     )
 
-    def run(workers: int) -> tuple[float, float]:
-        with tempfile.TemporaryDirectory() as folder:
-            began = time.perf_counter()
-            experiment.run(settings, Path(folder), Path(folder) / "run", workers=workers)
-            took = time.perf_counter() - began
-            began = time.perf_counter()
-            found = status.read(Path(folder) / "run")
-            assert all(one.state == "finished" for one in found)
-            return took, time.perf_counter() - began
 
-    return run
+def gaussian(generations: int, seeds: int = 1) -> float:
+    """Run it, one chain at a time; the seconds of a look at what is there then."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "run")
+        experiment.run(_gaussian(generations, seeds, 1000), Path(folder), out, workers=1)
+        began = time.perf_counter()
+        assert all(one.state == "finished" for one in status.read(out))
+        return time.perf_counter() - began
+
+
+def _tiny(**changes: Any) -> dict[str, Any]:
+    """The preset `demo` with a model of one narrow layer, two generations of a thousand tokens."""
+    raw, _ = configuration.read_raw("demo")
+    raw |= {"generations": 2, "arms": {"ce": {}}, "save_weights": "last"}
+    raw |= {"splits": {"tokens": 1024, "held_out_tokens": 1024}}
+    raw["corpus"] |= {"people": 400}
+    raw["family"]["scratch"] |= {"hidden_size": 32, "layers": 1, "heads": 2, "vocab_size": 512}
+    raw["family"]["scratch"]["pretrain"] = {"epochs": 1}
+    return raw | changes
+
+
+def _language(
+    raw: dict[str, Any],
+    clock: Callable[[], float],
+    *,
+    workers: int = 1,
+    executor: Executor = local,
+) -> tuple[float, float]:
+    """Time to the first word of a chain, and from there to the last one, of a run of a preset."""
+    settings, times = configuration.resolve(raw), [clock()]
+
+    def listen(event: Event) -> None:
+        if event.job != experiment.RUN:
+            times.append(clock())
+
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "run")
+        experiment.run(
+            settings, Path(folder), out, workers=workers, listen=listen, executor=executor
+        )
+    began, first, *_, last = times
+    return first - began, last - first
 
 
 def workers(rounds: int) -> None:
-    """Two workers against one on the same chains, the start of the processes included."""
-    run = gaussian(generations=40, seeds=8, draws=100_000)
-    took: dict[int, list[float]] = {1: [], 2: []}
+    """Two workers against one, and Ray's against ours, on chains of `demo` of one thread each."""
+    raw, _ = configuration.read_raw("demo")
+    raw |= {"generations": 2, "arms": {"ce": {}}, "seeds": list(range(4)), "threads": 1}
+    ways: dict[str, tuple[int, Executor]] = {"one worker": (1, local), "two": (2, local)}
+    if importlib.util.find_spec("ray"):
+        from fortifai.lab.ray_executor import cluster
+
+        ways["two, Ray"] = (2, functools.partial(cluster, None))
+    took: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
-        for count in took:
-            took[count].append(run(count)[0])
-    one, two = (statistics.median(took[count]) for count in (1, 2))
-    print(f"8 chains: {one:.1f} s with one worker, {two:.1f} s with two: {one / two:.2f} times")
+        for name, (count, executor) in ways.items():
+            began, used = _language(raw, time.perf_counter, workers=count, executor=executor)
+            took[name].append(used)
+            print(f"4 chains of demo, {name:10}: {used:6.1f} s, behind {began:.1f} s of beginning")
+    _ratio("one worker takes", took["one worker"], took["two"], "times as long as two")
+    if "two, Ray" in took:
+        _ratio("Ray takes", took["two, Ray"], took["two"], "times as long as local")
+
+
+def _ratio(before: str, over: list[float], under: list[float], behind: str) -> None:
+    """The median of the ratios turn by turn, lowest and highest in brackets."""
+    each = sorted(a / b for a, b in zip(over, under, strict=True))
+    print(f"{before} {statistics.median(each):.2f} ({each[0]:.2f} to {each[-1]:.2f}) {behind}")
+
+
+def language(rounds: int) -> None:
+    """Processor seconds of tiny language models against tokens, arms and chains, one at a time."""
+    weights = [{"kind": "truncate", "threshold": k / 10} for k in range(2, 10)]
+    asked: dict[str, dict[int, dict[str, Any]]] = {
+        "tokens": {
+            n: {"splits": {"tokens": n, "held_out_tokens": 1024}} for n in (2048, 4096, 8192, 16384)
+        },
+        "arms": {
+            n: {"baseline": "tce-0", "arms": {f"tce-{k}": {"weight": weights[k]} for k in range(n)}}
+            for n in (1, 2, 4, 8)
+        },
+        "chains": {n: {"seeds": {"count": n}} for n in (8, 16, 32, 64)},
+    }
+    for what, sizes in asked.items():
+        used: dict[int, list[float]] = {n: [] for n in sizes}
+        for _ in range(rounds):
+            for n, changes in sizes.items():
+                used[n].append(_language(_tiny(**changes), time.process_time)[1])
+        print(f"{what} of a tiny language model, processor seconds: {_fitted(used)}")
+
+
+def room() -> None:
+    """Memory and disk of a chain while its generations pass, with `save_weights: last`."""
+    steps = {"a Gaussian": (_gaussian(1000, 1, 1000), (100, 400, 700, 999))}
+    # what is written grows with the generations under the paper's own regime, which adds a split
+    tiny = _tiny(generations=50, regime={"kind": "replace"}, save_samples="needed")
+    steps["a tiny language model"] = (configuration.resolve(tiny), (5, 20, 35, 49))
+    for name, (settings, looked) in steps.items():
+        told = []
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder, "run")
+
+            def listen(event: Event, out: Path = out, looked: Any = looked) -> None:
+                if event.kind == "end" and event.generation in looked:
+                    memory = psutil.Process().memory_full_info().uss / 2**20
+                    files = {f: f.stat().st_size for f in out.rglob("*") if f.is_file()}
+                    weights = sum(n for f, n in files.items() if f.suffix == ".safetensors")
+                    rest = sum(files.values()) - weights
+                    told.append(  # noqa: B023, read within the turn
+                        f"generation {event.generation}: {memory:.0f} MiB of memory, "
+                        f"{weights / 2**20:.2f} MiB of weights and samples, {rest / 2**20:.2f} MiB "
+                        f"of records"
+                    )
+
+            experiment.run(settings, Path(folder), out, workers=1, listen=listen)
+        print(*(f"{name}, {line}" for line in told), sep="\n")
 
 
 def chains(rounds: int) -> None:
@@ -135,8 +236,8 @@ def chains(rounds: int) -> None:
     used: dict[int, list[float]] = {count: [] for count in counts}
     for _ in range(rounds):
         for count in counts:
-            run, began = gaussian(20, seeds=count), time.process_time()
-            run(1)
+            began = time.process_time()
+            gaussian(20, seeds=count)
             used[count].append(time.process_time() - began)
     print(f"chains, processor seconds: {_fitted(used)}")
 
@@ -155,8 +256,8 @@ def generations(rounds: int) -> None:
     used: dict[int, list[float]] = {count: [] for count in counts}
     for _ in range(rounds):
         for count in counts:
-            run, began = gaussian(count), time.process_time()
-            looked = run(1)[1]
+            began = time.process_time()
+            looked = gaussian(count)
             used[count].append(time.process_time() - began)
     print(f"generations, processor seconds: {_fitted(used)}")
     print(f"status of a chain of {counts[-1]} generations: {looked:.2f} s")
@@ -167,13 +268,20 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--chains", type=int, default=1000)
     arguments.add_argument("--rounds", type=int, default=3)
+    arguments.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     given = arguments.parse_args()
-    scheduler(given.chains)
-    if importlib.util.find_spec("ray"):
+    if "scheduler" in given.parts:
+        scheduler(given.chains)
         ray(given.chains)
-    chains(given.rounds)
-    generations(given.rounds)
-    workers(given.rounds)
+    if "points" in given.parts:
+        chains(given.rounds)
+        generations(given.rounds)
+    if "workers" in given.parts:
+        workers(given.rounds)
+    if "language" in given.parts:
+        language(given.rounds)
+    if "room" in given.parts:
+        room()
 
 
 if __name__ == "__main__":
