@@ -44,7 +44,7 @@ def test_a_run_has_the_bytes_of_a_local_one_and_leaves_nothing_behind(place, who
     assert without_report(outcome(Path("run"))) == whole
     for chain in ("mle seed 0", "acc seed 1"):
         assert [line.split("  ")[0] for line in told.splitlines() if line.startswith(chain)] == [
-            f"{chain} generation {k}/6" for k in range(1, 7)
+            f"{chain} generation {k} (of 0 to 5)" for k in range(6)
         ]
     assert not [line for line in told.splitlines() if "generation" not in line], "Ray is quiet"
     until(lambda: all(gone(pid) for pid in left), seconds=5)

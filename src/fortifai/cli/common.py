@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from fortifai.cli.plain import Lines, draws_bars
 from fortifai.errors import InputError
 
 if TYPE_CHECKING:
@@ -111,7 +112,14 @@ def _check_folder(name: str) -> None:
 
 @contextmanager
 def bars() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar for each thing that is being done, gone at the end."""
+    """A progress bar for each thing that is being done, gone at the end; lines without a terminal.
+
+    The lines are few: see `fortifai.cli.plain`.
+    """
+    if not draws_bars(err_console):
+        line = Lines(err_console)
+        yield lambda what, done, total: line(what, f"{done:,} of {total:,}")
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=err_console, transient=True) as progress:
         tasks: dict[str, list[int]] = {}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from rich.text import Text
 
 from fortifai.cli.common import FOUND, err_console, out_console, say
 from fortifai.cli.findings import show
+from fortifai.cli.plain import Lines, draws_bars
 from fortifai.errors import InputError
 from fortifai.report.text import neutral
 
@@ -188,7 +190,11 @@ def _read(
 
 
 @contextmanager
-def _reading() -> Iterator[_Bar]:
+def _reading() -> Iterator[Callable[[str], Tick]]:
+    """Bars for corpora that are read, by their names; lines without a terminal."""
+    if not draws_bars(err_console):
+        yield partial(_in_lines, Lines(err_console))
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -198,6 +204,13 @@ def _reading() -> Iterator[_Bar]:
     )
     with Progress(*columns, console=err_console, transient=True) as progress:
         yield _Bar(progress)
+
+
+def _in_lines(line: Lines, what: str) -> Tick:
+    def tick(done: int, total: int, rows: int) -> None:
+        line(f"reading {what}", f"{rows:,} rows" + (f", {done / total:.0%}" if total else ""))
+
+    return tick
 
 
 class _Bar:

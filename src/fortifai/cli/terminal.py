@@ -23,6 +23,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from fortifai.cli.plain import draws_bars
 from fortifai.lab.executor import Event, Job, Listen
 from fortifai.lab.experiment import SHARED
 from fortifai.lab.plan import RunPlan
@@ -39,7 +40,7 @@ def watching(config: AnyExperiment, console: Console, chains: int) -> Iterator[L
         console: Where to.
         chains: How many of its chains.
     """
-    if not console.is_terminal:
+    if not draws_bars(console):
         yield _Lines(config, console)
         return
     columns = (
@@ -90,7 +91,7 @@ class _Bars:
         self._whole = progress.add_task(
             f"[bold]{escape(config.name)}[/]",
             total=chains * config.generations,
-            info=f"{chains} chains x {config.generations} generations",
+            info=f"{chains} x generations 0 to {config.generations - 1}",
         )
         self._reached: dict[Job, int] = {}
         self._tasks: dict[Job, int] = {}
@@ -153,7 +154,8 @@ def _name(job: Job) -> str:
 
 
 def _line(event: Event, config: AnyExperiment) -> str:
-    parts = [f"{_name(event.job)} generation {event.generation + 1}/{config.generations}"]
+    # counted as in tables, figures and folders: generation 0 is the first that is trained
+    parts = [f"{_name(event.job)} {_numbered(event.generation, config.generations)}"]
     for measure in config.taken():
         for headline in measure.headlines:
             key = (headline.score, headline.on)
@@ -161,6 +163,10 @@ def _line(event: Event, config: AnyExperiment) -> str:
             if found:  # where a chain holds several seeds, their mean
                 parts.append(f"{headline.label} {sum(found) / len(found):{headline.form}}")
     return "  ".join(parts)
+
+
+def _numbered(generation: int, count: int) -> str:
+    return f"generation {generation}" + (f" (of 0 to {count - 1})" if count > 1 else "")
 
 
 def _clock(seconds: float) -> str:
