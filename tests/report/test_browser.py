@@ -6,14 +6,16 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from fortifai.report import write_report
+from fortifai.report import league_page, write_report
+from fortifai.report.league import CLOSED, Budget, Entry, League, Row
 from fortifai.report.load import load
-from fortifai.report.text import DASH
+from fortifai.stats import Ratio
 
 from .fake import ARMS, write_run
 
@@ -90,9 +92,7 @@ def test_hovering_tells_the_numbers_of_the_run(small_run: Path, opens: Opens, re
     (run,) = load([small_run])
     for arm in run.arms:
         values = [c.generations[1].value(("kr.mean", "split-0")) for c in arm.chains]
-        shown = re.search(
-            rf"^{arm.label} ([\d.]+) \(([\d.]+) {DASH} ([\d.]+)\)$", told, re.MULTILINE
-        )
+        shown = re.search(rf"^{arm.label} ([\d.]+) \(([\d.]+) to ([\d.]+)\)$", told, re.MULTILINE)
         assert shown
         wanted = [np.mean(values), min(values), max(values)]
         # three decimals are shown
@@ -409,3 +409,29 @@ def test_no_other_script_runs(chromium: Any, report: Path, tmp_path: Path) -> No
     assert not [url for url in requested if "x.test" in url]
     assert page.locator(".chart").count() > 0  # our own does
     page.close()
+
+
+def test_the_table_of_the_league_fits_its_box_or_is_scrolled_in_it(
+    opens: Opens, tmp_path: Path
+) -> None:
+    """With large budgets and long names of arms, at the widths of a desk and of a hand."""
+    longer = Ratio(0.94, 0.86, 1.01, "none", "both", 0.07)
+    row = Row(
+        "league-facts", "ce-accumulate", False, {}, CLOSED, False, 5, 8, 1, (0.879, 0.567),
+        (0.253, 0.234, 0.273), (2.82, 1), longer, longer, 0.074, 0.31,
+        Budget(12_345_678, 2_345_678, 345_678), 44.5, {},
+    )  # fmt: skip
+    entry: Any = Entry(row.track, SimpleNamespace(label="run", notes=[], yaml=""), {})
+    path = tmp_path / "league.html"
+    path.write_text(league_page._page(League((row,), (entry,)), []), "utf-8")
+    for width, fits in ((1600, True), (1280, True), (400, False)):
+        page = opens(path, viewport={"width": width, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        box = page.locator(".scroll").first
+        inside = box.evaluate("it => it.scrollWidth <= it.clientWidth")
+        assert inside == fits
+        last = box.locator("tbody td").last
+        last.scroll_into_view_if_needed()
+        where = last.bounding_box()
+        assert where["x"] + where["width"] <= width
+        assert last.inner_text() == "44.5"

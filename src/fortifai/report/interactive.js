@@ -317,7 +317,7 @@
       if (seedsShown() && line.seeds)
         return ` (${line.seeds.map((one, k) => `seed ${arm.seeds[k]}: ${number(one[at])}`).join(", ")})`;
       const told = line.low && line.low[at] !== line.high[at];
-      return told ? ` (${number(line.low[at])} \u2013 ${number(line.high[at])})` : "";
+      return told ? ` (${number(line.low[at])} to ${number(line.high[at])})` : "";
     }
 
     step(event) {

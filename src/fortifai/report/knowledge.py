@@ -215,8 +215,8 @@ def _change(values: Floats) -> str:
 def _onset(onset: Onset | None) -> Row:
     if onset is None:
         return {"text": DASH, "note": ""}
-    last = "open" if onset.high is None else f"{onset.high}"
-    return {"text": f"{onset.generation}", "note": f"{onset.low} {DASH} {last}"}
+    note = f"from {onset.low}" if onset.high is None else f"{onset.low} to {onset.high}"
+    return {"text": f"{onset.generation}", "note": note}
 
 
 def _run(by_generation: Sequence[str]) -> str:

@@ -26,11 +26,11 @@ def signed(value: float, digits: int = 2) -> str:
 
 
 def span(low: float | None, high: float | None, form: str = "") -> str:
-    """An interval; an end that is open is left out."""
+    """An interval, its ends with "to" between, which is no minus; an open end is left out."""
     if low is None and high is None:
         return ""
     if high is None:
         return f"from {number(low, form)}"
     if low is None:
         return f"up to {number(high, form)}"
-    return f"{number(low, form)} {DASH} {number(high, form)}"
+    return f"{number(low, form)} to {number(high, form)}"
