@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import io
 import json
 import re
 from pathlib import Path
@@ -18,6 +19,7 @@ from fortifai.audit.findings import Audit, Finding
 from fortifai.audit.model import cut, write
 from fortifai.cli import audit as command
 from fortifai.cli import findings as table
+from fortifai.cli import plain
 from fortifai.cli.app import app
 from fortifai.data import bios
 from fortifai.data.questions import Question
@@ -342,13 +344,51 @@ def test_exit_codes_and_reports(saved, tmp_path):
     found = run("audit", saved / "sound", *args, "--out", tmp_path / "out")
     assert found.exit_code == 0, found.output
     assert "no evidence of collapse" in found.output
+    assert "\nNext: audit the model of the next round" in found.output
+    sure = run("audit", saved / "sure", *args)
+    assert sure.exit_code == 3
+    assert "\nNext: train with real data in every round" in sure.output
     record = json.loads((tmp_path / "out" / "audit.json").read_text())
     assert not record["collapsed"]
     page = (tmp_path / "out" / "index.html").read_text()
     assert page.count("<svg") == 2
     assert "<script" not in page
     shown = run("threshold", saved / "sound", "--text", saved / "human.txt", "--json")
-    assert json.loads(shown.output)["tokens"] > 0
+    assert json.loads(shown.stdout)["tokens"] > 0
+
+
+def test_models_are_named_as_they_were_typed(saved):
+    args = ["audit", saved / "sure", "--base", saved / "sound", "--text", saved / "human.txt"]
+    record = json.loads(run(*args, "--prompts", 48, "--json").stdout)
+    assert record["subject"] == str(saved / "sure")
+    against = {found["against"] for found in record["findings"]}
+    assert str(saved / "sound") in against
+
+
+def test_an_audit_without_a_terminal_tells_how_far_it_is(saved, monkeypatch):
+    """On stderr, so that what is printed can be read by a program."""
+    monkeypatch.setattr(plain, "EVERY", 0.0)
+    found = run("audit", saved / "sound", "--text", saved / "human.txt", "--prompts", 48, "--json")
+    assert json.loads(found.stdout)["subject"]
+    lines = found.stderr.splitlines()
+    assert "scoring: 1 of 3" in lines
+    assert re.fullmatch(r"writing: [\d,]+ of [\d,]+", lines[2])
+    assert lines[-1] == "scoring: 3 of 3"
+
+
+def test_lines_of_progress_are_few():
+    now, out = [0.0], io.StringIO()
+    line = plain.Lines(Console(file=out), clock=lambda: now[0])
+    for now[0] in np.arange(0, 31, 0.5):
+        line("writing", f"{now[0]:g} of 30")
+    assert out.getvalue() == "writing: 10 of 30\nwriting: 20 of 30\nwriting: 30 of 30\n"
+
+
+def test_bars_are_for_terminals_that_can_draw_them():
+    at = {"force_terminal": True, "_environ": {"TERM": "xterm"}}
+    assert plain.draws_bars(Console(**at))
+    assert not plain.draws_bars(Console(**at | {"_environ": {"TERM": "dumb"}}))
+    assert not plain.draws_bars(Console(file=io.StringIO()))
 
 
 def test_benchmarks_from_a_file_and_what_was_cut(saved, text, tmp_path):
@@ -391,8 +431,8 @@ def test_the_table_fits_80_columns_and_a_benchmark_shows_no_difference(
     monkeypatch.setattr(table, "out_console", Console(width=80))
     table.show(audit)
     lines = capsys.readouterr().out.split("\n")
-    assert max(map(len, lines[2:-2])) <= 80
-    top = [line.strip() for line in lines[3:-2] if line and not line.startswith("  ")]
+    assert max(map(len, lines[2:-3])) <= 80
+    top = [line.strip() for line in lines[3:-3] if line and not line.startswith("  ")]
     assert top == ["against human text", "against blind", "as it is"]
     (benchmark,) = [line for line in lines if "blimp.acc" in line]
     assert benchmark.split() == ["blimp.acc", "0.65", DASH, "0.44", "to", "0.86", DASH]

@@ -20,6 +20,7 @@ from fortifai.audit import (
     Fields,
     Reading,
     audit_corpus,
+    contamination,
     measures,
     pieces,
     read,
@@ -32,6 +33,7 @@ from fortifai.audit.grown import grown, log_odds
 from fortifai.audit.overlap import overlap
 from fortifai.audit.survival import survival
 from fortifai.cli import findings as table
+from fortifai.cli import plain
 from fortifai.cli.app import app
 from fortifai.errors import InputError, RunFailed
 from fortifai.report.card import card
@@ -70,7 +72,7 @@ def finding(audit, name, source=""):
 def test_halves_are_alike_and_a_text_that_lost_its_tail_is_evidence(tmp_path):
     sound = audited(tmp_path, documents(600, 0), documents(1200, 1))
     assert sound.headline == "no evidence of collapse"
-    assert all(f.p > 0.05 for f in sound.findings)
+    assert all(f.p > 0.05 for f in sound.findings if f.p is not None)
     narrow = audited(tmp_path, documents(600, 0, 1.4), documents(1200, 1))
     assert narrow.headline == "evidence of collapse in: diversity, tails"
     assert {"entropy", "rare"} <= {f.name for f in narrow.evidence}
@@ -114,7 +116,8 @@ def test_another_kind_of_text_is_not_judged(tmp_path):
     audit = audited(tmp_path, other, documents(1200, 1))
     assert audit.headline == "cannot be compared: another kind of text"
     assert not audit.collapsed
-    assert "give a reference of its own kind" in audit.verdict
+    assert "differences say nothing of collapse" in audit.verdict
+    assert audit.next_step == "choose another reference with --against, one of the text's own kind."
     assert all(f.level is None for f in audit.findings)
     judged = audited(tmp_path, other, documents(1200, 1), fail_on={"entropy": 1e-9})
     assert finding(judged, "entropy").level == 1e-9  # who asks for it is told
@@ -167,7 +170,7 @@ def test_sources_are_audited_by_themselves(tmp_path):
 
 def test_holm_makes_p_values_of_many(tmp_path):
     audit = audited(tmp_path, documents(600, 0), documents(1200, 1))
-    assert max(f.p for f in audit.findings) == 1
+    assert max(f.p for f in audit.findings if f.p is not None) == 1
 
 
 def test_what_a_stage_keeps(tmp_path):
@@ -292,6 +295,81 @@ def test_the_verdict_says_how_near_and_how_far(tmp_path):
     assert entropy.way == -entropy.difference.value / 0.3
     assert f"{entropy.way:.1f} times its level" in narrow.verdict
     assert f"in {len(narrow.evidence)} of 6 checks" in narrow.verdict
+
+
+def test_contamination_is_told_with_its_number(tmp_path):
+    own, others = documents(600, 0), documents(1200, 1)
+    clean = audited(tmp_path, own, others)
+    assert finding(clean, "contained").value == 0
+    assert "Contamination" not in clean.verdict
+    # copies of one shared document count once
+    audit = audited(tmp_path, own[:450] + others[:150] + others[:1] * 200, others)
+    found = finding(audit, "contained")
+    assert found.value == 150 / 600
+    assert found.difference.low < 0.25 < found.difference.high
+    assert not found.evidence
+    assert found.p is None
+    told = "25.0% of its different documents (21.7% to 28.6%) are in the reference word for word"
+    assert told in audit.verdict
+    assert audit.record()["verdict"] == audit.verdict
+    half = audited(tmp_path, own[:450] + others[:150], others)
+    assert half.next_step == "take what both share out of either and audit again."
+
+
+def test_shared_phrases_are_told_where_no_document_is_the_same(tmp_path):
+    others = documents(1200, 1)
+    own = [f"{a} {b}" for a, b in zip(documents(600, 0), others, strict=False)]
+    audit = audited(tmp_path, own, others)
+    assert finding(audit, "contained").value == 0
+    shared = finding(audit, "document.shared")
+    assert f"Contamination: {shared.value:.1%} of the 8-grams of a document are" in audit.verdict
+    assert "word for word" not in audit.verdict
+
+
+def test_contamination_of_samples_is_that_of_all(tmp_path, monkeypatch):
+    """Each corpus keeps another part of its documents; shared ones are in both or in neither."""
+    others = documents(3000, 1)
+    own = documents(1200, 0) + others[:400]
+    monkeypatch.setattr(corpus_, "CONTENTS", 800)
+    monkeypatch.setattr(contamination, "CONTENTS", 800)
+    found = finding(audited(tmp_path, own, others), "contained")
+    assert found.value == pytest.approx(400 / 1600, abs=0.06)
+    assert found.difference.n < 800
+
+
+def test_contamination_can_be_judged(files):
+    rows = (files / "same.jsonl").read_text() + "".join(
+        (files / "ref.jsonl").read_text().splitlines(keepends=True)[:40]
+    )
+    (files / "leaked.jsonl").write_text(rows)
+    args = ["--against", files / "ref.jsonl", "--fail-on", "contained:0.01"]
+    assert run("--text", files / "leaked.jsonl", *args).exit_code == 3
+    assert run("--text", files / "same.jsonl", *args).exit_code == 0
+
+
+def test_every_verdict_says_what_to_do_next(files):
+    for name, words in (
+        ("same", "Next: train on it"),
+        ("narrow", "Next: see which phrases grew"),
+        ("other", "Next: choose another reference"),
+    ):
+        card_ = files / f"{name}.md"
+        found = run(
+            "--text", files / f"{name}.jsonl", "--against", files / "ref.jsonl", "--out",
+            files / name, "--card", card_,
+        )  # fmt: skip
+        # what is printed last, but for where it was written
+        (line,) = [line for line in found.output.splitlines() if line.startswith("Next: ")]
+        assert line.startswith(words)
+        assert (
+            line.split(": ", 1)[1] == json.loads((files / name / "audit.json").read_text())["next"]
+        )
+        assert (
+            f"<b>Next:</b> {words.removeprefix('Next: ')}"
+            in (files / name / "index.html").read_text()
+        )
+        assert f"\n{words}" in card_.read_text()
+    assert "Next: give a text of the same kind" in run("--text", files / "same.jsonl").output
 
 
 def test_any_number_of_processes_and_any_order_give_the_same_bytes(tmp_path):
@@ -459,6 +537,14 @@ def test_exit_codes(name, code, files):
     assert found.exit_code == code, found.output
 
 
+def test_corpora_without_a_terminal_tell_how_far_they_are(files, monkeypatch):
+    monkeypatch.setattr(plain, "EVERY", 0.0)
+    found = run("--text", files / "same.jsonl", "--against", files / "ref.jsonl")
+    assert "reading reference: 900 rows, 100%" in found.stderr.splitlines()
+    assert "reading text: 400 rows, 100%" in found.stderr.splitlines()
+    assert "reading" not in found.stdout
+
+
 def test_levels_for_ci(files):
     args = ["--text", files / "narrow.jsonl", "--against", files / "ref.jsonl", "--fail-on"]
     assert run(*args, "entropy:-0.2").exit_code == 3
@@ -548,5 +634,5 @@ def test_the_table_fits_80_columns(files, monkeypatch, capsys):
     table.show(audit)
     table.show_grown(audit.grown, 15)
     lines = capsys.readouterr().out.split("\n")
-    prose = ("Evidence of", "not measured", "the text")
+    prose = ("Evidence of", "Next", "not measured", "the text")
     assert max(len(line) for line in lines if not line.startswith(prose)) <= 80

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fortifai.audit import measures
+from fortifai.audit import contamination, measures
 from fortifai.audit.corpus import Corpus
 from fortifai.audit.findings import Audit, Finding, Levels, Worse, finite, signed
 from fortifai.audit.grown import Grown, grown
@@ -62,9 +62,9 @@ class CorpusAudit(Audit):
 
     @property
     def verdict(self) -> str:
-        """What was found and what to do next, in a sentence or three."""
+        """What was found, in a sentence or three; `next_step` says what to do."""
         if not self.overlaps:
-            return "Nothing to compare with: give a text of the same kind with --against."
+            return "Nothing to compare with, so nothing is judged."
         told = []
         if self.comparable or self.collapsed:
             told.append(self._judgement())
@@ -74,9 +74,31 @@ class CorpusAudit(Audit):
                 told.append(
                     f"Another kind of text{where}: its words overlap with the reference's "
                     f"{found.ratio:.0%} as much as halves of the reference do with each other, so "
-                    "differences say nothing of collapse; give a reference of its own kind."
+                    "differences say nothing of collapse."
                 )
-        return " ".join(told)
+        shared = contamination.told(self.findings)
+        return " ".join([*told, shared] if shared else told)
+
+    @property
+    def next_step(self) -> str:
+        """What to do now, by the verdict, in a sentence."""
+        if not self.overlaps:
+            return "give a text of the same kind that is known to be good with --against."
+        if self.collapsed:
+            return (
+                "see which phrases grew and (--by COLUMN) which sources they are in, find the "
+                "documents of the worst scores (--scores FILE.parquet), drop or replace them and "
+                "audit again; where there are no others, mix in real text and train with a cure "
+                "(docs/cures.md)."
+            )
+        if not self.comparable:
+            return "choose another reference with --against, one of the text's own kind."
+        if contamination.told(self.findings):
+            return "take what both share out of either and audit again."
+        return (
+            "train on it, and audit the next version of it against the same reference; what is "
+            "nearest to its level is what to watch."
+        )
 
     def _judgement(self) -> str:
         whole = [found for found in self.evidence if not found.source]
@@ -94,11 +116,7 @@ class CorpusAudit(Audit):
         ]
         told += [f"in source{'s' * (len(parts) > 1)} {', '.join(parts)}"] if parts else []
         count = sum(found.level is not None for found in self.findings)
-        return (
-            f"Evidence of collapse in {len(self.evidence)} of {count} checks: {'; '.join(told)}. "
-            "Next: see which phrases grew and which sources they are in, and drop or replace the "
-            "documents of the worst scores."
-        )
+        return f"Evidence of collapse in {len(self.evidence)} of {count} checks: {'; '.join(told)}."
 
     def record(self) -> dict[str, Any]:
         """Everything as plain values, ready for JSON; NaN is null."""
@@ -175,7 +193,7 @@ def audit_corpus(
     parts = {"": (text.sample.documents, against.sample.documents)}
     for source, table in text.sample.by.items():
         parts[source] = table, against.sample.by.get(source, against.sample.documents)
-    findings: list[Finding] = []
+    findings = contamination.finding(text, against, reference)
     overlaps: dict[str, Overlap] = {}
     phrases: list[Grown] = []
     for source, (own, other) in parts.items():
@@ -215,18 +233,18 @@ def _judged(
     fail_on: Mapping[str, float] | None,
 ) -> list[Finding]:
     """Findings with Holm's p-values, and levels where they are to be judged."""
-    corrected = holm([found.p if found.p is not None else 1.0 for found in findings])
+    # a share that no test is made of counts for none
+    corrected = iter(holm([found.p for found in findings if found.p is not None]))
     out = []
-    for found, p in zip(findings, corrected, strict=True):
+    for found in findings:
         worse, level = found.worse, None
         if fail_on is not None:
             if found.name in fail_on:
                 level, worse = abs(fail_on[found.name]), _direction(fail_on[found.name])
         elif worse and overlaps[found.source].alike and found.name in _LEVELS:
             level = getattr(levels, _LEVELS[found.name])
-        out.append(
-            dataclasses.replace(found, worse=worse, level=level, p=None if found.p is None else p)
-        )
+        p = None if found.p is None else next(corrected)
+        out.append(dataclasses.replace(found, worse=worse, level=level, p=p))
     return out
 
 

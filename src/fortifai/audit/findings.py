@@ -215,6 +215,20 @@ class Audit:
         )
         return f"Evidence of collapse: {len(self.evidence)} of {count} checks failed: {titles}."
 
+    @property
+    def next_step(self) -> str:
+        """What to do now, by the verdict, in a sentence."""
+        if self.collapsed:
+            return (
+                "train with real data in every round, then with a cure (docs/cures.md) or a loss "
+                "(docs/losses.md; `fortifai threshold` suggests its threshold), and audit that "
+                "model; a base model (--base) tells collapse from what was always so."
+            )
+        return (
+            "audit the model of the next round with the same text and seed; while it trains, "
+            "CollapseMonitor watches for the same signs (docs/trainers.md)."
+        )
+
     def _nearest(self) -> str:
         """Which check came nearest to being evidence."""
         ways = [(found.way, found) for found in self.findings if found.way is not None]
@@ -237,6 +251,7 @@ class Audit:
             "reference": self.reference,
             "collapsed": self.collapsed,
             "verdict": self.verdict,
+            "next": self.next_step,
             "findings": rows,
             "sampled": self.sampled,
             "not_measured": list(self.not_measured),

@@ -275,7 +275,7 @@ def _asked(
     if o.coverage is not None:
         models = [(o.subject, lm)]
         if base is not None:
-            # two folders may have the same name in print
+            # a model beside itself has its name but once
             models.append((base_name if base_name != o.subject else "the base model", base))
         several = asked_.coverage(models, o.coverage, levels, o.seed, tick)
         findings += several.findings

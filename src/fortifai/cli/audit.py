@@ -248,9 +248,9 @@ def _model(
     several, notes = coverage or (None, [])
     with bars() as tick:
         options = ModelAudit(
-            subject=_name(model),
+            subject=model,
             base=first,
-            base_name="the base model" if base is None else _name(base),
+            base_name=base or "the base model",
             questions=asked,
             coverage=several,
             benchmarks=_scores(suite, lm, tick) if suite else (),
@@ -278,12 +278,6 @@ def _coverage(
     told = {"samples": samples, "answer_tokens": answer_tokens, "most": most}
     given = {name: value for name, value in told.items() if value is not None}
     return Coverage(tuple(questions), k=k, chat=chat, **given), notes
-
-
-def _name(model: str) -> str:
-    """A model's name in print: the last parts of its folder that say something."""
-    parts = [part for part in Path(model).parts if part != "model"]
-    return str(Path(*parts[-3:])) if Path(model).exists() else model
 
 
 def _suite(path: Path) -> Suite:
@@ -325,7 +319,7 @@ def threshold(
         found = suggest_threshold(
             lm,
             human,
-            subject=_name(model),
+            subject=model,
             dropped=drop,
             windows=prompts,
             size=tokens,

@@ -22,7 +22,7 @@ _GROWN, _GROWN_SOUND = 15, 5
 
 
 def show(found: Audit, grown: Sequence[Grown] = ()) -> None:
-    """A headline, a table of findings, what grew, what to know of them, and last the verdict."""
+    """A headline, a table, what grew, what to know, and last the verdict and what to do next."""
     from fortifai.report.audit import headline
 
     style = "bold red" if found.collapsed else "bold green" if found.comparable else "bold yellow"
@@ -38,6 +38,7 @@ def show(found: Audit, grown: Sequence[Grown] = ()) -> None:
         out_console.print(Text(f"not measured: {line}", style="dim"), soft_wrap=True)
     # at the end, which stands above the next prompt
     say(neutral(found.verdict))
+    say(f"Next: {neutral(found.next_step)}")
 
 
 def _table(findings: Sequence[Finding]) -> Table:

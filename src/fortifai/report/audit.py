@@ -41,6 +41,7 @@ def write_audit(audit: Audit, folder: Path) -> Path:
         "audit.html.j2",
         title=audit.subject,
         verdict=audit.verdict,
+        next_step=audit.next_step,
         headline=headline(audit),
         sampled=audit.sampled,
         reference=audit.reference,

@@ -37,6 +37,8 @@ def card(audit: CorpusAudit) -> str:
         f"{_plain(audit.subject)} against {_plain(audit.reference)}: {audit.sampled}. "
         f"{_plain(audit.verdict)}",
         "",
+        f"Next: {_plain(audit.next_step)}",
+        "",
     ]
     judged = [found for found in audit.findings if found.level is not None and not found.source]
     rows = judged or [found for found in audit.findings if not found.source]
