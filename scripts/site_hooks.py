@@ -31,6 +31,14 @@ PAGES = {
 }
 """Files at the top of the repository that are pages, and what they are called."""
 
+READ_OFF = {"src/fortifai/lab/spec.py": "reference/yaml.md"}
+"""Code from which a page of the reference is made, and that page."""
+
+PICTURES = {
+    "<!-- picture: house.svg -->": "![Rooms by floor, and what each is built on](house.svg)",
+}
+"""Where a page shows what is drawn at each build, and is not in a checkout."""
+
 LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(#[^)\s]*)?(?=\))")
 
 
@@ -52,6 +60,8 @@ def site_path(path: str) -> str:
         return PAGES[path]
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
+    if path in READ_OFF:
+        return READ_OFF[path]
     if path.startswith("src/fortifai/presets/"):
         return "reference/presets.md"
     return f"source/{path}.md"
@@ -81,7 +91,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links as the site has them."""
+    """Links and pictures as the site has them."""
     here = page.file.src_uri
     if here.startswith(("source/", "reference/")):
         return markdown
@@ -93,7 +103,10 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
             anchor = f"#{Path(path).stem}"
         return posixpath.relpath(site_path(path), posixpath.dirname(here) or ".") + anchor
 
-    return LINK.sub(moved, markdown)
+    markdown = LINK.sub(moved, markdown)
+    for place, picture in PICTURES.items():
+        markdown = markdown.replace(place, picture)
+    return markdown
 
 
 def on_page_content(html: str, **_: Any) -> str:

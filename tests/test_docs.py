@@ -88,6 +88,17 @@ def test_paths_exist(page):
     assert [path for path in told if not (ROOT / path).exists()] == []
 
 
+@pytest.mark.parametrize("page", [*PAGES, "CHANGELOG.md"])
+def test_links_lead_to_files_of_the_checkout(page):
+    """Whoever reads a page in the repository has no page that only the site makes."""
+    text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text("utf-8"), flags=re.M | re.S)
+    targets = re.findall(r"\]\(([^)\s#:]+)(?:#[^)\s]*)?\)", text)
+    targets += re.findall(r"^\[[^\]]+\]: ([^\s#:]+)(?:#\S*)?$", text, re.M)
+    targets += re.findall(r"(?:src|href)=\"([^\"#:]+)\"", text)
+    there = (ROOT / page).parent
+    assert [target for target in targets if not (there / target).exists()] == []
+
+
 def test_files_of_the_house_exist():
     """What contributors are sent to, told from the package or the folder that is spoken of."""
     told = re.findall(r"`([\w/]+\.py)`", PAGES["CONTRIBUTING.md"] + PAGES["docs/built.md"])

@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[1]
         ("contributing.md", "docs/plugins.md#cures", "plugins.md#cures"),
         ("experiments.md", "../CONTRIBUTING.md", "contributing.md"),
         ("results.md", "../src/fortifai/presets/demo.yaml", "reference/presets.md#demo"),
+        ("guides/study.md", "../../src/fortifai/lab/spec.py", "../reference/yaml.md"),
         ("results.md", "../tests/test_pretrained.py", "source/tests/test_pretrained.py.md"),
         ("guides/audit.md", "../audit.md", "../audit.md"),
         ("guides/audit.md", "../corpora.md#text-local-files", "../corpora.md#text-local-files"),
@@ -45,6 +46,16 @@ def test_links_elsewhere_stay():
     where = SimpleNamespace(file=SimpleNamespace(src_uri="index.md"))
     for text in ("[a](https://arxiv.org/abs/2509.08972)", "[a](#cite)", "f(x)(y.md)"):
         assert site_hooks.on_page_markdown(text, where) == text
+
+
+def test_what_is_drawn_at_each_build_is_a_picture_of_the_site_alone():
+    page = (ROOT / "docs" / "built.md").read_text("utf-8")
+    (place,) = [place for place in site_hooks.PICTURES if place in page]
+    told = site_hooks.on_page_markdown(
+        page, SimpleNamespace(file=SimpleNamespace(src_uri="built.md"))
+    )
+    assert place not in told
+    assert "](house.svg)" in told
 
 
 def build(root: Path, out: Path) -> subprocess.CompletedProcess[str]:
@@ -84,6 +95,7 @@ def test_the_reference_is_there(site):
     assert 'id="fortifai.TruncatedCrossEntropyLoss"' in api
     assert "learning_rate" in (site / "reference" / "yaml.html").read_text("utf-8")
     assert (site / "house.svg").is_file()
+    assert '"house.svg"' in (site / "built.html").read_text("utf-8")
     assert (site / "llms.txt").is_file()
 
 

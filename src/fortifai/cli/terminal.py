@@ -175,6 +175,12 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
+_COUNTED = (
+    "Before cures, which may drop some; a text that is written anew begins as it was, which is "
+    "counted here and not in what the run counts as generated."
+)
+
+
 def print_plan(console: Console, config: AnyExperiment, plan: RunPlan, folder: Path) -> None:
     """The plan of a run as tables."""
     facts = Table(box=None, show_header=False, pad_edge=False)
@@ -190,18 +196,21 @@ def print_plan(console: Console, config: AnyExperiment, plan: RunPlan, folder: P
     for note in plan.notes:
         facts.add_row("note", Text(note))
     console.print(facts)
-    table = Table(title="\nper arm, all seeds", title_justify="left", box=None, pad_edge=False)
+    title = "\nper arm and seed, all generations together"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for heading in ("arm", f"trained {plan.unit}", "steps", f"written {plan.unit}", "real share"):
         table.add_column(heading, justify="left" if heading == "arm" else "right")
     for arm in plan.arms:
         table.add_row(
             Text(arm.arm),
-            f"{arm.trained:,}",
-            f"{arm.steps:,}",
-            f"{arm.rewritten:,}",
+            f"{arm.trained // plan.seeds:,}",
+            f"{arm.steps // plan.seeds:,}",
+            f"{arm.rewritten // plan.seeds:,}",
             _shares(arm.real_share, plan.generations),
         )
     console.print(table)
+    several = f"{plan.seeds} seeds take {plan.seeds} times as much. " if plan.seeds > 1 else ""
+    console.print(Text(f"{several}{_COUNTED}", style="dim"))
     console.print("nothing was written; run it without --dry-run", highlight=False)
 
 
