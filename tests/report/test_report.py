@@ -24,6 +24,7 @@ from fortifai.report.context import context
 from fortifai.report.failure import failures
 from fortifai.report.figures import draw_all
 from fortifai.report.load import load
+from fortifai.report.numbers import signed
 from fortifai.report.records import Arm, Chain, Generation, Run
 from fortifai.report.scene import Scene
 from fortifai.report.style import Canvas
@@ -471,7 +472,11 @@ def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
     ]
     assert write_report(folders).parent == folders[0] / "report"
     given = told(*folders)
-    assert given["headline"] == "2 runs side by side"
+    # both were made alike
+    assert given["headline"] == (
+        "2 runs side by side. Knowledge Retention, first split: no difference; "
+        "Perplexity, held-out data: no difference"
+    )
     said = sentences(given)
     assert list(said) == ["small/ce", "small/tce-0.3", "large/ce", "large/tce-0.3"]
     for run in ("small", "large"):  # each run has its own baseline
@@ -497,9 +502,43 @@ def test_arms_of_one_name_are_compared_between_runs(tmp_path: Path) -> None:
     )
     assert found.gap.value == pytest.approx(np.mean(large) - np.mean(small))
     assert rows["large/ce"][1] == f"+{found.gap.value:.3f}"
+    ends = f"{signed(found.gap.low)} to {signed(found.gap.high)}"
     assert found.gap.low is not None
     assert found.gap.low > 0
     assert table(told(folders[0]), "between-runs") == {}
+    lead = told(*folders)["headline"]
+    assert lead.startswith(
+        "2 runs side by side. Knowledge Retention, first split: "
+        f"large/ce {found.gap.value:.2f} above small/ce (95\u00a0% interval {ends}); "
+        "Perplexity, held-out data: large/ce 0."
+    )
+    assert re.search(r" times small/ce \(95\u00a0% interval 0\.\d+ to 0\.\d+\)$", lead)
+
+
+def test_runs_without_an_arm_in_common_say_so(tmp_path: Path) -> None:
+    folders = [
+        write_run(tmp_path / arm, name=arm, generations=2, seeds=[0], arms={arm: ARMS[arm]})
+        for arm in ("ce", "focal")
+    ]
+    lead = told(*folders)["headline"]
+    assert lead == "2 runs side by side; no arm of ce stands in another one"
+
+
+def test_one_run_more_or_less_lucky_is_not_claimed(tmp_path: Path) -> None:
+    """Of one seed there is no interval over seeds, and no ratio has one at all."""
+    folders = [
+        write_run(
+            tmp_path / name, name=name, generations=2, seeds=[0],
+            arms={"ce": FakeArm({"kind": "keep"}, pace)},
+        )
+        for name, pace in (("small", 1.0), ("large", 0.9))
+    ]  # fmt: skip
+    fluent = told(*folders)["headline"].partition("; ")[2]
+    assert re.fullmatch(
+        r"Perplexity, held-out data: no statistically significant difference, large/ce "
+        r"0\.\d+ times small/ce \(no interval\)",
+        fluent,
+    )
 
 
 def test_the_ledger_is_told_in_percent(small_run: Path) -> None:

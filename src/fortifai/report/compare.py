@@ -149,25 +149,67 @@ def mean_at(arm: Arm, key: Key, generation: int) -> float | None:
     return float(np.mean(values)) if values else None
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Gap:
+    """How an arm differs from another in one score.
+
+    Attributes:
+        arm: Label of the arm.
+        other: Label of the one that it is compared with.
+        generation: The last one that both measured in every seed that they share.
+        value: Difference of shares of Knowledge Retention on the first split; else the ratio.
+        low: Lower end of its 95 % interval; None where there is none.
+        high: Upper end.
+        none: The value of no difference: 0 of differences, 1 of ratios.
+        p: After Holm's correction over all that are compared; None where there is no interval.
+    """
+
+    arm: str
+    other: str
+    generation: int
+    value: float
+    low: float | None
+    high: float | None
+    none: float
+    p: float | None
+
+    @property
+    def sure(self) -> bool:
+        """Whether it may be claimed however many arms there are."""
+        return self.p is not None and self.p < 0.05
+
+
+def gaps(pairs: Pairs, key: Key) -> list[Gap]:
+    """How each arm differs from its other, where they can be compared.
+
+    On the first split's knowledge by the difference of shares, by seed and question; else by the
+    ratio, by seed.
+    """
+    if key == (KR, FIRST):
+        others = {arm.label: other.label for arm, other in pairs}
+        return [
+            Gap(one.arm, others[one.arm], one.generation, one.gap.value, one.gap.low, one.gap.high,
+                0.0, one.corrected)
+            for one in differences(pairs, 0)
+        ]  # fmt: skip
+    found = []
+    for arm, other in pairs:
+        there = last_shared(arm, other, key)
+        times = None if there is None else times_baseline(arm, other, key, there)
+        if there is not None and times is not None and times.value is not None:
+            ends = times.value, times.low, times.high
+            found.append(Gap(arm.label, other.label, there, *ends, 1.0, times.p))
+    corrected = iter(holm([gap.p for gap in found if gap.p is not None]))
+    return [gap if gap.p is None else dataclasses.replace(gap, p=next(corrected)) for gap in found]
+
+
 def claims(run: Run, key: Key) -> dict[str, tuple[bool, float]]:
     """By arm, whether it lies above the baseline, and p after Holm's correction over the arms.
 
-    On the first split's knowledge by the difference of shares, by seed and question; else by the
-    ratio, by seed. An arm without a p-value is left out.
+    An arm without a p-value is left out.
     """
-    found = {}
-    if key == (KR, FIRST):
-        for one in differences(to_baseline(run), 0):
-            found[one.arm] = (one.gap.value > 0, one.gap.p)
-    else:
-        for arm, base in to_baseline(run):
-            there = last_shared(arm, base, key)
-            times = None if there is None else times_baseline(arm, base, key, there)
-            if times is not None and times.value is not None:
-                found[arm.label] = (times.value > 1, times.p)
-    tested = {arm: (above, p) for arm, (above, p) in found.items() if p is not None}
-    corrected = holm([p for _, p in tested.values()])
-    return {arm: (tested[arm][0], p) for arm, p in zip(tested, corrected, strict=True)}
+    found = gaps(to_baseline(run), key)
+    return {gap.arm: (gap.value > gap.none, gap.p) for gap in found if gap.p is not None}
 
 
 def times_baseline(arm: Arm, baseline: Arm, key: Key, generation: int) -> Ratio | None:

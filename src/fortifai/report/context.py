@@ -87,7 +87,7 @@ def _summary(scene: Scene, failures: Failures) -> Row:
     told = {key: form for key, form in headlines(scene.measures).items() if scene.has(key)}
     keys = list(told)[:COLUMNS]
     over = [("", 2), *((describe(scene.measures, key), 2) for key in keys)]
-    head = ["arm", f"gen. {TIMES} seeds", *["first", "last"] * len(keys)]
+    head = ["arm", f"gen.\u00a0{TIMES} seeds", *["first", "last"] * len(keys)]
     if failures.levels:
         over, head = [*over, (failures.levels[0], 1)], [*head, "generations, ratio"]
     rows = []

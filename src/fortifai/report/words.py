@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fortifai.report.compare import (
+    Gap,
     claims,
+    gaps,
     kr_change,
     kr_difference,
     last_of,
     last_shared,
     mean_at,
     times_baseline,
+    to_first_run,
 )
 from fortifai.report.names import describe, leads
 from fortifai.report.numbers import number, signed
@@ -27,13 +30,17 @@ def state(runs: Sequence[Run]) -> str:
 
 
 def headline(runs: Sequence[Run]) -> str:
-    """One sentence on what happened to the baseline: on what leads, and on held-out data."""
-    run, several = runs[0], len(runs) > 1
+    """What happened to the baseline, or what differs between runs: on what leads, on held-out data.
+
+    Of several runs, arms of one name are compared with those of the first run.
+    """
+    if len(runs) > 1:
+        return _between(runs)
+    run = runs[0]
     arm, keys = run.baseline or run.arms[0], leads(run.measures, run.arms)
     last = last_of(arm, keys[0]) if keys else None
-    if several or last is None:
-        told = "Recursive training, generation by generation"
-        return f"{len(runs)} runs side by side" if several else told
+    if last is None:
+        return "Recursive training, generation by generation"
     name = f"{describe(run.measures, keys[0])}, under {arm.label}"
     if last == 0:
         return f"{name}: {number(mean_at(arm, keys[0], 0))}"
@@ -45,6 +52,37 @@ def headline(runs: Sequence[Run]) -> str:
         if there:
             text += f"; {describe(run.measures, key)}: {_course(arm, key, there)}"
     return text
+
+
+def _between(runs: Sequence[Run]) -> str:
+    """What differs between runs, in arms of one name: on what leads, and on held-out data."""
+    pairs, text = to_first_run(runs), f"{len(runs)} runs side by side"
+    if not pairs:
+        return f"{text}; no arm of {runs[0].label} stands in another one"
+    told = []
+    for key in leads(runs[0].measures, runs[0].arms):
+        if found := gaps(pairs, key):
+            told.append(f"{describe(runs[0].measures, key)}: {_furthest(found)}")
+    return ". ".join([text, "; ".join(told)] if told else [text])
+
+
+def _furthest(found: Sequence[Gap]) -> str:
+    """The arm that differs most surely, with its interval, and how many others do."""
+    if all(gap.value == gap.none for gap in found):
+        return "no difference"
+    sure = [gap for gap in found if gap.sure]
+    one = min(sure or found, key=lambda gap: (1.0 if gap.p is None else gap.p, gap.arm))
+    ends = [end for end in (one.low, one.high) if end is not None]
+    if one.none:
+        value, told = f"{number(one.value)} times {one.other}", [number(end) for end in ends]
+    else:
+        side = "above" if one.value > 0 else "below"
+        value, told = f"{abs(one.value):.2f} {side} {one.other}", [signed(end) for end in ends]
+    interval = f"95\u00a0% interval {' to '.join(told)}" if len(told) == 2 else "no interval"
+    text = f"{one.arm} {value} ({interval})"
+    if not sure:
+        return f"no statistically significant difference, {text}"
+    return text + (f" and {len(sure) - 1} more" if len(sure) > 1 else "")
 
 
 def verdicts(run: Run) -> list[str]:
