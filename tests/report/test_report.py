@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import xml.etree.ElementTree as ET
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ import pytest
 
 from fortifai import __version__
 from fortifai.errors import InputError, RunFailed
-from fortifai.lab.measures import About, Score
+from fortifai.lab.measures import About, Line, Score
 from fortifai.lab.store import write_json
-from fortifai.report import write_report
+from fortifai.report import lines, write_report
 from fortifai.report.compare import differences, to_baseline, to_first_run
 from fortifai.report.context import context
 from fortifai.report.failure import failures
@@ -462,6 +463,16 @@ def test_without_questions_there_is_a_report_without_kr(tmp_path: Path) -> None:
     given = told(folder)
     assert given["headline"].startswith("Perplexity, first split, under ce: ")
     assert [one["id"] for one in given["tables"]] == ["summary"]
+
+
+@pytest.mark.parametrize(("count", "rows"), [(5, [5]), (6, [3, 3]), (7, [4, 3]), (11, [4, 4, 3])])
+def test_panels_fill_their_rows_evenly(small_run: Path, count: int, rows: list[int]) -> None:
+    scene = Scene(load([small_run]))
+    owner = next(measure for measure in scene.measures if measure.owns("kr.mean"))
+    panel = lines._panel(scene, (owner, Line("", "kr.mean", "split-0")))
+    figure = lines._panels(scene, [panel] * count, columns=5).figure
+    heights = Counter(round(axes.get_position().y0, 3) for axes in figure.axes)
+    assert [heights[height] for height in sorted(heights, reverse=True)] == rows
 
 
 def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:

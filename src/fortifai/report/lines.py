@@ -163,7 +163,9 @@ def _panels(
     """Panels in rows under one legend, with one y axis for all if `share`."""
     extra = _extra(panels)
     top, tall, pitch = legend_height(scene, extra), 200, 292
-    columns = max(2, min(columns, len(panels)))
+    # as many in every row as may be: of six, three and three rather than five and one
+    rows = math.ceil(len(panels) / columns)
+    columns = max(2, math.ceil(len(panels) / rows))
     canvas = Canvas(WIDE, top + pitch * math.ceil(len(panels) / columns) - 4)
     step = (WIDE - 20) / columns
     for i, panel in enumerate(panels):
