@@ -81,8 +81,8 @@ def test_times_and_ratio_by_hand() -> None:
 
 def test_mean_and_range_over_seeds() -> None:
     run = _run(_arm("ce", [[0.85, 0.65], [0.80, 0.70]]), _arm("tce", [[0.85, 0.65], [0.8, 0.6]]))
-    assert _cells(run, "ce")[:2] == ("0.50", "0.50 \u2013 0.50")
-    assert _cells(run, "tce")[:2] == ("0.38", "0.25 \u2013 0.50")
+    assert _cells(run, "ce")[:2] == ("0.50", "0.50 to 0.50")
+    assert _cells(run, "tce")[:2] == ("0.38", "0.25 to 0.50")
 
 
 def test_what_did_not_fail_is_a_bound() -> None:
@@ -110,7 +110,7 @@ def test_a_baseline_that_fails_at_once_has_no_ratio() -> None:
 def test_half_of_the_gain_is_each_seeds_own() -> None:
     # gains over 0.5 of 0.4 and 0.2: failure at 0.7 and 0.6, half way down the first step of each
     run = _run(_arm("ce", [[0.9, 0.5], [0.7, 0.5]]), levels=(HALF,))
-    assert _cells(run, "ce")[:2] == ("0.50", "0.50 \u2013 0.50")
+    assert _cells(run, "ce")[:2] == ("0.50", "0.50 to 0.50")
     assert failures([run]).drawn == {}
 
 

@@ -283,7 +283,7 @@ def test_times_to_failure_count_true_generations(gaussian: Path) -> None:
             assert len(found) == 3  # else the level does not suit this test
             assert 0 < min(found) < 22
             assert cell["text"] == f"{np.mean(found):.2f}"
-            assert cell["note"] == f"{min(found):.2f} \u2013 {max(found):.2f}"
+            assert cell["note"] == f"{min(found):.2f} to {max(found):.2f}"
             checked += 1
         base, arm_times = (times[name] for name in ("none", "tails"))
         _, told_ratio = cells["tails"][place]
@@ -496,7 +496,7 @@ def test_the_summary_tells_the_headlines_of_the_measures(gaussian: Path) -> None
     low, high = (
         f"{x:.4g}".replace("e+0", "e+") for x in (ratios[:, -1].min(), ratios[:, -1].max())
     )
-    assert cells[2]["note"] == f"{low} \u2013 {high}"
+    assert cells[2]["note"] == f"{low} to {high}"
     beyond = table(gaussian, "tails", "tail.3sigma", "rewritten")
     assert cells[6]["text"] == f"{beyond[:, -1].mean():.2%}"
 

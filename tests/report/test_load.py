@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 
 from fortifai.errors import InputError
+from fortifai.evals.phases import Onset
 from fortifai.images import measures as images
 from fortifai.lab.measures import About, Line
 from fortifai.lab.store import committing, write_json
 from fortifai.points import measures as points
+from fortifai.report import knowledge
 from fortifai.report.load import load
 from fortifai.report.names import describe, lines_of
-from fortifai.report.numbers import number
+from fortifai.report.numbers import number, span
 from fortifai.text.measures import MEASURES
 
 from .fake import ARMS, scores_of, write_run
@@ -245,6 +247,26 @@ def test_a_measure_without_lines_is_drawn_on_the_most_telling_data(small_run: Pa
         Line("Loss", "train.loss", "train")
     ]
     assert lines_of(About("none", "None", "Mine"), arms) == []
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "shown"),
+    [
+        (-0.05, 0.06, "\u22120.050 to 0.060"),
+        (-0.05, -0.01, "\u22120.050 to \u22120.010"),
+        (0.58, None, "from 0.580"),
+        (None, 0.91, "up to 0.910"),
+        (None, None, ""),
+    ],
+)
+def test_no_dash_of_an_interval_is_taken_for_a_minus(low, high, shown):
+    assert span(low, high, ".3f") == shown
+
+
+@pytest.mark.parametrize(("high", "shown"), [(7, "2 to 7"), (None, "from 2")])
+def test_neither_is_one_of_the_onset_of_a_phase(high, shown):
+    told = Onset(generation=4, low=2, high=high)
+    assert knowledge._onset(told) == {"text": "4", "note": shown}
 
 
 @pytest.mark.parametrize(
