@@ -44,7 +44,7 @@ def commands(page: str) -> list[str]:
 
 
 def first_screen() -> str:
-    return PAGES["README.md"].read_text("utf-8").partition("## What to use")[0]
+    return PAGES["README.md"].read_text("utf-8").partition("\n## ")[0]
 
 
 @pytest.fixture(scope="module")
@@ -99,12 +99,29 @@ def test_the_first_screen_is_short_and_whole():
 def test_the_number_on_the_first_screen_is_a_result():
     results = (ROOT / "docs" / "results.md").read_text("utf-8")
     found = re.search(
-        r"it takes ([\d.]+)\s+times.*?interval ([\d.]+) to ([\d.]+)", first_screen(), re.S
+        r"it\s+takes ([\d.]+)\s+times.*?interval ([\d.]+) to ([\d.]+)", first_screen(), re.S
     )
     assert found is not None
     ratio, low, high = found.groups()
     assert f"is {ratio} times" in results
     assert f"({low} to {high})" in results
+
+
+def test_the_table_of_the_league_is_in_its_results():
+    """In short: every number stands in the row of the same arm on the league's page."""
+    league = (ROOT / "docs" / "league.md").read_text("utf-8")
+    rows = [line for line in PAGES["README.md"].read_text("utf-8").splitlines() if "| 0.8" in line]
+    names = {"cross entropy": "ce", "TCE 0.9": "tce-0.9"}
+    assert len(rows) == len(names)
+    for row in rows:
+        arm, *cells = (cell.strip() for cell in row.strip("|").split("|"))
+        (whole,) = re.findall(rf"^\| {names[arm]} \|.*$", league, re.M)
+        assert [cell for cell in cells if f"| {cell}" not in whole] == []
+
+
+def test_abbreviations_are_told_where_they_first_stand():
+    text = " ".join(PAGES["README.md"].read_text("utf-8").split())
+    assert text.index("Truncated Cross Entropy at 0.1 (TCE 0.1)") < text.index("TCE 0.9")
 
 
 def test_python_of_the_readme(tmp_path):
