@@ -343,7 +343,11 @@ def test_contamination_can_be_judged(files):
     )
     (files / "leaked.jsonl").write_text(rows)
     args = ["--against", files / "ref.jsonl", "--fail-on", "contained:0.01"]
-    assert run("--text", files / "leaked.jsonl", *args).exit_code == 3
+    found = run("--text", files / "leaked.jsonl", *args)
+    assert found.exit_code == 3
+    assert "leaked.jsonl: contaminated: documents are in the reference, too" in found.stdout
+    assert "Evidence of contamination in 1 of 1 checks" in found.stdout
+    assert "Next: take what both share out of either" in found.stdout
     assert run("--text", files / "same.jsonl", *args).exit_code == 0
 
 

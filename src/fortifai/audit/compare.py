@@ -58,7 +58,14 @@ class CorpusAudit(Audit):
             return "no reference, so nothing is judged"
         if not self.comparable and not self.collapsed:
             return "cannot be compared: another kind of text"
+        if self._only_contaminated:
+            return "contaminated: documents are in the reference, too"
         return super().headline
+
+    @property
+    def _only_contaminated(self) -> bool:
+        """Whether all evidence is what `contained` was judged for, which is no collapse."""
+        return {found.family for found in self.evidence} == {"contamination"}
 
     @property
     def verdict(self) -> str:
@@ -84,7 +91,7 @@ class CorpusAudit(Audit):
         """What to do now, by the verdict, in a sentence."""
         if not self.overlaps:
             return "give a text of the same kind that is known to be good with --against."
-        if self.collapsed:
+        if self.collapsed and not self._only_contaminated:
             return (
                 "see which phrases grew and (--by COLUMN) which sources they are in, find the "
                 "documents of the worst scores (--scores FILE.parquet), drop or replace them and "
@@ -93,7 +100,7 @@ class CorpusAudit(Audit):
             )
         if not self.comparable:
             return "choose another reference with --against, one of the text's own kind."
-        if contamination.told(self.findings):
+        if self._only_contaminated or contamination.told(self.findings):
             return "take what both share out of either and audit again."
         return (
             "train on it, and audit the next version of it against the same reference; what is "
@@ -116,7 +123,8 @@ class CorpusAudit(Audit):
         ]
         told += [f"in source{'s' * (len(parts) > 1)} {', '.join(parts)}"] if parts else []
         count = sum(found.level is not None for found in self.findings)
-        return f"Evidence of collapse in {len(self.evidence)} of {count} checks: {'; '.join(told)}."
+        what = "contamination" if self._only_contaminated else "collapse"
+        return f"Evidence of {what} in {len(self.evidence)} of {count} checks: {'; '.join(told)}."
 
     def record(self) -> dict[str, Any]:
         """Everything as plain values, ready for JSON; NaN is null."""
