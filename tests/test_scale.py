@@ -22,7 +22,7 @@ import yaml
 from fortifai import configuration, files
 from fortifai.errors import InputError
 from fortifai.lab import experiment, status
-from tests.commands import killed, needs_kill
+from tests.commands import Done, fortifai, killed, needs_kill
 from tests.lab.test_executor import gone, until
 
 ROOT = Path(__file__).parents[1]
@@ -72,28 +72,26 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "scale.yaml").write_text(yaml.safe_dump(RAW, sort_keys=False))
     (tmp_path / "probing.py").write_text(PROBE)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT / 'src'}")
     monkeypatch.setenv("PROBED", str(tmp_path / "probed"))
     return tmp_path
 
 
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "fortifai.cli", *map(str, arguments)]
-
-
-def run(*arguments: object) -> list[str]:
-    return command("run", "scale.yaml", "--plugin", "probing", "--out", "run", *arguments)
+RUN = ("run", "scale.yaml", "--plugin", "probing", "--out", "run")
 
 
 def start(asked: str, *arguments: object, **options: bool) -> subprocess.Popen[str]:
+    """A run in a process of its own, which can be stopped."""
+    command = [sys.executable, "-m", "fortifai.cli", *RUN, *map(str, arguments)]
     environment = os.environ | {"PROBE": asked}
-    return subprocess.Popen(
-        run(*arguments), env=environment, stderr=subprocess.PIPE, text=True, **options
-    )
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, **options)
 
 
-def finish(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(run(*arguments), capture_output=True, text=True, check=False)
+def finish(*arguments: object) -> Done:
+    """The same in this process, which has loaded everything; the plugin is read anew."""
+    sys.modules.pop("probing", None)
+    return fortifai(*RUN, *arguments)
 
 
 def probed(count: int = 1) -> list[int]:
@@ -129,6 +127,9 @@ def whole(tmp_path_factory) -> dict[str, str]:
     return outcome(folder / "run")
 
 
+OTHERS = (("deep", 2), ("wait", 1))
+
+
 def without_report(found: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in found.items() if not name.startswith("report/")}
 
@@ -136,9 +137,11 @@ def without_report(found: dict[str, str]) -> dict[str, str]:
 # --- being stopped ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("asked", ["deep", "wait"])
+@pytest.mark.parametrize(
+    ("asked", "workers"),
+    [("deep", 1), ("wait", 2), *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS)],
+)
 def test_a_signal_ends_a_run_at_once(place, whole, number, workers, asked):
     """In the middle of a computation, too; what is committed stays, and no process does."""
     process = start(asked, "--workers", workers)
@@ -156,7 +159,7 @@ def test_a_signal_ends_a_run_at_once(place, whole, number, workers, asked):
         assert "Traceback" not in told
         assert not list(Path("run").rglob(".lock*")), "let go of"
         assert {one.state for one in status.read(Path("run"))} <= {"waiting", "finished"}
-    again = finish("--workers", "2")
+    again = finish()
     assert again.returncode == 0, again.stderr
     assert ("was taken over" in again.stderr) == (asked == "deep")
     assert without_report(outcome(Path("run"))) == whole
@@ -214,7 +217,7 @@ def test_kills_at_random_moments_lose_nothing(place, whole):
         until(lambda children=children: all(gone(c.pid) for c in children), seconds=5)
         moments.append(committed() - before)
     assert sum(new > 0 for new in moments) > 20, "many kills came in the midst of the work"
-    again = finish("--workers", "2")
+    again = finish()
     assert again.returncode == 0, again.stderr
     assert without_report(outcome(Path("run"))) == whole
 
@@ -248,7 +251,7 @@ print(kills(lambda: experiment.run(resolved, Path(), run, workers=1), moments())
 def test_two_hundred_kills_lose_nothing(place, whole):
     """Of forks that have loaded everything, so that they fall into the work."""
     assert killed(KILLED) > 150
-    again = finish("--workers", "1")
+    again = finish()
     assert again.returncode == 0, again.stderr
     assert without_report(outcome(Path("run"))) == whole
 
@@ -370,7 +373,8 @@ def test_what_is_finished_running_and_waiting(place):
     assert f"process {process.pid} on" in killed.told
     assert "is gone" in killed.told
     assert finish().returncode == 0
-    shown = subprocess.run(command("status", "run"), capture_output=True, text=True, check=True)
+    shown = fortifai("status", "run")
+    assert shown.returncode == 0
     assert "4 chains: 4 finished" in shown.stdout
     assert "acc/seed-0  finished  6 of 6" in shown.stdout
 
