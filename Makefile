@@ -7,7 +7,7 @@ TESTS := $(VENV)/.tests
 DEV := $(VENV)/.dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all test-pretrained test-release test-ray models data lint docs install clean
+.PHONY: demo test test-all test-pretrained models data lint docs install clean
 
 install: $(DEV)
 
@@ -36,8 +36,9 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no
 test: $(TESTS)
 	$(PYTEST)
 
+# the long ones too: kills at random moments, simulations, Ray, README as it stands, wheel and sdist
 test-all: $(DEV)
-	$(PYTEST) -m ""
+	$(PYTEST) -m "not pretrained"
 
 # on real checkpoints; one process, since a model of 270 million parameters fills its memory
 test-pretrained: models
@@ -47,14 +48,6 @@ test-pretrained: models
 # in neither is named with its source
 data: $(TESTS)
 	$(BIN)/python -m tests.real_data $(FROM)
-
-# what a new user types, as it stands in the README, and what is handed out: wheel and sdist
-test-release: $(TESTS)
-	$(BIN)/python -m pytest -m slow tests/test_readme.py tests/test_package.py
-
-# chains on Ray: stopped, killed, on two nodes of this machine
-test-ray: $(TESTS)
-	$(BIN)/python -m pytest -m slow tests/test_ray.py tests/lab/test_ray_executor.py
 
 # two real checkpoints for the slow tests, about 350 MB, kept in ~/.cache/fortifai/models
 models: $(TESTS)

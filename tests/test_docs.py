@@ -246,7 +246,8 @@ def test_the_house_is_that_of_the_layers():
     floors = house.floors(found)
     height = {room: k for k, floor in enumerate(floors) for room in floor}
     assert all(height[used] < height[room] for room in found for used in found[room])
-    assert all(f">{room}</text>" in house.picture() for room in found)
+    picture = house.picture()
+    assert all(f">{room}</text>" in picture for room in found)
 
 
 def test_a_house_with_a_circle_is_none():

@@ -67,7 +67,7 @@ def test_a_signal_ends_a_run_deep_in_a_computation(place, whole, number, to_all)
     until(lambda: all(gone(pid) for pid in left), seconds=1)
     assert told.endswith("stopped; the same command goes on from the last whole generation\n")
     assert "Traceback" not in told
-    again = finish("--workers", "1")
+    again = finish()
     assert again.returncode == 0, again.stderr
     assert without_report(outcome(Path("run"))) == whole
 
@@ -88,7 +88,7 @@ def test_a_killed_run_takes_its_chains_along(place, whole):
     process.kill()
     process.communicate()
     until(lambda: all(gone(pid) for pid in at_work), seconds=10)
-    again = finish("--workers", "1")
+    again = finish()
     assert again.returncode == 0, again.stderr
     assert without_report(outcome(Path("run"))) == whole
 
@@ -274,7 +274,8 @@ def test_another_version_on_the_cluster(nodes, versions):
 
 def test_without_ray(place):
     Path("ray.py").write_text("raise ModuleNotFoundError('no ray')")
-    done = finish(*RAY)
+    # in a process of its own: this one has imported Ray
+    done = subprocess.run(run(*RAY), capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == (
         "error: --executor ray needs the package ray, which is not installed; pip install "

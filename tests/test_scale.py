@@ -81,11 +81,16 @@ def place(tmp_path, monkeypatch):
 RUN = ("run", "scale.yaml", "--plugin", "probing", "--out", "run")
 
 
+def run(*arguments: object) -> list[str]:
+    """The command of a process of its own, which can be stopped."""
+    return [sys.executable, "-m", "fortifai.cli", *RUN, *map(str, arguments)]
+
+
 def start(asked: str, *arguments: object, **options: bool) -> subprocess.Popen[str]:
-    """A run in a process of its own, which can be stopped."""
-    command = [sys.executable, "-m", "fortifai.cli", *RUN, *map(str, arguments)]
     environment = os.environ | {"PROBE": asked}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, **options)
+    return subprocess.Popen(
+        run(*arguments), env=environment, stderr=subprocess.PIPE, text=True, **options
+    )
 
 
 def finish(*arguments: object) -> Done:
