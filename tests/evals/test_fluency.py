@@ -168,7 +168,9 @@ def lm():
 def test_next_token_entropy_against_scipy(lm):
     """Each token's distribution is read from those before it in its window, and from them alone."""
     tokens = np.random.default_rng(0).integers(0, 300, 40).astype(np.int32)
-    got = lm.next_token_entropy(tokens)
+    log_p, got = lm.log_prob_and_entropy(tokens)
+    # the same arithmetic on the same windows
+    np.testing.assert_array_equal(log_p, lm.log_prob(tokens))
     stream = np.concatenate([[lm.special.first], tokens]).astype(np.int64)
     for t in range(40):
         begin = t // 15 * 15  # windows of 16 that overlap by one
@@ -183,7 +185,7 @@ def test_next_token_entropy_of_a_uniform_model(lm):
     before = lm.model.lm_head.weight.detach().clone()
     with torch.no_grad():
         lm.model.lm_head.weight.zero_()
-    got = lm.next_token_entropy(np.arange(20, dtype=np.int32))
+    _, got = lm.log_prob_and_entropy(np.arange(20, dtype=np.int32))
     with torch.no_grad():
         lm.model.lm_head.weight.copy_(before)
     np.testing.assert_allclose(got, math.log(300), rtol=1e-5)
@@ -192,7 +194,7 @@ def test_next_token_entropy_of_a_uniform_model(lm):
 
 def test_entropy_of_a_model_that_rules_tokens_out():
     """p = 0 has no part in the sum, and is not NaN."""
-    from fortifai.models.scoring import _next_entropy
+    from fortifai.models.scoring import _next_both
 
     class Sure:
         device = torch.device("cpu")
@@ -202,7 +204,8 @@ def test_entropy_of_a_model_that_rules_tokens_out():
             logits[..., :2] = 0.0
             return type("Answer", (), {"logits": logits})
 
-    np.testing.assert_allclose(_next_entropy(Sure(), np.zeros((1, 3), int)), math.log(2), rtol=1e-6)
+    found = _next_both(Sure(), np.zeros((1, 3), int))
+    np.testing.assert_allclose(found[..., 1], math.log(2), rtol=1e-6)
 
 
 # --- facts ------------------------------------------------------------------------------------

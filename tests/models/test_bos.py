@@ -121,7 +121,7 @@ class TestWhereverAModelReads:
     def test_scoring_windows(self, lm, watch, stream):
         lm.log_prob(stream)
         assert watch.seen() == {BOS}
-        lm.next_token_entropy(stream)
+        lm.log_prob_and_entropy(stream)
         assert watch.seen() == {BOS}
         lm.window_log_prob(stream[:48].reshape(4, 12))
         assert watch.seen() == {BOS}

@@ -249,15 +249,15 @@ class CausalLM:
         with self._evaluating():
             return scoring.token_log_prob(self.model, samples, self.special, block=self.block)
 
-    def next_token_entropy(self, samples: np.ndarray) -> np.ndarray:
-        """(n,) float32 entropy (nats) of the distribution of every token of a stream.
+    def log_prob_and_entropy(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`log_prob`, and (n,) float32 entropy (nats) of each token's distribution, in one pass.
 
-        See `scoring.next_token_entropy`.
+        See `scoring.log_prob_and_entropy`.
         """
         self._check_known(samples)
         self.spent.scored += len(samples)
         with self._evaluating():
-            return scoring.next_token_entropy(self.model, samples, self.special, block=self.block)
+            return scoring.log_prob_and_entropy(self.model, samples, self.special, block=self.block)
 
     def window_log_prob(self, windows: np.ndarray) -> np.ndarray:
         """(w, t) token ids -> (w, t - 1) float32 log p of each but the first, given the others.

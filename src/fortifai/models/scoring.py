@@ -114,13 +114,13 @@ def _begun(windows: np.ndarray, special: SpecialTokens) -> np.ndarray:
     return windows
 
 
-def next_token_entropy(
+def log_prob_and_entropy(
     model: PreTrainedModel, samples: np.ndarray, special: SpecialTokens, *, block: int
-) -> np.ndarray:
-    """Entropy of the model's distribution of every token of a stream, given those before it.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probability of every token of a stream, and the entropy of its distribution.
 
-    -sum_v p(v | before) log p(v | before), read in the same windows as `token_log_prob`; what token
-    stands there does not matter, only what stands before it.
+    -sum_v p(v | before) log p(v | before); what token stands there does not matter to it, only what
+    stands before it. Both come from one pass over the same windows as in `token_log_prob`.
 
     Args:
         model: In evaluation mode.
@@ -129,10 +129,11 @@ def next_token_entropy(
         block: Window size in tokens, at least 2.
 
     Returns:
-        (n,) float32, in nats.
+        (n,) float32 log p, the same as `token_log_prob` gives, and (n,) float32 entropies, in nats.
     """
-    out = np.empty(len(samples), dtype=np.float32)
-    return _in_windows(model, samples, _next_entropy, special, block, out)
+    out = np.empty((len(samples), 2), dtype=np.float32)
+    log_p, entropy = _in_windows(model, samples, _next_both, special, block, out).T
+    return np.ascontiguousarray(log_p), np.ascontiguousarray(entropy)
 
 
 def window_log_prob(model: PreTrainedModel, windows: np.ndarray) -> np.ndarray:
@@ -152,13 +153,14 @@ def _next_log_prob(model: PreTrainedModel, ids: np.ndarray) -> np.ndarray:
 
 
 @torch.inference_mode()
-def _next_entropy(model: PreTrainedModel, ids: np.ndarray) -> np.ndarray:
-    """(rows, t) ids -> (rows, t - 1) float32: entropy of what follows each token but the last."""
+def _next_both(model: PreTrainedModel, ids: np.ndarray) -> np.ndarray:
+    """(rows, t) ids -> (rows, t - 1, 2) float32: log p of what follows each, and its entropy."""
     tokens = torch.from_numpy(np.ascontiguousarray(ids, dtype=np.int64)).to(model.device)
     log_p = torch.log_softmax(model(input_ids=tokens[:, :-1], use_cache=False).logits.float(), -1)
+    taken = log_p.gather(-1, tokens[:, 1:, None])
     # p log p goes to 0 with p, but 0 times -inf is NaN
     terms = torch.where(log_p > -torch.inf, log_p.exp() * log_p, 0.0)
-    return -terms.sum(-1).cpu().numpy()
+    return torch.cat([taken, -terms.sum(-1, keepdim=True)], dim=-1).cpu().numpy()
 
 
 @torch.inference_mode()

@@ -25,7 +25,7 @@ from fortifai.lab.progress import Progress
 from fortifai.lab.store import read_jsonl, write_json, write_jsonl
 from fortifai.models.causal_lm import CausalLM
 from fortifai.models.family import CausalLMFamily, from_config, saved_tokens
-from fortifai.text import exam, measures
+from fortifai.text import exam, measures, tables
 from fortifai.text.spec import TextArm, TextExperiment
 
 Tokens = NDArray[np.int32]
@@ -193,12 +193,12 @@ class TextDomain:
             answers = pa.Table.from_pylist(formats.table(measures.outcomes(generation)))
             pq.write_table(answers, folder / "formats.parquet")
         if self.config.fluency.under_first:
-            told = measures.perplexity_histograms(generation)
+            told = tables.perplexity_histograms(generation)
             write_json(folder / measures.PERPLEXITIES, told)
         if generation.model.lm.written_by is not None:
             write_json(folder / "engine.json", generation.model.lm.written_by)
-        write_json(folder / "histograms.json", measures.histograms(generation))
-        write_jsonl(folder / "passages.jsonl", measures.followed(generation))
+        write_json(folder / "histograms.json", tables.histograms(generation))
+        write_jsonl(folder / "passages.jsonl", tables.followed(generation))
         return scores
 
     # --- what measures ask of it --------------------------------------------------------------

@@ -10,14 +10,14 @@ import dataclasses
 import functools
 import json
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fortifai.evals import benchmarks as benchmarks_
 from fortifai.evals import confidence as confidence_
-from fortifai.evals import divergence, fluency, kr_test, passages
+from fortifai.evals import divergence, fluency, kr_test
 from fortifai.evals import formats as formats_
 from fortifai.evals import perplexity as perplexity_
 from fortifai.lab.measures import Generation, Headline, Line, Measure, Score, measure, once
@@ -38,18 +38,39 @@ PERPLEXITIES = "perplexities.json"
 # --- what several measures need ---------------------------------------------------------------
 
 
+class Read(NamedTuple):
+    """What one pass of the model over a text gives.
+
+    Attributes:
+        log_prob: (n,) log p of its tokens.
+        entropy: (n,) entropy of the distribution of each; None where no measure asks for it.
+    """
+
+    log_prob: NDArray[np.float32]
+    entropy: NDArray[np.float32] | None = None
+
+
 @once
-def log_prob(generation: TextGeneration) -> Mapping[str, NDArray[np.float32]]:
-    """Log p of every token of each real split, rewritten part and the held-out text."""
+def reads(generation: TextGeneration) -> Mapping[str, Read]:
+    """Each real split, rewritten part and the held-out text, each read once."""
     texts = {f"split-{k}": v for k, v in enumerate(generation.real)}
     texts |= {f"rewritten-{k}": v for k, v in generation.rewritten.items()}
     if len(generation.domain.held_out):
         texts["held-out"] = generation.domain.held_out
-    out = {}
+    asked = {*_names(generation).values(), "held-out"}
+    model, out = generation.model, {}
     for done, (name, values) in enumerate(texts.items()):
-        out[name] = generation.model.log_prob(values)
+        if name in asked:
+            out[name] = Read(*model.lm.log_prob_and_entropy(values))
+        else:  # without the entropy, which costs the more the larger the vocabulary
+            out[name] = Read(model.log_prob(values))
         generation.tick(done + 1, len(texts))
     return out
+
+
+def log_prob(generation: TextGeneration) -> Mapping[str, NDArray[np.float32]]:
+    """Log p of every token of each text of `reads`."""
+    return {name: read.log_prob for name, read in reads(generation).items()}
 
 
 @once
@@ -92,12 +113,17 @@ def compared(generation: TextGeneration) -> Mapping[str, Tokens]:
     return texts if generation.number else {"real": generation.real[first]} | texts
 
 
-@once
-def own_log_prob(generation: TextGeneration) -> Mapping[str, NDArray[np.float32]]:
-    """Log p of `compared` under the generation's own model."""
+def _names(generation: TextGeneration) -> dict[str, str]:
+    """What the texts of `compared` are called in `reads`."""
     first = min(generation.rewritten)
     names = {"real": f"split-{first}", "written": f"rewritten-{first}"}
-    return {on: log_prob(generation)[names[on]] for on in compared(generation)}
+    return {on: names[on] for on in compared(generation)}
+
+
+def own_log_prob(generation: TextGeneration) -> Mapping[str, NDArray[np.float32]]:
+    """Log p of `compared` under the generation's own model."""
+    found = log_prob(generation)
+    return {on: found[name] for on, name in _names(generation).items()}
 
 
 @once
@@ -292,12 +318,12 @@ def entropy(generation: TextGeneration) -> Iterator[Score]:
         score = fluency.word_entropy(text, on)
         if score:
             yield score
-    texts = dict(compared(generation))
-    if len(generation.domain.held_out):
-        texts["held-out"] = generation.domain.held_out
-    for on, tokens in texts.items():
-        found = generation.model.lm.next_token_entropy(tokens)
-        yield fluency.next_token_entropy(found, on)
+    found = reads(generation)
+    names = _names(generation) | ({"held-out": "held-out"} if "held-out" in found else {})
+    for on, name in names.items():
+        entropies = found[name].entropy
+        assert entropies is not None
+        yield fluency.next_token_entropy(entropies, on)
 
 
 @_diversity(
@@ -401,43 +427,3 @@ MEASURES: tuple[Measure, ...] = (
     *(surplexity, under_generation_0, facts, formats, benchmarks, truncated, loss),
 )
 """In the order in which the report draws them."""
-
-
-# --- tables that are not scores ---------------------------------------------------------------
-
-
-def followed(generation: TextGeneration) -> list[dict[str, Any]]:
-    """The followed passages as this generation wrote them; generation 0 also as they were."""
-    if 0 not in generation.rewritten:  # the arm works on other splits
-        return []
-    domain, real = generation.domain, generation.real[0]
-    versions = {generation.number + 1: generation.rewritten[0]}
-    if generation.number == 0:
-        versions = {0: real} | versions
-    length = domain.config.passages.tokens
-    rows = []
-    for times, tokens in versions.items():
-        for start in domain.passage_starts:
-            where = slice(start, start + length)
-            row = passages.compare(real[where], tokens[where], domain.tokenizer.decode)
-            rows.append({"split": 0, "start": int(start), "generation": times, **row})
-    return rows
-
-
-def histograms(generation: TextGeneration) -> dict[str, Any]:
-    """Counts of the confidence p in equal bins of [0, 1], for each text (the paper's Fig. 1)."""
-    found = log_prob(generation)
-    return {
-        "bins": [float(edge) for edge in confidence_.BIN_EDGES],
-        "counts": {on: confidence_.histogram(p).tolist() for on, p in found.items()},
-    }
-
-
-def perplexity_histograms(generation: TextGeneration) -> dict[str, Any]:
-    """Counts of the sequences' perplexity under generation 0 (2305.17493)."""
-    found = under_first(generation)
-    return {
-        "bins": [float(edge) for edge in fluency.PERPLEXITY_EDGES],
-        "counts": {on: fluency.histogram(x).tolist() for on, x in found.items()},
-        "unlikely": unlikely(generation),
-    }
