@@ -3,7 +3,10 @@
 Both train the same model from the same weights on the same blocks with the same optimizer
 (fused AdamW, clipping at 1), in turn, several times; the ratio is of the medians. Ours includes
 what Trainer does once a fit, 0.2 s on our machine (a garbage collection, mostly), which short fits
-feel. Run ``python benchmarks/training.py --help``.
+feel. With ``--compile`` fits by cross entropy are measured with and without `train.compile`, in
+turn and instead: processor seconds up to the end of the first step, in which layers are compiled
+(after the first turn from the code that PyTorch keeps on disk), and the speed of the steps after
+it. Run ``python benchmarks/training.py --help``.
 """
 
 from __future__ import annotations
@@ -68,6 +71,56 @@ def bare(model: torch.nn.Module, samples: np.ndarray, train: TrainOptions, *, bf
     return time.perf_counter() - began
 
 
+def told(device: torch.device) -> dict[str, str]:
+    """The machine and the versions."""
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+class Clock(Silent):
+    """Notes when each step of a fit was done, by the processor."""
+
+    def __init__(self) -> None:
+        self.at = [time.process_time()]
+
+    def step(self, stage: str, done: int, total: int, *, tokens: int = 0) -> None:
+        """See `Progress`."""
+        self.at.append(time.process_time())
+
+
+def compared(
+    args: argparse.Namespace, samples: np.ndarray, train: TrainOptions, device: torch.device
+) -> dict[str, object]:
+    """Fits with and without `train.compile`, in turn; processor seconds."""
+    tokenizer = scratch.train_tokenizer(["a"], 257)
+    found: dict[str, list[tuple[float, float]]] = {"plain": [], "compiled": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(args.pairs):
+            for name, each in found.items():
+                clock = Clock()
+                CausalLM(new_model(args, device), tokenizer, device=device).fit(
+                    samples,
+                    Keep(),
+                    train.model_copy(update={"compile": name == "compiled"}),
+                    seed=0,
+                    workdir=Path(folder),
+                    select=None,
+                    progress=clock,
+                )
+                each.append((clock.at[1] - clock.at[0], clock.at[-1] - clock.at[1]))
+    rates = {name: [(args.steps - 1) / rest for _, rest in each] for name, each in found.items()}
+    ratios = [a / b for a, b in zip(rates["compiled"], rates["plain"], strict=True)]
+    return {
+        "seconds_to_first_step": {n: [round(s, 2) for s, _ in v] for n, v in found.items()},
+        "steps_per_processor_second": {n: [round(r, 3) for r in v] for n, v in rates.items()},
+        "compiled_over_plain": [round(r, 3) for r in ratios],
+    }
+
+
 def main() -> None:
     """Measure and print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -80,12 +133,18 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3, help="how often each is run, in turn")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--compile", action="store_true", help="train.compile against without")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     train = TrainOptions(epochs=1, learning_rate=1e-3, batch_size=args.batch, block=args.block)
     rng = np.random.default_rng(0)
     samples = rng.integers(0, args.vocab, args.steps * args.batch * args.block).astype(np.int32)
+    if args.compile:
+        found = compared(args, samples, train, device)
+        result = {"benchmark": "training", "settings": vars(args), **found, "machine": told(device)}
+        print(json.dumps(result, indent=2))
+        return
     tokenizer = scratch.train_tokenizer(["a"], 257)
     bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
     seconds: dict[str, list[float]] = {name: [] for name in ("bare", *WEIGHTS)}
@@ -119,12 +178,7 @@ def main() -> None:
         },
         "tokens_per_second": {n: round(len(samples) / s) for n, s in middle.items()},
         "ratio_to_bare": {n: round(middle["bare"] / s, 4) for n, s in middle.items()},
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "machine": told(device),
     }
     print(json.dumps(result, indent=2))
 

@@ -55,6 +55,16 @@ USED: dict[str, tuple[str, str, Callable[[], bool]]] = {
         "audit.corpus stops the processes of a reading that was interrupted",
         lambda: ProcessPoolExecutor(1)._processes == {},
     ),
+    "_is_avx512_bf16_supported": (
+        "torch.cpu",
+        "machine asks PyTorch before 2.10 by it whether the processor has bfloat16",
+        lambda: torch.cpu._is_avx512_bf16_supported() in (False, True),
+    ),
+    "_is_amx_tile_supported": (
+        "torch.cpu",
+        "machine asks PyTorch before 2.10 by it whether the processor has bfloat16",
+        lambda: torch.cpu._is_amx_tile_supported() in (False, True),
+    ),
     "_loss_shifts_labels": (
         "transformers.Trainer",
         "integrations.transformers says by it that the first label of a row is no target",

@@ -21,6 +21,17 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def bf16_on_cpu() -> bool:
+    """Whether the processor has instructions that multiply bfloat16, as PyTorch tells."""
+    import torch  # loaded where it is asked for, as below
+
+    if hasattr(torch.cpu, "get_capabilities"):
+        told = torch.cpu.get_capabilities()
+        return any(told.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+    # PyTorch before 2.10, of x86 alone
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 def accelerators() -> tuple[str, tuple[str, ...]]:
     """The accelerators that this process may use, and the variable that chooses among them.
 

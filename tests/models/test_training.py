@@ -11,9 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fortifai import weighted_cross_entropy
+from fortifai import machine, weighted_cross_entropy
 from fortifai.errors import InputError, RunFailed
 from fortifai.lab.progress import Silent
+from fortifai.models import compiled
 from fortifai.models.causal_lm import CausalLM
 from fortifai.models.options import TrainOptions
 from fortifai.models.training import Blocks, FitReport, uses_bf16
@@ -312,7 +313,9 @@ def test_schedule_and_warm_up_shape_the_rate(make, fit, monkeypatch, schedule):
     np.testing.assert_allclose(rates[warm:], [3e-3 * e for e in expected], rtol=1e-6, atol=1e-12)
 
 
-def test_bf16_autocast_keeps_fp32_weights(make, fit):
+def test_bf16_autocast_keeps_fp32_weights(make, fit, monkeypatch):
+    # without the instructions it takes longer, and gives the same
+    monkeypatch.setattr(compiled, "bf16_on_cpu", lambda: True)
     lm = make()
     report = fit(lm, precision="bf16", epochs=1)
     assert {p.dtype for p in lm.model.parameters()} == {torch.float32}
@@ -325,6 +328,35 @@ def test_bf16_autocast_keeps_fp32_weights(make, fit):
 def test_auto_precision_is_fp32_on_a_cpu():
     assert not uses_bf16(TrainOptions(), torch.device("cpu"))
     assert uses_bf16(TrainOptions(precision="bf16"), torch.device("cpu"))
+
+
+def test_bf16_is_refused_on_a_processor_without_it(make, fit, monkeypatch):
+    monkeypatch.setattr(compiled, "bf16_on_cpu", lambda: False)
+    with pytest.raises(InputError, match="no instructions for bfloat16"):
+        fit(make(), precision="bf16")
+    # those of a GPU are asked of nobody
+    compiled.check(TrainOptions(precision="bf16"), torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    ("told", "has"),
+    [
+        ({"avx512_bf16": True}, True),
+        ({"amx_bf16": True, "avx512_bf16": False}, True),
+        ({"avx2": True, "avx512_f": True, "avx512_bf16": False}, False),
+    ],
+)
+def test_which_processors_have_bf16(monkeypatch, told, has):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
+    assert machine.bf16_on_cpu() is has
+
+
+@pytest.mark.parametrize("has", [False, True])
+def test_which_processors_have_bf16_by_an_older_pytorch(monkeypatch, has):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has)
+    assert machine.bf16_on_cpu() is has
 
 
 @pytest.mark.parametrize("size", [0, 1])

@@ -141,7 +141,8 @@ class ParallelOptions(Options):
 class TrainOptions(Options, RowLoss):  # type: ignore[misc]
     """How a generation is trained, and the terms of what a token loses beside its weight.
 
-    `epochs` may be a fraction: 0.5 reads half of the blocks.
+    `epochs` may be a fraction: 0.5 reads half of the blocks. `compile`: the layers run compiled by
+    `torch.compile`.
     """
 
     epochs: Epochs = 10
@@ -154,6 +155,7 @@ class TrainOptions(Options, RowLoss):  # type: ignore[misc]
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: bool = False
     normalize: Literal["valid", "kept"] = "valid"
     checkpoint: Literal["last", "best_held_out", "best_kr"] = "last"
     report_to: tuple[str, ...] = ()
@@ -163,6 +165,20 @@ class TrainOptions(Options, RowLoss):  # type: ignore[misc]
     @model_validator(mode="after")
     def _check_terms(self) -> TrainOptions:
         self.__post_init__()
+        return self
+
+    @model_validator(mode="after")
+    def _compiles(self) -> TrainOptions:
+        if self.compile and self.lora is not None:
+            raise ValueError(
+                "compile makes one graph of the layers, and those of lora compute gradients of "
+                "their own, which break it into pieces; leave one of them out"
+            )
+        if self.compile and self.parallel is not None:
+            raise ValueError(
+                "compile is for fits in one process, and parallel cuts the model or its gradients "
+                "between processes; leave one of them out"
+            )
         return self
 
     @model_validator(mode="after")

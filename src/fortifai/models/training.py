@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, Trai
 
 from fortifai.errors import InputError, RunFailed
 from fortifai.lab.seeds import derive
-from fortifai.models import lora
+from fortifai.models import compiled, lora
 from fortifai.models.lora import Adapter
 from fortifai.models.recorded import Recorded, collate
 from fortifai.models.scoring import positions
@@ -149,11 +149,14 @@ def fit(
 
     Raises:
         InputError: `train.block` is longer than the model reads, the weights are of half precision,
-            the loss cannot be had from the model's hidden states (see `HiddenStateLoss`), or the
-            adapters of `train.lora` do not fit the model.
+            machine or model have not what `train.precision` or `train.compile` needs, the loss
+            cannot be had from the model's hidden states (see `HiddenStateLoss`), or the adapters of
+            `train.lora` do not fit the model.
         RunFailed: The loss is not finite; names the step.
     """
     check(model, train, hooks.select)
+    if train.compile and hooks.select is not None:
+        hooks = dataclasses.replace(hooks, select=compiled.plainly(model, hooks.select))
     watch = _Watch(blocks, train, hooks, model)
     began = time.perf_counter()
     with _prepared(model, train, adapter, seed) as adapters:
@@ -170,7 +173,9 @@ def fit(
         watch.trainer = trainer
         trainer.remove_callback(PrinterCallback)
         try:
-            trainer.train()
+            # not before: the trainer has tried the model on two tokens, which is another graph
+            with compiled.layers(model, train.compile):
+                trainer.train()
         finally:
             model.zero_grad(set_to_none=True)
             model.eval()
@@ -220,6 +225,7 @@ def _gradients_in_place(model: PreTrainedModel) -> Iterator[None]:
 
 def check(model: PreTrainedModel, train: TrainOptions, select: Callable[[], float] | None) -> None:
     """Raise `InputError` where `fit` would before it begins."""
+    compiled.check(train, model.device)
     if train.block > positions(model):
         raise InputError(
             f"train.block is {train.block}, but the model reads {positions(model)} tokens at most; "

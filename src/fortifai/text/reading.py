@@ -20,7 +20,7 @@ from fortifai.evals import benchmarks, fluency
 from fortifai.lab.domain import Under
 from fortifai.lab.progress import Progress
 from fortifai.lab.seeds import derive
-from fortifai.models import scratch, vllm_engine
+from fortifai.models import compiled, scratch, vllm_engine
 from fortifai.models.causal_lm import CausalLM
 from fortifai.models.family import count_parameters, from_config
 from fortifai.models.hub import exists
@@ -171,7 +171,9 @@ def _check_positions(config: TextExperiment, base: str, model_config: Any) -> No
 
 def _check(config: TextExperiment, cut: splits.Splits) -> None:
     size = len(cut.parts[0])
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # as models choose
     for name, arm in config.arms.items():
+        compiled.check(arm.train, device)
         if arm.train.block > size:
             raise InputError(
                 f"arm {name!r}: train.block {arm.train.block} is longer than a split of {size} "
