@@ -60,10 +60,21 @@ class TestLogProb:
             lambda m, args, kwargs, out: seen.append(out.logits.shape[:2].numel()), with_kwargs=True
         )
         monkeypatch.setitem(scoring.LOGITS_BYTES, "cpu", 40 * 300 * 4)
+        monkeypatch.setattr(scoring, "ROWS", 1)
         np.testing.assert_allclose(lm.log_prob(stream), whole, atol=ROUNDING, rtol=0)
         watch.remove()
         assert max(seen) <= 40
         assert len(seen) > 5
+
+    @pytest.mark.parametrize(
+        ("vocabulary", "expected"), [(300, 13981), (3072, 1365), (49152, 512), (262144, 128)]
+    )
+    def test_a_large_vocabulary_has_rows_for_products_of_matrices(self, lm, vocabulary, expected):
+        """16 MiB of logits, but 512 positions where these are fewer, and 128 MiB at the most."""
+        lm.model.config.vocab_size = vocabulary
+        assert scoring.logits_rows(lm.model) == expected
+        half = max(2**24 // (4 * vocabulary), min(256, expected))
+        assert scoring.logits_rows(lm.model, share=0.5) == half
 
     def test_the_mode_of_the_model_is_left_as_it_was(self, lm, stream):
         lm.model.train()
@@ -111,6 +122,7 @@ class TestContinuations:
         pairs = questions(40)
         alone = np.array([lm.continuation_log_prob([p])[0] for p in pairs])
         monkeypatch.setitem(scoring.LOGITS_BYTES, "cpu", budget * 300 * 4)
+        monkeypatch.setattr(scoring, "ROWS", 1)
         together = np.array(lm.continuation_log_prob(pairs))
         np.testing.assert_allclose(together, alone, atol=ROUNDING, rtol=1e-6)
         mean, mean_alone = together[:, 0] / together[:, 1], alone[:, 0] / alone[:, 1]
@@ -163,6 +175,7 @@ class TestContinuations:
             with_kwargs=True,
         )
         monkeypatch.setitem(scoring.LOGITS_BYTES, "cpu", 100 * 300 * 4)
+        monkeypatch.setattr(scoring, "ROWS", 1)
         lm.continuation_log_prob(questions(40))
         watch.remove()
         assert max(seen) <= 100

@@ -45,6 +45,9 @@ TREE_MODELS = frozenset(
 MAX_SHARING = 8
 """Most continuations in one row: the mask grows with the square of the row."""
 
+SCORED = 0.5
+"""About how many of the positions that a question takes have logits: the rest is its context."""
+
 
 @dataclasses.dataclass
 class _Row:
@@ -68,7 +71,7 @@ def continuation_log_prob(
 
     Rows are sorted by length and read in right-padded batches: under causal attention no token
     sees what stands to its right, so padding changes no answer. Only the logits that are needed
-    are made, and a batch holds no more of them than `scoring.LOGITS_BYTES`.
+    are made, and a batch holds no more of them than `scoring.logits_rows` says.
 
     Args:
         model: In evaluation mode.
@@ -83,7 +86,7 @@ def continuation_log_prob(
     rows.sort(key=lambda row: (len(row.tokens), row.first))
     out = [0.0] * len(encoded)
     done = 0
-    for batch in _batches(rows, logits_rows(model)):
+    for batch in _batches(rows, logits_rows(model, SCORED)):
         _score(model, batch, share, out)
         done += len(batch)
         tick(done, len(rows))
