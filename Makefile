@@ -7,7 +7,7 @@ TESTS := $(VENV)/.tests
 DEV := $(VENV)/.dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all test-pretrained models data lint docs install clean
+.PHONY: demo test test-long test-all test-release test-pretrained models data lint docs install clean
 
 install: $(DEV)
 
@@ -36,9 +36,17 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no
 test: $(TESTS)
 	$(PYTEST)
 
-# the long ones too: kills at random moments, simulations, Ray, README as it stands, wheel and sdist
+# the long ones too: simulations, processes that are killed, whole runs
+test-long: $(TESTS)
+	$(PYTEST) -m "not slow and not pretrained"
+
+# the slow ones too: two hundred kills, Ray on two nodes, README as it stands, wheel and sdist
 test-all: $(DEV)
 	$(PYTEST) -m "not pretrained"
+
+# what a new user types, as it stands in the README, and what is handed out: wheel and sdist
+test-release: $(TESTS)
+	$(BIN)/python -m pytest -m slow tests/test_readme.py tests/test_package.py
 
 # on real checkpoints; one process, since a model of 270 million parameters fills its memory
 test-pretrained: models

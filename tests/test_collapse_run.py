@@ -154,7 +154,7 @@ def test_answers_of_an_older_version_are_read_as_todays(run, tmp_path):
     np.testing.assert_array_equal(found.confidence, told.confidence)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_interrupted_run_goes_on_with_the_same_bytes(run, tmp_path):
     out = tmp_path / "again"
     shutil.copytree(run, out)

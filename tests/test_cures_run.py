@@ -46,7 +46,7 @@ def ledger(chain: Path, generation: int) -> dict:
     return json.loads((chain / f"generation-{generation:02d}" / "ledger.json").read_text())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_documents_and_blocks_of_text(tmp_path):
     arms = {
         "ce": {},
@@ -248,7 +248,7 @@ def test_steps_on_weights_are_refused_where_there_are_none():
         configuration.resolve(raw)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_images_step_back_and_away(tmp_path):
     arms = {"plain": {}, "moved": {"after_fit": [{"kind": "step_back"}, {"kind": "neon"}]}}
     folder = run(DIGITS, tmp_path, arms=arms)

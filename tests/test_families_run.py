@@ -114,10 +114,10 @@ def test_the_same_command_again_changes_nothing(finished):
     assert outcome(out) == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "finished",
-    ALL.values(),
+    [pytest.param(raw, marks=() if raw is GMM else pytest.mark.slow) for raw in ALL.values()],
     indirect=True,
     ids=ALL,
 )
@@ -167,7 +167,7 @@ KILLED = """
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs_kill
 def test_killed_again_and_again_a_run_ends_with_the_same_bytes(tmp_path):
     raw = GAUSSIAN | {
@@ -224,7 +224,7 @@ def test_a_mixture_that_becomes_singular_ends_its_chain_and_not_the_run(tmp_path
 # --- known results ----------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_accumulating_bounds_the_variance_that_replacing_loses(tmp_path):
     """2404.01413, 2410.16713: with replacement variance goes to 0, accumulated it stays."""
     raw = copy.deepcopy(GAUSSIAN) | {

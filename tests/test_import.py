@@ -98,7 +98,7 @@ def test_everything_promised_is_there() -> None:
         _ = fortifai.truncated_entropy
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_importing_takes_little_more_than_torch() -> None:
     """Processor time after torch, the best of three, since other work on the machine adds to it."""
     code = "import time, torch; t = time.process_time(); import fortifai; fortifai.losses"

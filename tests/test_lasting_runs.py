@@ -111,7 +111,7 @@ GROWING = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", GROWING)
 def test_a_run_that_grew_has_the_bytes_of_one_that_was_asked_for_all(tmp_path, name):
     raw, changes, more = GROWING[name]
@@ -581,7 +581,7 @@ def test_points_that_no_memory_holds_are_refused_before_they_are_drawn(tmp_path,
         asked.read(tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("more", [0, 2])
 @pytest.mark.parametrize("at", range(6))
 def test_killed_while_its_head_is_written_a_run_goes_on(tmp_path, monkeypatch, at, more):

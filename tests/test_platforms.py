@@ -88,8 +88,8 @@ def elsewhere(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.long
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_a_run_and_its_report_without_what_is_posix(tmp_path, workers):
     (tmp_path / "tiny.yaml").write_text(TINY)
     done = elsewhere(tmp_path, "run", "tiny.yaml", "--out", "run", "--workers", workers)

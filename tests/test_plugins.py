@@ -49,7 +49,7 @@ def module(tmp_path, monkeypatch):
     sys.modules.pop("mine", None)
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_one_of_each_from_a_module_to_the_report(module, tmp_path, workers):
     command = ("run", "mine.yaml", "--out", "run", "--plugin", module, "--workers", workers)
     done = fortifai(*command)

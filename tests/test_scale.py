@@ -145,7 +145,7 @@ def without_report(found: dict[str, str]) -> dict[str, str]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(
     ("asked", "workers"),
-    [("deep", 1), ("wait", 2), *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS)],
+    [("deep", 1), ("wait", 2), *(pytest.param(*case, marks=pytest.mark.long) for case in OTHERS)],
 )
 def test_a_signal_ends_a_run_at_once(place, whole, number, workers, asked):
     """In the middle of a computation, too; what is committed stays, and no process does."""

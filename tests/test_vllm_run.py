@@ -38,7 +38,7 @@ def start(folder):
     return folder / "run"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_is_that_of_transformers_and_says_who_wrote(tmp_path, monkeypatch):
     for name, module in vllm_stand_in.make().items():
         monkeypatch.setitem(sys.modules, name, module)

@@ -391,7 +391,7 @@ def test_bars_are_for_terminals_that_can_draw_them():
     assert not plain.draws_bars(Console(file=io.StringIO()))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_benchmarks_from_a_file_and_what_was_cut(saved, text, tmp_path):
     """Of passages longer than the model's 64 positions the beginning is lost, and that is told."""
     rows = [{"text": text[200 * i : 200 * i + length]} for i, length in enumerate([60, 60, 900])]

@@ -69,7 +69,7 @@ def finding(audit, name, source=""):
     return next(f for f in audit.findings if (f.name, f.source) == (name, source))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_halves_are_alike_and_a_text_that_lost_its_tail_is_evidence(tmp_path):
     sound = audited(tmp_path, documents(600, 0), documents(1200, 1))
     assert sound.headline == "no evidence of collapse"
@@ -377,7 +377,7 @@ def test_every_verdict_says_what_to_do_next(files):
     assert "Next: give a text of the same kind" in run("--text", files / "same.jsonl").output
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_any_number_of_processes_and_any_order_give_the_same_bytes(tmp_path):
     for i in range(3):
         texts = [*documents(700, i), None, "", "我们在见面 " * 30]
@@ -551,7 +551,7 @@ def test_corpora_without_a_terminal_tell_how_far_they_are(files, monkeypatch):
     assert "reading" not in found.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_levels_for_ci(files):
     args = ["--text", files / "narrow.jsonl", "--against", files / "ref.jsonl", "--fail-on"]
     assert run(*args, "entropy:-0.2").exit_code == 3

@@ -346,7 +346,7 @@ def test_mmlu_is_the_harness_s(tmp_path, tokenizer, header):
     assert {(s.direction, s.unit, s.chance) for s in ours.scores} == {("higher", "share", 0.25)}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_published_files(real_data, tmp_path):
     """The real files of all four, read as they are published, against the harness's own reading."""
     names = ["adjunct_island", "principle_A_case_1"]
@@ -943,7 +943,7 @@ def test_answers_of_one_text_that_begin_at_other_places(lm, sums_suffice):
     assert alone[1] == pytest.approx(alone[2] + alone[0], abs=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_measures_every_generation(tmp_path):
     """The scores of a run are the harness's on the checkpoint that the run kept."""
     path = write(tmp_path / "items" / "hellaswag.jsonl", hellaswag_rows())

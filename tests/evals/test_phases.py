@@ -38,7 +38,7 @@ def true_onset(curve: np.ndarray, floor: float, share: float = 0.5) -> int:
     return next(g for g in range(len(curve)) if curve[0] - curve[g] >= share * (curve[0] - floor))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("seeds", "wobble"), [(1, 0.0), (2, 0.02), (3, 0.02)])
 def test_onsets_are_right_within_one_generation(seeds: int, wobble: float) -> None:
     """1,000 simulated collapses of 200 questions for each number of seeds."""
@@ -69,7 +69,7 @@ def test_onsets_are_right_within_one_generation(seeds: int, wobble: float) -> No
     assert (held / sims >= 0.95).all()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("share", [0.5, 0.001])
 @pytest.mark.parametrize(("seeds", "wobble"), [(1, 0.0), (2, 0.02), (3, 0.02)])
 def test_flat_curves_have_no_onset(share: float, seeds: int, wobble: float) -> None:

@@ -330,7 +330,7 @@ def test_entropy_of_classes():
     assert math.copysign(1, alone) == 1  # not -0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_standard_error_of_entropy_is_that_of_simulation():
     shares, n = np.array([0.5, 0.25, 0.15, 0.1]), 400
     counts = rng(1).multinomial(n, shares, size=4000)

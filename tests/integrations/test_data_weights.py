@@ -81,8 +81,8 @@ def test_the_loss_is_the_formula(kind: str, normalize: Any) -> None:
     assert torch.equal(compute.by_row(model, batch), compute.by_row(model, plain))
 
 
-@pytest.mark.parametrize("steps", [pytest.param(1, marks=pytest.mark.slow), 3])
-@pytest.mark.parametrize("form", ["list", pytest.param("datasets", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [pytest.param(1, marks=pytest.mark.long), 3])
+@pytest.mark.parametrize("form", ["list", pytest.param("datasets", marks=pytest.mark.long)])
 def test_weights_of_one_and_none_are_labels_that_count_or_not(
     tmp_path: Path, form: str, steps: int
 ) -> None:

@@ -248,7 +248,7 @@ WORDS = "Ada was born in Rome and painted ships ."
 PAIRS = [("Ada", f" {WORDS} {WORDS} {WORDS}"), (WORDS, " ships"), (f"{WORDS} Ada", " Rome and")]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("metrics", [None, shapes], ids=["without logits", "logits"])
 def test_in_trl(tmp_path: Path, tokenizer: Any, metrics: Any) -> None:
     """Loss, entropy and accuracy of one row at a time are those of all rows in one batch."""

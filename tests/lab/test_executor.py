@@ -75,7 +75,7 @@ def gone(pid):
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_parent_takes_its_processes_along(tmp_path):
     """However deep in a computation they are."""
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"}
@@ -86,7 +86,7 @@ def test_a_killed_parent_takes_its_processes_along(tmp_path):
     until(lambda: all(gone(pid) for pid in children), seconds=5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_watch_on_the_parent_alone_ends_a_process_too(tmp_path):
     """As on systems that have no signal for the death of a parent."""
     code = PARENT.replace("import sys,", "import ctypes, sys,", 1).replace(
@@ -120,8 +120,8 @@ def test_an_error_that_cannot_travel_between_processes_is_told(tmp_path):
     ("workers", "seen"),
     [
         (2, ["0,1", "2,3"]),
-        pytest.param(3, ["0,1", "2,3"], marks=pytest.mark.slow),
-        pytest.param(1, ["0,1"], marks=pytest.mark.slow),
+        pytest.param(3, ["0,1", "2,3"], marks=pytest.mark.long),
+        pytest.param(1, ["0,1"], marks=pytest.mark.long),
     ],
 )
 def test_each_process_sees_accelerators_of_its_own(tmp_path, workers, seen):

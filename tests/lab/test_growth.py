@@ -41,7 +41,7 @@ def dying_at(generation: int):
     return evaluate
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("start", ["previous", "base"])
 @pytest.mark.parametrize("keep_samples", ["all", "needed"])
 @pytest.mark.parametrize("every", [1, 3])

@@ -206,7 +206,7 @@ def test_a_first_generation_that_cannot_be_trained_is_a_failure(tmp_path):
 # --- memory -----------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_generations(tmp_path):
     """Samples of 0.8 MB: fifty times as many generations must not need one more of them."""
     real = [np.random.default_rng(0).normal(size=100_000)]

@@ -236,7 +236,7 @@ KILLED = """
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs_kill
 def test_kill_minus_nine_again_and_again(tmp_path):
     """Killed at arbitrary moments, the chain still ends with an uninterrupted one's bytes."""

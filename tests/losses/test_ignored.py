@@ -132,7 +132,7 @@ def test_modules_and_all_ignored() -> None:
         assert (slope == 0).all()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_second_derivatives_and_compilers_see_the_same() -> None:
     def of(x: torch.Tensor) -> torch.Tensor:
         return weighted_cross_entropy(x, TARGET, weight=Focal(2.0))

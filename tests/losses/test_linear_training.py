@@ -288,7 +288,7 @@ def test_float16_keeps_small_gradients() -> None:
 
 
 # Dynamo looks at .grad of tensors within a graph that broke, and hides the warning unless an error
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("default:The .grad attribute of a Tensor")
 def test_compiled_models(way) -> None:
     model = Model()

@@ -55,7 +55,7 @@ def lanes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("lanes")
-@pytest.mark.parametrize("chunk_size", [pytest.param(None, marks=pytest.mark.slow), 7])
+@pytest.mark.parametrize("chunk_size", [pytest.param(None, marks=pytest.mark.long), 7])
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
 def test_value_gradients_and_kept_share(case: Case, chunk_size: int | None) -> None:
     tensors, target = batch(20, 5, 7, seed=1)

@@ -388,7 +388,7 @@ def log_prob(model, rows):
 
 @pytest.mark.parametrize(
     "quantised",
-    ["F32", *(pytest.param(q, marks=pytest.mark.slow) for q in ("F16", "Q8_0", "Q4_0")), "Q4_1"],
+    ["F32", *(pytest.param(q, marks=pytest.mark.long) for q in ("F16", "Q8_0", "Q4_0")), "Q4_1"],
 )
 @pytest.mark.parametrize("tie", [True, False])
 def test_a_gguf_file_is_an_ordinary_model(written, quantised, tie, stream, tmp_path, tokenizer):

@@ -336,7 +336,7 @@ def go(family, model, stream, folder: Path, generation: int):
     return folder / f"generation-{generation}" / "model"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("carry", [False, True])
 def test_taken_up_again_it_is_the_same(family, stream, tmp_path, carry):
     """Three generations in memory, and each from what the one before has stored: equal files."""
@@ -374,7 +374,7 @@ def test_weights_that_were_changed_are_stored_whole(family, stream, tmp_path):
     np.testing.assert_array_equal(chosen.load(tmp_path / "model").log_prob(stream), expected)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_carried_adapter_goes_on_and_a_new_one_begins(family, stream, tmp_path):
     carried, base = family(carry=True), family()
     model = carried.create("base", seed=0)

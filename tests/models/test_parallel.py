@@ -134,7 +134,7 @@ WRITING = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("settings", WRITING)
 @pytest.mark.parametrize("count", [2, 5])
 def test_parts_are_those_of_the_whole(settings, count, lm, stream):

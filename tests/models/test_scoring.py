@@ -256,7 +256,7 @@ def encoded(seed: int) -> list[continuations.Encoded]:
     return out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("model_type", sorted(continuations.TREE_MODELS))
 def test_sharing_changes_no_answer_of_any_model_it_is_used_for(model_type):
     model, rows = tiny(model_type), encoded(3)

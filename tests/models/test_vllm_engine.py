@@ -291,7 +291,7 @@ time.sleep(300)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs_kill
 def test_what_a_killed_process_has_started_goes_with_it():
     begun = subprocess.Popen([sys.executable, "-c", GUARDED], stdout=subprocess.PIPE, text=True)

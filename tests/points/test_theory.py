@@ -99,7 +99,7 @@ def inverse_count(n, share, least=1):
 # --- the tails --------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("dimension", [1, 2, 5])
 @pytest.mark.parametrize("a", DISTANCES)
 def test_amplification_is_the_second_moment_of_the_tails(a, dimension):

@@ -494,7 +494,7 @@ def test_wrong_settings(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.Monk
         write(read_text(["short.txt"], root=tmp_path), "http://127.0.0.1:1/v1", tmp_path / "j3")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """kill -9 in the middle; then the same command asks for the rest and gives the same bytes."""
     (tmp_path / "text.txt").write_text(text())

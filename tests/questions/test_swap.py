@@ -236,7 +236,7 @@ def made(wiki: Corpus) -> swap.Swapped:
     return swap.write(wiki)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_five_a_paragraph_and_no_more(wiki: Corpus, made: swap.Swapped) -> None:
     count = collections.Counter(q.location for q in made.questions)
     assert max(count.values()) == 5

@@ -42,7 +42,7 @@ def test_true_generations_count():
     assert stats.decay_rate([curve] * 2, generations=at).value == pytest.approx(0.1, abs=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_the_intervals_cover_the_rate_and_the_ratio(seeds):
     rng = np.random.default_rng(seeds)

@@ -112,7 +112,7 @@ def _answers(rng, seeds, curve, n, *, spread=0.0):
     return (hardness + noise < np.asarray(curve)[None, :, None] + shift).astype(float)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_interval_covers_the_truth():
     """95 % intervals of the ratio hold the true ratio in about 95 % of simulated experiments."""
     rng = np.random.default_rng(1)

@@ -88,7 +88,7 @@ def test_the_variance_of_the_mean_is_unbiased():
     assert found == pytest.approx(0.09 / s + 1 / q + 4 / (s * q), rel=0.04)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("seeds", [1, 2, 3, 5])
 @pytest.mark.parametrize(("n", "seed_noise", "own"), [(60, 0.0, 0.0), (300, 0.02, 0.2)])
 def test_the_same_arm_twice_is_called_different_one_time_in_twenty(seeds, n, seed_noise, own):
