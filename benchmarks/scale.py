@@ -159,7 +159,7 @@ def _language(
 def workers(rounds: int) -> None:
     """Two workers against one, and Ray's against ours, on chains of `demo` of one thread each."""
     raw, _ = configuration.read_raw("demo")
-    raw |= {"generations": 2, "arms": {"ce": {}}, "seeds": list(range(4)), "threads": 1}
+    raw |= {"generations": 1, "arms": {"ce": {}}, "seeds": list(range(4)), "threads": 1}
     ways: dict[str, tuple[int, Executor]] = {"one worker": (1, local), "two": (2, local)}
     if importlib.util.find_spec("ray"):
         from fortifai.lab.ray_executor import cluster

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -34,6 +36,34 @@ def started(tmp_path_factory):
         out = tmp_path_factory.mktemp("run")
         with ray_executor.cluster(None, out, threads=2, workers=2, devices=None) as run:
             yield run
+
+
+TWICE = """
+from pathlib import Path
+from fortifai.lab.ray_executor import cluster
+from tests.lab.test_jobs import says
+
+for name in "ab":
+    with cluster(None, Path(name), threads=1, workers=1, devices=None) as run:
+        run(says, "x", [(name, "seed-0")], listen=lambda event: print(event.job[0], event.text))
+"""
+
+
+def test_one_after_another_in_one_process(tmp_path):
+    """Ray keeps what it was first told of its token for as long as the process lives."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    path = f"{ROOT}{os.pathsep}{ROOT / 'src'}"
+    done = subprocess.run(
+        [sys.executable, "-c", TWICE],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    assert done.returncode == 0, done.stderr
+    assert {line.split()[0] for line in done.stdout.splitlines()} == {"a", "b"}
 
 
 def told(run, work, shared, jobs) -> list[Event]:

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -136,8 +136,7 @@ def _start(cpus: int) -> None:
     """Start Ray on this machine, for this process and as long as it lives."""
     # without this Ray takes the network's address where it is told to take this one
     ray_constants.ENABLE_RAY_CLUSTER = False
-    # a token for this run alone: Ray's own would stay in a file that others may read
-    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    os.environ["RAY_AUTH_TOKEN"] = _token()
     variable, ids = accelerators()
     if ids:
         os.environ[variable] = ",".join(ids)  # parts of GPUs, too, which Ray does not count
@@ -151,6 +150,15 @@ def _start(cpus: int) -> None:
         logging_level="ERROR",
         _node_ip_address="127.0.0.1",
     )
+
+
+@cache
+def _token() -> str:
+    """A token for the runs of this process alone: Ray's own lies in a file that others may read.
+
+    One for all of them, since Ray reads it once in a process and keeps it.
+    """
+    return secrets.token_hex(32)
 
 
 def _connect(address: str) -> None:
