@@ -144,7 +144,7 @@ def _language(
     settings, times = configuration.resolve(raw), [clock()]
 
     def listen(event: Event) -> None:
-        if event.job != experiment.RUN:
+        if event.job not in (experiment.RUN, experiment.SHARED):
             times.append(clock())
 
     with tempfile.TemporaryDirectory() as folder:
