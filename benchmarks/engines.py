@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -38,6 +37,7 @@ from fortifai.lab.progress import Silent
 from fortifai.machine import machine
 from fortifai.models.causal_lm import CausalLM
 from fortifai.models.options import RegenerateOptions
+from generation import spread
 
 WAYS = ("transformers", "vllm", "vllm-other")
 
@@ -158,13 +158,13 @@ def main() -> None:
         "tokens": tokens,
         **{
             f"tokens_per_{name}": {
-                way: _spread([tokens / one[key] for one in each]) for way, each in found.items()
+                way: spread([tokens / one[key] for one in each]) for way, each in found.items()
             }
             for name, key in (("second", "seconds"), ("processor_second", "processor"))
         },
         **{
             f"seconds_to_{key}": {
-                way: _spread([one[key] for one in each]) for way, each in found.items()
+                way: spread([one[key] for one in each]) for way, each in found.items()
             }
             for key in ("start", "close")
         },
@@ -178,11 +178,6 @@ def main() -> None:
         | {"torch": torch.__version__, "transformers": transformers.__version__},
     }
     print(json.dumps(result, indent=2))
-
-
-def _spread(values: list[float]) -> list[float]:
-    """Median, lowest and highest."""
-    return [round(v, 2) for v in (statistics.median(values), min(values), max(values))]
 
 
 if __name__ == "__main__":

@@ -197,8 +197,8 @@ def main() -> None:
         "benchmark": "generation",
         "settings": {k: v for k, v in vars(args).items() if k not in ("child", "model", "text")},
         "tokens": {n: each[0]["tokens"] for n, each in found.items()},
-        "tokens_per_processor_second": {n: _spread(v) for n, v in rates.items()},
-        "ratios": {n: _spread(v) for n, v in ratios.items()},
+        "tokens_per_processor_second": {n: spread(v) for n, v in rates.items()},
+        "ratios": {n: spread(v) for n, v in ratios.items()},
         "peak_memory_growth_mib": {
             n: round(statistics.median(r["mib"] for r in each)) for n, each in found.items()
         },
@@ -211,7 +211,7 @@ def main() -> None:
     print(json.dumps(result, indent=2))
 
 
-def _spread(values: list[float]) -> list[float]:
+def spread(values: list[float]) -> list[float]:
     """Median, lowest and highest."""
     return [round(v, 2) for v in (statistics.median(values), min(values), max(values))]
 

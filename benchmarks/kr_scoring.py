@@ -36,6 +36,7 @@ from fortifai.data.tokens import encode_pairs
 from fortifai.evals.kr_test import kr_test
 from fortifai.models import continuations, scratch
 from fortifai.models.causal_lm import CausalLM
+from generation import spread
 
 Pair = list[tuple[list[int], int]]
 
@@ -172,8 +173,8 @@ def speed(args: argparse.Namespace) -> dict[str, object]:
         "questions": len(questions),
         "questions_per_second": {n: round(v, 1) for n, v in middle.items()},
         "spread": {n: [round(min(v), 1), round(max(v), 1)] for n, v in rates.items()},
-        "questions_per_processor_second": {n: _spread(v) for n, v in of_processor.items()},
-        "times_by_turn_of_processor": {n: _spread(v) for n, v in by_turn.items()},
+        "questions_per_processor_second": {n: spread(v) for n, v in of_processor.items()},
+        "times_by_turn_of_processor": {n: spread(v) for n, v in by_turn.items()},
         **(reads(lm, pairs) if args.model else {}),
         "times_pair": round(middle["ours"] / middle["pair"], 2),
         "times_single": round(middle["ours"] / middle["single"], 2),
@@ -182,11 +183,6 @@ def speed(args: argparse.Namespace) -> dict[str, object]:
             ((got[:, 0] > got[:, 1]) == (reference[:, 0] > reference[:, 1])).all()
         ),
     }
-
-
-def _spread(values: list[float]) -> list[float]:
-    """Median, lowest and highest."""
-    return [round(v, 2) for v in (statistics.median(values), min(values), max(values))]
 
 
 def child(args: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ import importlib.util
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +125,8 @@ def gaussian(generations: int, seeds: int = 1) -> float:
 def _tiny(**changes: Any) -> dict[str, Any]:
     """The preset `demo` with a model of one narrow layer, two generations of a thousand tokens."""
     raw, _ = configuration.read_raw("demo")
-    raw |= {"generations": 2, "arms": {"ce": {}}, "save_weights": "last"}
+    raw |= {"generations": 2, "arms": {"ce": {}}}
     raw |= {"splits": {"tokens": 1024, "held_out_tokens": 1024}}
-    raw["corpus"] |= {"people": 400}
     raw["family"]["scratch"] |= {"hidden_size": 32, "layers": 1, "heads": 2, "vocab_size": 512}
     raw["family"]["scratch"]["pretrain"] = {"epochs": 1}
     return raw | changes
@@ -210,24 +209,30 @@ def room() -> None:
     tiny = _tiny(generations=50, regime={"kind": "replace"}, save_samples="needed")
     steps["a tiny language model"] = (configuration.resolve(tiny), (5, 20, 35, 49))
     for name, (settings, looked) in steps.items():
-        told = []
-        with tempfile.TemporaryDirectory() as folder:
-            out = Path(folder, "run")
+        for line in _grown(settings, looked):
+            print(f"{name}, {line}")
 
-            def listen(event: Event, out: Path = out, looked: Any = looked) -> None:
-                if event.kind == "end" and event.generation in looked:
-                    memory = psutil.Process().memory_full_info().uss / 2**20
-                    files = {f: f.stat().st_size for f in out.rglob("*") if f.is_file()}
-                    weights = sum(n for f, n in files.items() if f.suffix == ".safetensors")
-                    rest = sum(files.values()) - weights
-                    told.append(  # noqa: B023, read within the turn
-                        f"generation {event.generation}: {memory:.0f} MiB of memory, "
-                        f"{weights / 2**20:.2f} MiB of weights and samples, {rest / 2**20:.2f} MiB "
-                        f"of records"
-                    )
 
-            experiment.run(settings, Path(folder), out, workers=1, listen=listen)
-        print(*(f"{name}, {line}" for line in told), sep="\n")
+def _grown(settings: AnyExperiment, looked: Sequence[int]) -> list[str]:
+    """What a run holds at the end of some generations, a line each."""
+    told: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "run")
+
+        def listen(event: Event) -> None:
+            if event.kind == "end" and event.generation in looked:
+                memory = psutil.Process().memory_full_info().uss / 2**20
+                files = {f: f.stat().st_size for f in out.rglob("*") if f.is_file()}
+                weights = sum(n for f, n in files.items() if f.suffix == ".safetensors")
+                rest = sum(files.values()) - weights
+                told.append(
+                    f"generation {event.generation}: {memory:.0f} MiB of memory, "
+                    f"{weights / 2**20:.2f} MiB of weights and samples, {rest / 2**20:.2f} MiB of "
+                    "records"
+                )
+
+        experiment.run(settings, Path(folder), out, workers=1, listen=listen)
+    return told
 
 
 def chains(rounds: int) -> None:

@@ -49,6 +49,7 @@ from fortifai.models import shared_prefix
 from fortifai.models.causal_lm import CausalLM
 from fortifai.models.options import RegenerateOptions, TrainOptions
 from fortifai.weights import Truncate
+from generation import authors
 from kr_scoring import Pair, score_pair
 
 CONTEXT, NEW, BLOCK, ROWS = 512, 32, 128, 8
@@ -140,25 +141,14 @@ class Authors:
                 optimizer.zero_grad(set_to_none=True)
         self.model.eval()
 
-    @torch.inference_mode()
     def rewrite(self, split: np.ndarray, beams: bool) -> np.ndarray:
         """The first blocks of the split, every context read for each beam."""
-        out = split.copy()
-        starts = np.arange(0, len(split) - CONTEXT - NEW + 1, NEW)[: self.args.peer_blocks or None]
-        asked = {"num_beams": 5, "repetition_penalty": 3.0} if beams else {}
-        for at in range(0, len(starts), BATCH):
-            rows = starts[at : at + BATCH, None]
-            prompts = torch.from_numpy(split[rows + np.arange(CONTEXT)].astype(np.int64))
-            found = self.model.generate(
-                prompts,
-                attention_mask=torch.ones_like(prompts),
-                max_new_tokens=NEW,
-                min_new_tokens=NEW,
-                do_sample=False,
-                **asked,
-            )
-            out[rows + CONTEXT + np.arange(NEW)] = found[:, CONTEXT:].numpy()
-        return out
+        blocks = (len(split) - CONTEXT) // NEW
+        whole = CONTEXT + NEW * min(self.args.peer_blocks or blocks, blocks)
+        asked = argparse.Namespace(
+            context=CONTEXT, new=NEW, batch=BATCH, beams=BEAMS["beams"] if beams else 0
+        )
+        return np.concatenate([authors(self.lm, split[:whole], asked), split[whole:]])
 
     def kr(self, questions: list[Question]) -> float:
         """Share of right answers, one pair at a time."""
