@@ -72,7 +72,10 @@ def test_one_command_makes_the_whole_run(tiny):
     root, done = tiny
     run = root / "run"
     assert (run / "report" / "index.html").is_file()
-    assert "report:" in done.stdout
+    *seen, path = done.stdout.splitlines()
+    assert path.startswith("report: ")
+    assert seen[0].startswith("Knowledge Retention, first split, under ce: ")
+    assert len(seen) == 3
     lines = [line for line in done.stderr.splitlines() if "generation" in line]
     assert len(lines) == 6, "one plain line a generation where there is no terminal"
     found = scores(run, "ce", 2)

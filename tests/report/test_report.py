@@ -315,6 +315,28 @@ def test_what_a_generation_costs_is_a_mean_over_generations_and_seeds(small_run:
     assert rows == {first.label: ["2,005", "512", "0"]}
 
 
+def test_what_was_seen_is_told_in_three_lines(tmp_path: Path) -> None:
+    """Of two arms with the numbers of the page, of more under which arms, of several runs one."""
+    arms = {name: FakeArm({"kind": "keep"}, pace) for name, pace in {"ce": 3.0, "kept": 0.0}.items()}
+    folder = write_run(tmp_path / "run", arms=arms, generations=3, seeds=[0, 1, 2])
+    given, lines = told(folder), []
+    write_report([folder], sum_up=lines.append)
+    assert lines[0] == f"{given['headline']}."
+    of_the_page = sentences(given)["kept"]
+    assert len(lines) == 3
+    for line in lines[1:]:
+        assert line.startswith("Under kept, ")
+        assert line.removeprefix("Under kept, ") in of_the_page
+        assert "at generation 2, 95\u00a0% interval" in line
+    more = write_run(
+        tmp_path / "more", arms=arms | {"twin": arms["ce"]}, generations=3, seeds=[0, 1, 2]
+    )
+    write_report([more], sum_up=(several := list[str]()).append)
+    assert several[1:] == told(more)["stories"][0]["verdicts"]
+    write_report([folder, more], tmp_path / "both", sum_up=(both := list[str]()).append)
+    assert both == [f"{told(folder, more)['headline']}."]
+
+
 def test_the_lead_tells_of_knowledge_and_of_held_out_text(tmp_path: Path) -> None:
     paces = {"ce": 3.0, "kept": 0.0, "twin": 3.0}
     arms = {name: FakeArm({"kind": "keep"}, pace) for name, pace in paces.items()}

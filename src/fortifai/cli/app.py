@@ -203,7 +203,7 @@ def run(
             return
         from fortifai.report import write_report
 
-        _show_report(write_report([folder], tell=_warn))
+        _show_report(write_report([folder], tell=_warn, sum_up=_sum_up))
 
 
 def _executor(name: str, ray_address: str | None) -> Executor:
@@ -281,7 +281,7 @@ def report(
     from fortifai.report import write_report
 
     wanted = open_ if interactive is None else interactive
-    path = write_report(runs, out, interactive=wanted, tell=_warn)
+    path = write_report(runs, out, interactive=wanted, tell=_warn, sum_up=_sum_up)
     _show_report(path)
     if open_ and not webbrowser.open(path.resolve().as_uri()):
         _warn("no browser was found to open it in; open that file yourself")
@@ -308,6 +308,10 @@ def league(
 
 def _show_report(path: Path) -> None:
     out_console.print(Text(f"report: {path.resolve()}"), soft_wrap=True)
+
+
+def _sum_up(sentence: str) -> None:
+    out_console.print(Text(sentence), soft_wrap=True)
 
 
 def _warn(sentence: str) -> None:

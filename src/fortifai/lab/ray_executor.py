@@ -61,7 +61,8 @@ ATTEMPTS = 3
 ANSWER = 120.0
 """Seconds that a node has to start a process and say what it sees."""
 LOOK = 0.5
-"""Seconds after which a chain that has nothing to say looks whether the run leaves."""
+"""Seconds between two words of a chain at work, and between two looks for them: each costs its own
+work, on cores that the chains need."""
 POLL = 0.1
 """Seconds of a wait for Ray, within which no handler of a signal is called."""
 
@@ -317,16 +318,19 @@ def _run(
     failures: list[Exception] = []
     running: dict[Any, Job] = {}
     desk.open.remote(True)
+    looked = 0.0
     try:
         while waiting or running:
             while waiting and len(running) < most:
                 job = waiting.popleft()
                 running[start(work, shared, job)] = job
             done, _ = ray.wait([*running], timeout=POLL)
-            for event in ray.get(desk.take.remote()):
-                if event.kind == "end":
-                    del losses[event.job]
-                listen(event)
+            if done or time.monotonic() - looked >= LOOK:
+                looked = time.monotonic()
+                for event in ray.get(desk.take.remote()):
+                    if event.kind == "end":
+                        del losses[event.job]
+                    listen(event)
             for ref in done:
                 job = running.pop(ref)
                 try:
@@ -420,11 +424,17 @@ class _Line:
         event: Event | None = None
         last = False
         while not last:
-            events = []
-            with suppress(queue.Empty):
-                event = self._said.get(timeout=LOOK)
+            events: list[Event] = []
+            end = time.monotonic() + LOOK
+            # steps wait for others; what else is said is told at once
+            while not last and not (event and event.kind != "step"):
+                try:
+                    event = self._said.get(timeout=max(0.0, end - time.monotonic()))
+                except queue.Empty:
+                    break
                 last = event is None
-                events += [event] * (not last)
+                events += [event] if event else []
+            event = None
             try:
                 go_on = ray.get(self._desk.tell.remote(events))
             except ray.exceptions.RayError:  # the run is gone

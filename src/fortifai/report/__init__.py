@@ -17,6 +17,7 @@ def write_report(
     *,
     interactive: bool = False,
     tell: Callable[[str], None] = lambda _: None,
+    sum_up: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """Write the report of one run, finished or not, or of several side by side.
 
@@ -27,6 +28,8 @@ def write_report(
         interactive: Put a script into the page: lines with values under the pointer, arms and
             seeds switched on and off, a browser of samples. Without a script it is read as before.
         tell: Receives one sentence for each damaged file, with what is left out for it.
+        sum_up: Receives, once the report is written, what was seen: the headline and, of one run
+            with several arms, how they differ from the baseline in what the report leads with.
 
     Returns:
         The path of ``index.html``. The same runs give the same bytes.
@@ -44,6 +47,7 @@ def write_report(
     from fortifai.report.load import load
     from fortifai.report.page import fill
     from fortifai.report.scene import Scene
+    from fortifai.report.words import summary
 
     read = load(runs)
     for sentence in (sentence for run in read for sentence in run.damage):
@@ -69,4 +73,6 @@ def write_report(
             f"the report could not be written into {folder}: {error.strerror}; make room or choose "
             "another folder with --out"
         ) from error
+    for sentence in summary(read):
+        sum_up(sentence)
     return folder / "index.html"

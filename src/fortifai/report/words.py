@@ -54,6 +54,25 @@ def headline(runs: Sequence[Run]) -> str:
     return text
 
 
+def summary(runs: Sequence[Run]) -> list[str]:
+    """The headline and, of one run, how what leads differs from the baseline.
+
+    Of two arms with the numbers, of more under which arms.
+    """
+    run = runs[0]
+    others = [arm for arm in run.arms if not arm.baseline]
+    if len(runs) > 1 or run.baseline is None:
+        told = []
+    elif len(others) == 1:
+        told = [
+            f"Under {others[0].label}, {_sentence(run, others[0], key)}"
+            for key in leads(run.measures, run.arms)
+        ]
+    else:
+        told = verdicts(run)
+    return [f"{headline(runs)}.", *told]
+
+
 def _between(runs: Sequence[Run]) -> str:
     """What differs between runs, in arms of one name: on what leads, and on held-out data."""
     pairs, text = to_first_run(runs), f"{len(runs)} runs side by side"
