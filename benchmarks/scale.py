@@ -192,7 +192,8 @@ def language(rounds: int) -> None:
     weights = [{"kind": "truncate", "threshold": k / 10} for k in range(2, 10)]
     asked: dict[str, dict[int, dict[str, Any]]] = {
         "tokens": {
-            n: {"splits": {"tokens": n, "held_out_tokens": 1024}} for n in (4096, 8192, 16384, 32768)
+            n: {"splits": {"tokens": n, "held_out_tokens": 1024}}
+            for n in (4096, 8192, 16384, 32768)
         },
         "arms": {
             n: {"baseline": "tce-0", "arms": {f"tce-{k}": {"weight": weights[k]} for k in range(n)}}
