@@ -317,7 +317,8 @@ def test_what_a_generation_costs_is_a_mean_over_generations_and_seeds(small_run:
 
 def test_what_was_seen_is_told_in_three_lines(tmp_path: Path) -> None:
     """Of two arms with the numbers of the page, of more under which arms, of several runs one."""
-    arms = {name: FakeArm({"kind": "keep"}, pace) for name, pace in {"ce": 3.0, "kept": 0.0}.items()}
+    paces = {"ce": 3.0, "kept": 0.0}
+    arms = {name: FakeArm({"kind": "keep"}, pace) for name, pace in paces.items()}
     folder = write_run(tmp_path / "run", arms=arms, generations=3, seeds=[0, 1, 2])
     given, lines = told(folder), []
     write_report([folder], sum_up=lines.append)
