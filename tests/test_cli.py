@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from tests.commands import fortifai
@@ -57,3 +60,18 @@ def test_a_fault_of_its_own_is_one_sentence_and_a_traceback_with_debug(monkeypat
     assert done.stderr.count("\n") == 1
     with pytest.raises(KeyError):
         fortifai("show", "demo", "--debug")
+
+
+def test_what_was_seen_cannot_steer_the_terminal(monkeypatch, tmp_path):
+    """Labels of a run folder may be a stranger's."""
+
+    def write(*_: object, sum_up: Callable[[str], None], **__: object) -> Path:
+        sum_up("under \x1b[31mred\x1b]0;title\x07")
+        return tmp_path / "index.html"
+
+    monkeypatch.setattr("fortifai.report.write_report", write)
+    done = fortifai("report", tmp_path)
+    assert done.returncode == 0
+    assert "\x1b" not in done.stdout
+    assert "\x07" not in done.stdout
+    assert "under \u241b[31mred" in done.stdout

@@ -124,7 +124,7 @@ def test_a_report_is_plain_unless_it_is_opened(
     written: list[bool] = []
     opened: list[str] = []
 
-    def write(runs: list[Path], out: Path, *, interactive: bool, tell: object) -> Path:
+    def write(runs: list[Path], out: Path, *, interactive: bool, **_: object) -> Path:
         written.append(interactive)
         return out / "index.html"
 

@@ -23,6 +23,7 @@ from fortifai.cli.common import Debug
 from fortifai.cli.doctor import doctor
 from fortifai.cli.stopping import stoppable
 from fortifai.errors import FortifaiError, InputError, Stopped
+from fortifai.report.text import neutral
 
 if TYPE_CHECKING:
     from fortifai.lab.executor import Executor
@@ -311,7 +312,7 @@ def _show_report(path: Path) -> None:
 
 
 def _sum_up(sentence: str) -> None:
-    out_console.print(Text(sentence), soft_wrap=True)
+    out_console.print(Text(neutral(sentence)), soft_wrap=True)
 
 
 def _warn(sentence: str) -> None:
