@@ -421,20 +421,18 @@ class _Line:
         self._thread.join()
 
     def _talk(self) -> None:
-        event: Event | None = None
         last = False
         while not last:
             events: list[Event] = []
             end = time.monotonic() + LOOK
             # steps wait for others; what else is said is told at once
-            while not last and not (event and event.kind != "step"):
+            while not last and not (events and events[-1].kind != "step"):
                 try:
                     event = self._said.get(timeout=max(0.0, end - time.monotonic()))
                 except queue.Empty:
                     break
                 last = event is None
                 events += [event] if event else []
-            event = None
             try:
                 go_on = ray.get(self._desk.tell.remote(events))
             except ray.exceptions.RayError:  # the run is gone
