@@ -1,3 +1,4 @@
+import gc
 import os
 from pathlib import Path
 
@@ -19,14 +20,20 @@ hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
 
 LONG = (
-    *(
-        "test_run.py",
-        "test_families_run.py",
-        "test_trl.py",
-        "test_audit.py",
-        "test_lasting_runs.py",
-    ),
-    *("test_shared_prefix.py", "test_benchmarks.py", "test_confidence_trainer.py", "test_lora.py"),
+    "test_scale.py",
+    "test_run.py",
+    "test_audit.py",
+    "test_corpus.py",
+    "test_confidence_trainer.py",
+    "test_trl.py",
+    "test_shared_prefix.py",
+    "test_lasting_runs.py",
+    "test_report.py",
+    "test_browser.py",
+    "test_families.py",
+    "test_lora.py",
+    "test_training.py",
+    "test_benchmarks.py",
 )
 
 
@@ -34,6 +41,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take longest: no process is left with one when others are done."""
     order = {name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: order.get(item.path.name, len(LONG)))
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is loaded out of garbage collections: Trainer asks for one in every fit."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """What is frozen is not taken apart at the end of the process, and its makers complain."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session", name="real_data")

@@ -18,6 +18,8 @@ from fortifai.models.causal_lm import CausalLM
 from fortifai.report import write_report
 from fortifai.report.load import load
 
+pytestmark = pytest.mark.long  # a whole run of language models
+
 RAW = {
     "name": "collapse",
     "generations": 3,
@@ -154,7 +156,6 @@ def test_answers_of_an_older_version_are_read_as_todays(run, tmp_path):
     np.testing.assert_array_equal(found.confidence, told.confidence)
 
 
-@pytest.mark.long
 def test_an_interrupted_run_goes_on_with_the_same_bytes(run, tmp_path):
     out = tmp_path / "again"
     shutil.copytree(run, out)

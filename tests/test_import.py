@@ -55,6 +55,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("code", [AFTER_TORCH, WITHOUT_NUMPY], ids=["torch alone", "no numpy"])
 def test_importing_needs_torch_alone(code: str) -> None:
     done = subprocess.run(

@@ -219,6 +219,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_a_run_cannot_grow_to_is_refused_before_work(tmp_path, name):
     raw, changes, more, words = REFUSED[name]
@@ -316,6 +317,7 @@ def test_a_configuration_that_today_knows_nothing_of_is_told(tmp_path):
 # --- older versions ---------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "raw"), [("gaussian", GAUSSIAN), ("language", LANGUAGE)])
 def test_a_run_of_an_older_version_reports_goes_on_and_grows(tmp_path, name, raw):
     run = tmp_path / name

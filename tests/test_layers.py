@@ -77,6 +77,7 @@ def test_no_module_is_named_where_a_string_would_be_imported():
     assert sorted(users) == ["configuration", "lab.plugins"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("module", "never"),
     [

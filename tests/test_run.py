@@ -19,6 +19,8 @@ from fortifai.lab import experiment
 from fortifai.lab.store import read_jsonl
 from tests.commands import fortifai, killed, needs_kill
 
+pytestmark = pytest.mark.long  # whole runs of language models, killed and damaged
+
 TINY = """
 name: tiny
 generations: 3

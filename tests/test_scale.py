@@ -25,6 +25,9 @@ from fortifai.lab import experiment, status
 from tests.commands import Done, fortifai, killed, needs_kill
 from tests.lab.test_executor import gone, until
 
+# signals, processes and whole runs
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[1]
 RAW = yaml.safe_load("""
 name: scale
@@ -132,9 +135,6 @@ def whole(tmp_path_factory) -> dict[str, str]:
     return outcome(folder / "run")
 
 
-OTHERS = (("deep", 2), ("wait", 1))
-
-
 def without_report(found: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in found.items() if not name.startswith("report/")}
 
@@ -145,7 +145,7 @@ def without_report(found: dict[str, str]) -> dict[str, str]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(
     ("asked", "workers"),
-    [("deep", 1), ("wait", 2), *(pytest.param(*case, marks=pytest.mark.long) for case in OTHERS)],
+    [("deep", 1), ("wait", 2), ("deep", 2), ("wait", 1)],
 )
 def test_a_signal_ends_a_run_at_once(place, whole, number, workers, asked):
     """In the middle of a computation, too; what is committed stays, and no process does."""

@@ -483,6 +483,7 @@ def test_a_folder_that_is_no_model_is_told(saved, tmp_path):
     assert f"holds no model; give one of its models, such as {model}" in fault(model.parent)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("args", "words"),
     [

@@ -40,6 +40,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_as_on_logits(tmp_path: Path, name: str) -> None:
     weight = Truncate(0.05) if name in ("llama", "gpt2", "phi") else Focal(2.0)

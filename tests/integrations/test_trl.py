@@ -100,6 +100,7 @@ PACKED = {"packing": True, "per_device_train_batch_size": 2}
 LORA = peft.LoraConfig(target_modules=["q_proj", "v_proj"], r=2, task_type="CAUSAL_LM")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "changes", "adapter"),
     [
@@ -209,6 +210,7 @@ QUICK = {
 """Of each batch the kind of data it is tried on; the others are slow."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "batches"),
     [

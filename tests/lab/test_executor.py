@@ -102,6 +102,7 @@ def test_the_watch_on_the_parent_alone_ends_a_process_too(tmp_path):
     until(lambda: all(gone(pid) for pid in children), seconds=5)
 
 
+@pytest.mark.long
 def test_a_process_that_is_killed_is_told_and_the_others_go_on(tmp_path):
     with pytest.raises(RunFailed) as told:
         run_jobs(dies, str(tmp_path), JOBS, workers=2, threads=1, listen=print)
@@ -111,17 +112,19 @@ def test_a_process_that_is_killed_is_told_and_the_others_go_on(tmp_path):
     assert len(list(tmp_path.glob("*.tried"))) == 4
 
 
+@pytest.mark.long
 def test_an_error_that_cannot_travel_between_processes_is_told(tmp_path):
     with pytest.raises(RuntimeError, match="OddError: this and that"):
         run_jobs(fails, str(tmp_path), JOBS[:2], workers=2, threads=1, listen=print)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("workers", "seen"),
     [
         (2, ["0,1", "2,3"]),
-        pytest.param(3, ["0,1", "2,3"], marks=pytest.mark.long),
-        pytest.param(1, ["0,1"], marks=pytest.mark.long),
+        (3, ["0,1", "2,3"]),
+        (1, ["0,1"]),
     ],
 )
 def test_each_process_sees_accelerators_of_its_own(tmp_path, workers, seen):

@@ -64,6 +64,7 @@ def fit(lm: CausalLM, folder: Path, select: Any = None, **changes: Any) -> FitRe
     )
 
 
+@pytest.mark.long
 def test_a_compiled_fit_ends_where_another_does(make: Any, tmp_path: Path, backend: str) -> None:
     plain, quickly = make(), make()
     expected = fit(plain, tmp_path)
@@ -79,6 +80,7 @@ def test_a_compiled_fit_ends_where_another_does(make: Any, tmp_path: Path, backe
     assert "forward" not in quickly.model.base_model.__dict__
 
 
+@pytest.mark.long
 def test_what_selects_runs_uncompiled(make: Any, tmp_path: Path, quick: str) -> None:
     """It reads sequences of lengths of its own, each of which would be another graph."""
     lm = make()

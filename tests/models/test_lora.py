@@ -185,6 +185,7 @@ def test_dropout_is_left_to_peft(make, fit, monkeypatch):
     assert used
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("size", "at_once"), [(1, 1), (3, 3), (5, 4), (12, 6)])
 def test_pieces_of_a_batch_are_the_batch(make, fit, monkeypatch, size, at_once):
     """Never more than half of its rows; against the same batch gathered by accumulation alone."""
@@ -463,6 +464,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", BROKEN)
 def test_an_adapter_that_does_not_fit_is_refused(kind, family, stream, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -315,6 +315,7 @@ def test_what_a_generation_costs_is_a_mean_over_generations_and_seeds(small_run:
     assert rows == {first.label: ["2,005", "512", "0"]}
 
 
+@pytest.mark.long
 def test_what_was_seen_is_told_in_three_lines(tmp_path: Path) -> None:
     """Of two arms with the numbers of the page, of more under which arms, of several runs one."""
     paces = {"ce": 3.0, "kept": 0.0}

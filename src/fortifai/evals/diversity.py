@@ -301,9 +301,10 @@ def _halves(
     """A statistic of counts between random halves of all windows of the reference."""
     counts = _counts(np.concatenate([reference, more]))
     total = _dense(counts)
+    by_type = counts.T.tocsr()
     found = []
     for chosen in np.array_split(_choices(counts.shape[0], seed), 20):  # bounds the memory
-        half = (sparse.csr_matrix(chosen.astype(np.float64)) @ counts).toarray()
+        half = np.ascontiguousarray((by_type @ chosen.T.astype(np.float64)).T)
         found.append(statistic(half, total - half))
     return np.concatenate(found)
 
