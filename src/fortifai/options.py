@@ -44,9 +44,9 @@ def one_of(*options: type[Options], more: Sequence[type[Options]] = ()) -> Any:
     for option in (*options, *more):
         other = found.setdefault(kind_of(option), option)
         if other is not option:
+            both = " and ".join(f"{one.__module__}.{one.__name__}" for one in (option, other))
             raise InputError(
-                f"{option.__name__} and {other.__name__} are both of kind {kind_of(option)!r}; "
-                "give one of them another"
+                f"{both} are both of kind {kind_of(option)!r}; give one of them another"
             )
     kinds = tuple(found.values())
     if len(kinds) == 1:

@@ -24,14 +24,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from fortifai.errors import InputError, check_number, check_whole
+from fortifai.errors import check_number, check_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -386,46 +386,6 @@ WEIGHTS: tuple[type[Weight], ...] = (
     Keep, Truncate, Focal, Dynamic, Fitted, DFT, EAFT, Random, TruncateQuantile, TruncateTails,
 )  # fmt: skip
 """Those that a YAML can name without a plugin."""
-
-
-def weight_type(domain: str, more: Iterable[type[Weight]] = ()) -> Any:
-    """The pydantic type of the weights of a kind of data: a union, told apart by ``kind``.
-
-    Args:
-        domain: ``text``, ``images`` or ``points``.
-        more: Weights beside `WEIGHTS`; those that cannot weigh such data are left out.
-
-    Raises:
-        InputError: Two of them have one kind, or one has none.
-    """
-    # here, because the losses must import with torch alone
-    from pydantic import BeforeValidator, Field
-
-    found: dict[str, type[Weight]] = {}
-    for weight in (*WEIGHTS, *more):
-        kind = getattr(weight, "kind", "")
-        if not kind:
-            raise InputError(
-                f"{weight.__name__} has no kind by which a YAML could name it; write such as "
-                f"class {weight.__name__}(Weight, kind='mine')"
-            )
-        if found.setdefault(kind, weight) is not weight:
-            raise InputError(
-                f"{weight.__name__} and {found[kind].__name__} are both weights of kind {kind!r}; "
-                "give one of them another"
-            )
-    fitting = tuple(weight for weight in found.values() if domain in weight.domains)
-    union: Any = Union[fitting]  # noqa: UP007 (of a tuple)
-    told_apart: Any = Annotated[union, Field(discriminator="kind")]
-    return Annotated[told_apart, BeforeValidator(_short_for_fitted)]
-
-
-def _short_for_fitted(value: Any) -> Any:
-    """``{kind: truncate, threshold: fitted}`` in full."""
-    short = {"kind": "truncate", "threshold": "fitted"}
-    if isinstance(value, Mapping) and all(value.get(k) == v for k, v in short.items()):
-        return {k: v for k, v in value.items() if k not in short} | {"kind": "fitted"}
-    return value
 
 
 def is_elementwise(weight: AnyWeight) -> bool:

@@ -83,6 +83,10 @@ ALL = [
 ]
 
 
+def test_all_are_asked():
+    assert {type(regime) for regime in ALL} == set(regimes.REGIMES), "name the new one in ALL"
+
+
 @given(st.sampled_from(ALL), st.integers(0, 7), st.integers(1, 8))
 def test_every_part_was_written_before_it_is_needed(regime, generation, splits):
     written = {(k, 0) for k in range(splits)}

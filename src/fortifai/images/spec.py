@@ -11,9 +11,9 @@ from fortifai.images.sources import SOURCES
 from fortifai.images.vae import VAEOptions
 from fortifai.lab.measures import Measure
 from fortifai.lab.regimes import REGIMES, Replace
-from fortifai.lab.spec import Arm, Experiment
+from fortifai.lab.spec import Arm, Experiment, weight_type
 from fortifai.options import Options, one_of
-from fortifai.weights import Keep, Truncate, weight_type
+from fortifai.weights import Keep, Truncate
 
 if TYPE_CHECKING:
     from fortifai.images.domain import ImagesDomain

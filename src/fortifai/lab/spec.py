@@ -10,7 +10,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar, Union
 
 from pydantic import (
     AfterValidator,
@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from fortifai.errors import nearest
+from fortifai.errors import InputError, nearest
 from fortifai.lab.after_fit import STEPS
 from fortifai.lab.cures import CURES
 from fortifai.lab.measures import Measure, renamed
@@ -31,6 +31,7 @@ from fortifai.lab.regimes import REGIMES
 from fortifai.lab.seeds import Seed
 from fortifai.options import Options, one_of
 from fortifai.stats.failure import TimesFirst
+from fortifai.weights import WEIGHTS, Weight
 
 if TYPE_CHECKING:
     from fortifai.lab.domain import Domain
@@ -344,12 +345,45 @@ def as_today(config: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
+def weight_type(domain: str, more: Iterable[type[Weight]] = ()) -> Any:
+    """The pydantic type of the weights of a kind of data: a union, told apart by ``kind``.
+
+    Args:
+        domain: ``text``, ``images`` or ``points``.
+        more: Weights beside `WEIGHTS`; those that cannot weigh such data are left out.
+
+    Raises:
+        InputError: Two of them have one kind, or one has none.
+    """
+    found: dict[str, type[Weight]] = {}
+    for weight in (*WEIGHTS, *more):
+        kind = getattr(weight, "kind", "")
+        if not kind:
+            raise InputError(
+                f"{weight.__name__} has no kind by which a YAML could name it; write such as "
+                f"class {weight.__name__}(Weight, kind='mine')"
+            )
+        if found.setdefault(kind, weight) is not weight:
+            both = " and ".join(f"{one.__module__}.{one.__name__}" for one in (weight, found[kind]))
+            raise InputError(f"{both} are both weights of kind {kind!r}; give one of them another")
+    fitting = tuple(weight for weight in found.values() if domain in weight.domains)
+    union: Any = Union[fitting]  # noqa: UP007 (of a tuple)
+    told_apart: Any = Annotated[union, Field(discriminator="kind")]
+    return Annotated[told_apart, BeforeValidator(_short_for_fitted)]
+
+
+def _short_for_fitted(value: Any) -> Any:
+    """``{kind: truncate, threshold: fitted}`` in full."""
+    short = {"kind": "truncate", "threshold": "fitted"}
+    if isinstance(value, Mapping) and all(value.get(k) == v for k, v in short.items()):
+        return {k: v for k, v in value.items() if k not in short} | {"kind": "fitted"}
+    return value
+
+
 def with_plugins(experiment: type[AnyExperiment], plugins: Plugins) -> type[AnyExperiment]:
     """The experiment, in whose YAML what plugins list can be named too."""
     if plugins == NONE:
         return experiment
-    from fortifai.weights import weight_type
-
     base = experiment.arm
     changed: dict[str, Any] = {
         "weight": weight_type(base.data, plugins.weights),

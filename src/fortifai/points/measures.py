@@ -19,11 +19,19 @@ from fortifai.points import distances
 from fortifai.points.sources import Mixture
 
 if TYPE_CHECKING:
-    from fortifai.points.domain import PointsDomain
-    from fortifai.points.gaussian import Gaussian
-    from fortifai.points.gmm import GMM
+    from typing import Protocol
 
-    PointsGeneration = Generation[Gaussian | GMM, PointsDomain]
+    from fortifai.lab.domain import Model
+    from fortifai.points.domain import PointsDomain
+
+    class Density(Model, Protocol):
+        """A model of a family of points."""
+
+        @property
+        def mixtures(self) -> Sequence[Mixture]:
+            """One for each seed."""
+
+    PointsGeneration = Generation[Density, PointsDomain]
 
 Floats = NDArray[np.float64]
 

@@ -11,23 +11,28 @@ from pydantic import PositiveInt, create_model
 from fortifai.lab.measures import Measure
 from fortifai.lab.regimes import REGIMES, Replace
 from fortifai.lab.seeds import Seed
-from fortifai.lab.spec import Arm, Experiment
+from fortifai.lab.spec import Arm, Experiment, weight_type
 from fortifai.options import Options, one_of
 from fortifai.points.gaussian import GaussianOptions
 from fortifai.points.gmm import GMMOptions
 from fortifai.points.sources import SOURCES
-from fortifai.weights import Keep, TruncateTails, weight_type
+from fortifai.weights import Keep, TruncateTails
 
 if TYPE_CHECKING:
     from fortifai.points.domain import PointsDomain
 
 
 FAMILIES = (GaussianOptions, GMMOptions)
-"""Options of families: `make` gives the family of a weight, `needs` the fewest points of a split.
+"""Options of families, such as those of `gmm`, the shorter example.
 
-`all_seeds`: whether one model is fitted to the points of all seeds at once. A model has `mixtures`
-besides, a `Mixture` a seed that the measures compare, and its `fit` returns ``points``, how many it
-was fitted to, and ``truncated_share``.
+`make(weight)` gives the family. `needs(dimension)` gives the fewest points of a split and, for the
+message, why: ``(2, "a Laplace density needs 2")``. `all_seeds`, a ClassVar: whether one model is
+fitted to the points of all seeds at once.
+
+A model's `fit` calls the weight on a tensor of log_prob of the points under the model as it was
+before (the first fit keeps all), and returns ``points``, how many it was fitted to, and
+``truncated_share``. It has `mixtures` besides, a `Mixture` a seed that the measures compare; a
+family that is no mixture gives one component of its moments, and they compare that.
 """
 
 

@@ -25,7 +25,7 @@ from fortifai.lab.progress import Progress
 from fortifai.lab.store import read_jsonl, write_json, write_jsonl
 from fortifai.models.causal_lm import CausalLM
 from fortifai.models.family import CausalLMFamily, from_config, saved_tokens
-from fortifai.text import exam, measures, tables
+from fortifai.text import computed, exam, tables
 from fortifai.text.spec import TextArm, TextExperiment
 
 Tokens = NDArray[np.int32]
@@ -183,18 +183,18 @@ class TextDomain:
         """All scores, and the tables of questions, answers, passages and histograms."""
         scores = [score for measure in self.config.taken() for score in measure(generation)]
         if any(self.questions):
-            splits = measures.question_splits(generation)
-            table = kr_test.table(measures.knowledge(generation), splits)
+            splits = computed.question_splits(generation)
+            table = kr_test.table(computed.knowledge(generation), splits)
             pq.write_table(pa.Table.from_pylist(table), folder / "questions.parquet")
         if self.benchmarks:
-            items = pa.Table.from_pylist(list(measures.published(generation).items))
+            items = pa.Table.from_pylist(list(computed.published(generation).items))
             pq.write_table(items, folder / "benchmarks.parquet")
         if self.exam:
-            answers = pa.Table.from_pylist(formats.table(measures.outcomes(generation)))
+            answers = pa.Table.from_pylist(formats.table(computed.outcomes(generation)))
             pq.write_table(answers, folder / "formats.parquet")
         if self.config.fluency.under_first:
             told = tables.perplexity_histograms(generation)
-            write_json(folder / measures.PERPLEXITIES, told)
+            write_json(folder / computed.PERPLEXITIES, told)
         if generation.model.lm.written_by is not None:
             write_json(folder / "engine.json", generation.model.lm.written_by)
         write_json(folder / "histograms.json", tables.histograms(generation))

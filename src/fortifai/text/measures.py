@@ -1,159 +1,27 @@
 """The measures of a language model's generation, on a `Generation` of `TextDomain`.
 
-To add one, write a function with its metadata and name it in `MEASURES`; what several need is
-computed once for each generation by the functions marked `once`.
+To add one, write a function with its metadata and name it in `MEASURES`; what several need stands
+in `computed`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fortifai.evals import benchmarks as benchmarks_
 from fortifai.evals import confidence as confidence_
 from fortifai.evals import divergence, fluency, kr_test
 from fortifai.evals import formats as formats_
 from fortifai.evals import perplexity as perplexity_
-from fortifai.lab.measures import Generation, Headline, Line, Measure, Score, measure, once
+from fortifai.lab.measures import Headline, Line, Measure, Score, measure
+from fortifai.text import computed
 
 if TYPE_CHECKING:
-    from fortifai.models.family import BoundLM
-    from fortifai.text.domain import TextDomain
-
-    TextGeneration = Generation[BoundLM, TextDomain]
-
-Tokens = NDArray[np.int32]
-MODEL = "model"
-"""Folder of a generation's weights."""
-PERPLEXITIES = "perplexities.json"
-"""Histograms under generation 0, in each generation's folder."""
-
-
-# --- what several measures need ---------------------------------------------------------------
-
-
-class Read(NamedTuple):
-    """What one pass of the model over a text gives.
-
-    Attributes:
-        log_prob: (n,) log p of its tokens.
-        entropy: (n,) entropy of the distribution of each; None where no measure asks for it.
-    """
-
-    log_prob: NDArray[np.float32]
-    entropy: NDArray[np.float32] | None = None
-
-
-@once
-def reads(generation: TextGeneration) -> Mapping[str, Read]:
-    """Each real split, rewritten part and the held-out text, each read once."""
-    texts = {f"split-{k}": v for k, v in enumerate(generation.real)}
-    texts |= {f"rewritten-{k}": v for k, v in generation.rewritten.items()}
-    if len(generation.domain.held_out):
-        texts["held-out"] = generation.domain.held_out
-    asked = {*_names(generation).values(), "held-out"}
-    model, out = generation.model, {}
-    for done, (name, values) in enumerate(texts.items()):
-        if name in asked:
-            out[name] = Read(*model.lm.log_prob_and_entropy(values))
-        else:  # without the entropy, which costs the more the larger the vocabulary
-            out[name] = Read(model.log_prob(values))
-        generation.tick(done + 1, len(texts))
-    return out
-
-
-def log_prob(generation: TextGeneration) -> Mapping[str, NDArray[np.float32]]:
-    """Log p of every token of each text of `reads`."""
-    return {name: read.log_prob for name, read in reads(generation).items()}
-
-
-@once
-def knowledge(generation: TextGeneration) -> kr_test.KRResult:
-    """The KR test on the questions of every split."""
-    asked = [question for part in generation.domain.questions for question in part]
-    return kr_test.kr_test(generation.model, asked)
-
-
-def question_splits(generation: TextGeneration) -> list[int]:
-    """The split of each question, in the order of `knowledge`."""
-    return [k for k, part in enumerate(generation.domain.questions) for _ in part]
-
-
-@once
-def published(generation: TextGeneration) -> benchmarks_.Results:
-    """The published benchmarks."""
-    domain = generation.domain
-    assert domain.benchmarks is not None
-    return domain.benchmarks.run(generation.model.lm, cache=domain.cache, tick=generation.tick)
-
-
-@once
-def outcomes(generation: TextGeneration) -> list[formats_.Outcomes]:
-    """The answers in every format."""
-    exam = generation.domain.exam
-    assert exam is not None
-    return formats_.examine(generation.model.lm, exam, generation.tick)
-
-
-@once
-def compared(generation: TextGeneration) -> Mapping[str, Tokens]:
-    """`written`: the first split that the arm works on, as it stands now; `real`: as it was.
-
-    One split, so that the size is that of every other generation; the real one at generation 0
-    alone, since it never changes.
-    """
-    first = min(generation.rewritten)
-    texts = {"written": generation.rewritten[first]}
-    return texts if generation.number else {"real": generation.real[first]} | texts
-
-
-def _names(generation: TextGeneration) -> dict[str, str]:
-    """What the texts of `compared` are called in `reads`."""
-    first = min(generation.rewritten)
-    names = {"real": f"split-{first}", "written": f"rewritten-{first}"}
-    return {on: names[on] for on in compared(generation)}
-
-
-def own_log_prob(generation: TextGeneration) -> Mapping[str, NDArray[np.float32]]:
-    """Log p of `compared` under the generation's own model."""
-    found = log_prob(generation)
-    return {on: found[name] for on, name in _names(generation).items()}
-
-
-@once
-def under_first(generation: TextGeneration) -> Mapping[str, NDArray[np.float64]]:
-    """Perplexity under generation 0 of each sequence of `compared`; empty if not asked for."""
-    if not generation.domain.config.fluency.under_first:
-        return {}
-    if generation.number == 0:
-        own = own_log_prob(generation)
-        return {on: fluency.block_perplexity(p) for on, p in own.items()}
-    first = generation.model.family.load(generation.origin / MODEL)
-    texts = compared(generation)
-    return {on: fluency.block_perplexity(first.log_prob(x)) for on, x in texts.items()}
-
-
-@once
-def unlikely(generation: TextGeneration) -> float:
-    """Perplexity under generation 0 above which 1 % of the real sequences lie."""
-    if generation.number:
-        told = json.loads((generation.origin / PERPLEXITIES).read_text("utf-8"))
-        return float(told["unlikely"])
-    return float(np.quantile(under_first(generation)["real"], fluency.TAIL))
-
-
-@once
-def decoded(generation: TextGeneration) -> Mapping[str, str]:
-    """The texts of `compared`."""
-    decode = generation.domain.tokenizer.decode
-    return {on: decode(tokens.tolist()) for on, tokens in compared(generation).items()}
-
+    from fortifai.text.computed import TextGeneration, Tokens
 
 _GENERATED = "Perplexity of generated text"
 _diversity = functools.partial(measure, panel="Diversity", real=True)
@@ -185,8 +53,8 @@ def kr(generation: TextGeneration) -> list[Score]:
     """Share of questions whose true continuation is likelier, per token, than the false one."""
     if not any(generation.domain.questions):
         return []
-    splits = question_splits(generation)
-    return kr_test.scores(knowledge(generation), splits, generation.number)
+    splits = computed.question_splits(generation)
+    return kr_test.scores(computed.knowledge(generation), splits, generation.number)
 
 
 @measure(
@@ -199,7 +67,7 @@ def kr(generation: TextGeneration) -> list[Score]:
 )
 def formats(generation: TextGeneration) -> list[Score]:
     """Accuracy, adherence, confidence and the greedy share of each format."""
-    return formats_.scores(outcomes(generation)) if generation.domain.exam else []
+    return formats_.scores(computed.outcomes(generation)) if generation.domain.exam else []
 
 
 @measure(
@@ -208,7 +76,7 @@ def formats(generation: TextGeneration) -> list[Score]:
 def benchmarks(generation: TextGeneration) -> Iterator[Score]:
     """Every metric of every task and group of the published benchmarks."""
     if generation.domain.benchmarks:
-        for score in published(generation).scores:
+        for score in computed.published(generation).scores:
             yield dataclasses.replace(score, measure=f"benchmark.{score.measure}")
 
 
@@ -227,7 +95,7 @@ def facts(generation: TextGeneration) -> Iterator[Score]:
     """Of sentences with a name and a value: the share that is false, and that about strangers."""
     known = generation.domain.known_facts
     if known:
-        for on, text in decoded(generation).items():
+        for on, text in computed.decoded(generation).items():
             yield from fluency.facts(text, known, on)
 
 
@@ -249,7 +117,7 @@ def facts(generation: TextGeneration) -> Iterator[Score]:
 )
 def perplexity(generation: TextGeneration) -> Iterator[Score]:
     """Exponential of the mean negative log-likelihood of a token."""
-    for on, log_p in log_prob(generation).items():
+    for on, log_p in computed.log_prob(generation).items():
         yield perplexity_.perplexity(log_p, on)
 
 
@@ -266,9 +134,9 @@ def perplexity(generation: TextGeneration) -> Iterator[Score]:
 )
 def under_generation_0(generation: TextGeneration) -> Iterator[Score]:
     """Mean over sequences of 64 tokens, and the share less likely than 99 % of real ones."""
-    for on, values in under_first(generation).items():
+    for on, values in computed.under_first(generation).items():
         yield fluency.under_first(values, on)
-        yield fluency.tail(values, unlikely(generation), on)
+        yield fluency.tail(values, computed.unlikely(generation), on)
 
 
 @measure(
@@ -280,16 +148,16 @@ def under_generation_0(generation: TextGeneration) -> Iterator[Score]:
 )
 def confidence(generation: TextGeneration) -> Iterator[Score]:
     """Mean probability of the target token."""
-    for on, log_p in log_prob(generation).items():
+    for on, log_p in computed.log_prob(generation).items():
         yield confidence_.confidence(log_p, on)
 
 
 @measure("surplexity", title="Surplexity", panel=_GENERATED, unit="perplexity", real=True)
 def surplexity(generation: TextGeneration) -> Iterator[Score]:
     """Mean perplexity of sequences of 64 tokens under the generation that wrote them."""
-    found = dict(own_log_prob(generation))
+    found = dict(computed.own_log_prob(generation))
     if len(generation.domain.held_out):
-        found["held-out"] = log_prob(generation)["held-out"]
+        found["held-out"] = computed.log_prob(generation)["held-out"]
     for on, log_p in found.items():
         score = fluency.surplexity(log_p, on)
         if score:
@@ -314,12 +182,14 @@ def entropy(generation: TextGeneration) -> Iterator[Score]:
     """Of the frequencies of tokens and of words, and of the model's next-token distributions."""
     for on, values in _all_texts(generation).items():
         yield fluency.unigram_entropy(values, on)
-    for on, text in decoded(generation).items():
+    for on, text in computed.decoded(generation).items():
         score = fluency.word_entropy(text, on)
         if score:
             yield score
-    found = reads(generation)
-    names = _names(generation) | ({"held-out": "held-out"} if "held-out" in found else {})
+    found = computed.reads(generation)
+    names = computed.names_of(generation) | (
+        {"held-out": "held-out"} if "held-out" in found else {}
+    )
     for on, name in names.items():
         entropies = found[name].entropy
         assert entropies is not None
@@ -351,7 +221,7 @@ def _all_texts(generation: TextGeneration) -> dict[str, Tokens]:
 @_diversity("repetition", title="Repetition", unit="share of 4-grams", direction="lower")
 def repetition(generation: TextGeneration) -> Iterator[Score]:
     """Share of 4-grams that stand in the same 128 tokens before."""
-    for on, tokens in compared(generation).items():
+    for on, tokens in computed.compared(generation).items():
         score = fluency.repetition(tokens, on)
         if score:
             yield score
@@ -363,7 +233,7 @@ def self_bleu(generation: TextGeneration) -> Iterator[Score]:
     draw, decode = generation.domain.config.fluency.self_bleu, generation.domain.tokenizer.decode
     if not draw or fluency.bleu_notes(draw):
         return
-    for on, tokens in compared(generation).items():
+    for on, tokens in computed.compared(generation).items():
         parts = [decode(row) for row in fluency.sequences(tokens).tolist()]
         score = fluency.self_bleu_score(parts, on, draw=draw, seed=generation.seed)
         if score:

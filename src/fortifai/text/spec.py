@@ -11,13 +11,13 @@ from fortifai.evals.benchmarks import Benchmark, Named
 from fortifai.evals.phases import PhaseRule
 from fortifai.lab.measures import Measure
 from fortifai.lab.regimes import REGIMES, Fortifai
-from fortifai.lab.spec import Arm, Experiment, FailureLevel, Name, check_apart
+from fortifai.lab.spec import Arm, Experiment, FailureLevel, Name, check_apart, weight_type
 from fortifai.losses.weighing import carries_gradient
 from fortifai.models.options import CausalLMOptions, RegenerateOptions, TrainOptions
 from fortifai.options import Options, one_of
 from fortifai.text.options import FluencyOptions, FormatsOptions, PassagesOptions
 from fortifai.text.sources import CORPORA
-from fortifai.weights import Calibrated, Keep, weight_type
+from fortifai.weights import Calibrated, Keep
 
 if TYPE_CHECKING:
     from fortifai.text.domain import TextDomain

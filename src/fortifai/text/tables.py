@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from fortifai.evals import confidence as confidence_
 from fortifai.evals import fluency, passages
-from fortifai.text import measures
+from fortifai.text import computed
 
 if TYPE_CHECKING:
-    from fortifai.text.measures import TextGeneration
+    from fortifai.text.computed import TextGeneration
 
 
 def followed(generation: TextGeneration) -> list[dict[str, Any]]:
@@ -32,7 +32,7 @@ def followed(generation: TextGeneration) -> list[dict[str, Any]]:
 
 def histograms(generation: TextGeneration) -> dict[str, Any]:
     """Counts of the confidence p in equal bins of [0, 1], for each text (the paper's Fig. 1)."""
-    found = measures.log_prob(generation)
+    found = computed.log_prob(generation)
     return {
         "bins": [float(edge) for edge in confidence_.BIN_EDGES],
         "counts": {on: confidence_.histogram(p).tolist() for on, p in found.items()},
@@ -41,9 +41,9 @@ def histograms(generation: TextGeneration) -> dict[str, Any]:
 
 def perplexity_histograms(generation: TextGeneration) -> dict[str, Any]:
     """Counts of the sequences' perplexity under generation 0 (2305.17493)."""
-    found = measures.under_first(generation)
+    found = computed.under_first(generation)
     return {
         "bins": [float(edge) for edge in fluency.PERPLEXITY_EDGES],
         "counts": {on: fluency.histogram(x).tolist() for on, x in found.items()},
-        "unlikely": measures.unlikely(generation),
+        "unlikely": computed.unlikely(generation),
     }
