@@ -21,6 +21,29 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+_LIMITS = (
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
+"""Files of what a container may take and has taken, of control groups of version 2 and of 1."""
+
+
+def free_memory(groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that a process may still take: what the machine has, or less in a limited container.
+
+    Args:
+        groups: Where the system tells of the container's limit, if it does.
+    """
+    free = int(psutil.virtual_memory().available)
+    for limit, used in _LIMITS:
+        try:
+            left = int((groups / limit).read_text()) - int((groups / used).read_text())
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+        free = min(free, left)
+    return max(0, free)
+
+
 def bf16_on_cpu() -> bool:
     """Whether the processor has instructions that multiply bfloat16, as PyTorch tells."""
     import torch  # loaded where it is asked for, as below

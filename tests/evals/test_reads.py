@@ -12,7 +12,7 @@ import pytest
 from fortifai.lab.measures import Generation
 from fortifai.models import scratch
 from fortifai.models.causal_lm import CausalLM
-from fortifai.text import measures, tables
+from fortifai.text import computed, measures, tables
 
 LIKELIHOOD = (
     measures.perplexity,
@@ -49,7 +49,7 @@ def made(tmp_path: Path, number: int) -> tuple[Any, list[int]]:
     )
     bound = SimpleNamespace(lm=lm, log_prob=lm.log_prob, family=SimpleNamespace())
     bound.family.load = lambda folder: bound
-    (tmp_path / measures.PERPLEXITIES).write_text('{"unlikely": 300.0}', "utf-8")
+    (tmp_path / computed.PERPLEXITIES).write_text('{"unlikely": 300.0}', "utf-8")
     return Generation(
         number, bound, domain, [text(130), text(140)], {0: text(130), 1: text(140)},
         fit={}, seed=0, tick=lambda done, total: None, origin=tmp_path,

@@ -527,7 +527,7 @@ class TestDocuments:
     def test_memory_bounds_how_many_are_written_at_a_time(self, lm, monkeypatch):
         whole, asked = self.rewrite(lm, monkeypatch), []
 
-        def few(model: Any, length: int, beams: int = 1, *, copies: int = 2) -> int:
+        def few(model: Any, length: int, **more: Any) -> int:
             asked.append(length)
             return max(1, 64 // length)
 
@@ -537,6 +537,21 @@ class TestDocuments:
         assert max(watch.rows) == 4  # the shortest take 16 tokens each
         assert watch.rows[-1] <= 2  # the longest 24
         assert max(asked) <= self.LIMIT
+
+    def test_half_of_the_machine_may_be_taken_asked_before_rows_take_any(self, lm, monkeypatch):
+        free, told = [], iter([100 * 2**30])
+
+        def heard(model: Any, length: int, **more: Any) -> int:
+            free.append(more["free"])
+            return 2
+
+        monkeypatch.setattr("fortifai.models.documents.side_by_side", heard)
+        monkeypatch.setattr("fortifai.machine.free_memory", lambda: next(told))
+        self.rewrite(lm, monkeypatch)
+        assert set(free) == {50 * 2**30}
+        monkeypatch.setattr("fortifai.machine.free_memory", lambda: 0)
+        self.rewrite(lm, monkeypatch)
+        assert free[-1] == generation.free_memory(torch.device("cpu"))
 
 
 def test_rows_by_memory_count_a_prompt_once(lm, stream, monkeypatch):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from fortifai import machine
 from fortifai.data.tokens import SpecialTokens
 from fortifai.errors import InputError
 from fortifai.lab.seeds import derive
@@ -22,6 +23,7 @@ from fortifai.models.blocks import WHOLE, Part
 from fortifai.models.generation import (
     begun,
     chooser,
+    free_memory,
     rows_at_a_time,
     side_by_side,
     uniform,
@@ -312,6 +314,12 @@ class _Writer:
         self.model, self.settings, self.special = model, settings, special
         self.seed, self.tell = seed, tell
         self.limit, self.segment = positions(model), _segment(model, settings)
+        # asked once, before rows take any of it
+        self.free = free_memory(model.device)
+        if model.device.type == "cpu":
+            # few documents of thousands of tokens would fit into what blocks are content with, and
+            # a step reads all weights for however few; half, since another chain may do the same
+            self.free = max(self.free, machine.free_memory() // 2)
         self.never = torch.tensor(_banned(special), dtype=torch.long, device=model.device)
         self.writing: list[_Document] = []
         self.waiting: deque[_Document] = deque()
@@ -364,7 +372,7 @@ class _Writer:
     def _rows(self, room: int) -> int:
         if self.settings.batch_size is not None:
             return self.settings.batch_size
-        return side_by_side(self.model, room, copies=1)
+        return side_by_side(self.model, room, copies=1, free=self.free)
 
     def _join(self, documents: list[_Document], room: int) -> None:
         most = self.limit - self.segment

@@ -388,7 +388,19 @@ def rows_at_a_time(model: PreTrainedModel, settings: RegenerateOptions, length: 
     return side_by_side(model, length, width(settings.decoding))
 
 
-def side_by_side(model: PreTrainedModel, length: int, beams: int = 1, *, copies: int = 2) -> int:
+def free_memory(device: torch.device) -> int:
+    """Bytes that writing may count on: a GPU is asked; of a CPU's, which others use, 2 GiB."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 2 * 2**30
+
+
+def side_by_side(
+    model: PreTrainedModel,
+    length: int,
+    beams: int = 1,
+    *,
+    copies: int = 2,
+    free: int | None = None,
+) -> int:
     """How many sequences of `length` tokens half of the free memory holds, at least 1.
 
     Args:
@@ -396,12 +408,12 @@ def side_by_side(model: PreTrainedModel, length: int, beams: int = 1, *, copies:
         length: Tokens of each, prompt and all.
         beams: Of each sequence.
         copies: Of keys and values; 2 where the cache grows by being copied.
+        free: Bytes; None for what `free_memory` says.
     """
     # keys and values of every layer, and four copies of the logits
     per_row = beams * (copies * cache_bytes(model, length) + 16 * vocabulary(model))
-    free = 2 * 2**30
-    if model.device.type == "cuda":
-        free = torch.cuda.mem_get_info(model.device)[0]
+    if free is None:
+        free = free_memory(model.device)
     most = MAX_ROWS.get(model.device.type, MAX_ROWS["cpu"])
     return int(max(1, min(most // beams, free // 2 // per_row)))
 
