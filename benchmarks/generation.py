@@ -121,8 +121,7 @@ def child(args: argparse.Namespace) -> None:
     if args.child == "rounds":
         shared_prefix.served = lambda model, ids: False
     if args.documents:
-        for module in (generation, documents):
-            module.side_by_side = as_if_whole(args.documents)
+        generation.side_by_side = documents.side_by_side = as_if_whole(args.documents)
     if args.documents:
         sizes = np.diff(np.flatnonzero(np.append(ids == lm.special.end, True)), prepend=-1) - 1
         tokens = int(np.clip(sizes - args.keep, 0, None).sum())

@@ -58,7 +58,7 @@ if __name__ == "__main__":
 """
 
 
-def until(reached, seconds=60.0):
+def until(reached, seconds=180.0):  # a busy machine takes a minute to start three processes
     end = time.monotonic() + seconds
     while not (found := reached()):
         assert time.monotonic() < end, "in vain"
