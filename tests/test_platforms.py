@@ -105,9 +105,10 @@ def test_a_run_and_its_report_without_what_is_posix(tmp_path, workers):
 
 @pytest.mark.slow
 def test_an_audit_without_what_is_posix(tmp_path):
-    lines = [f"The town number {i} has {i * 7 % 31} mills and {i % 5} bridges." for i in range(600)]
-    (tmp_path / "a.txt").write_text("\n".join(lines[:300]))
-    (tmp_path / "b.txt").write_text("\n".join(lines[300:]))
+    town = "The town number {} has {} mills and {} bridges."
+    lines = [town.format(i, i * 7 % 31, i % 5) for i in range(1000)]
+    (tmp_path / "a.txt").write_text("\n".join(lines[:500]))
+    (tmp_path / "b.txt").write_text("\n".join(lines[500:]))
     done = elsewhere(tmp_path, "audit", "--text", "a.txt", "--against", "b.txt", "--out", "audit")
     assert done.returncode in (0, 3), done.stderr
     assert (tmp_path / "audit" / "index.html").is_file()
