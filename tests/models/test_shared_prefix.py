@@ -551,7 +551,7 @@ class TestDocuments:
         assert set(free) == {50 * 2**30}
         monkeypatch.setattr("fortifai.machine.free_memory", lambda: 0)
         self.rewrite(lm, monkeypatch)
-        assert free[-1] == generation.free_memory(torch.device("cpu"))
+        assert free[-1] == generation.memory_for_rows(torch.device("cpu"))
 
 
 def test_rows_by_memory_count_a_prompt_once(lm, stream, monkeypatch):

@@ -304,6 +304,7 @@ def _halves(
     by_type = counts.T.tocsr()
     found = []
     for chosen in np.array_split(_choices(counts.shape[0], seed), 20):  # bounds the memory
+        # rows in one piece, so that sums over types round as those of one row do
         half = np.ascontiguousarray((by_type @ chosen.T.astype(np.float64)).T)
         found.append(statistic(half, total - half))
     return np.concatenate(found)

@@ -278,7 +278,7 @@ def collecting_new() -> Iterator[None]:
     """Leave out of garbage collections what is there already, inside the block.
 
     A trainer asks for a whole collection in every fit. Passing over all that loaded libraries hold
-    takes a third of a second, longer than a generation of a tiny model trains.
+    takes a third of a second.
     """
     frozen = gc.get_freeze_count()
     gc.collect()

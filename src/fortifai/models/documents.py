@@ -23,7 +23,7 @@ from fortifai.models.blocks import WHOLE, Part
 from fortifai.models.generation import (
     begun,
     chooser,
-    free_memory,
+    memory_for_rows,
     rows_at_a_time,
     side_by_side,
     uniform,
@@ -314,12 +314,10 @@ class _Writer:
         self.model, self.settings, self.special = model, settings, special
         self.seed, self.tell = seed, tell
         self.limit, self.segment = positions(model), _segment(model, settings)
-        # asked once, before rows take any of it
-        self.free = free_memory(model.device)
-        if model.device.type == "cpu":
-            # few documents of thousands of tokens would fit into what blocks are content with, and
-            # a step reads all weights for however few; half, since another chain may do the same
-            self.free = max(self.free, machine.free_memory() // 2)
+        # Asked once, before rows take any of it. Few documents of thousands of tokens would fit
+        # into what blocks are content with, and a step reads all weights for however few; half of
+        # what the machine has, since another chain may do the same.
+        self.free = memory_for_rows(model.device, of_cpu=machine.free_memory() // 2)
         self.never = torch.tensor(_banned(special), dtype=torch.long, device=model.device)
         self.writing: list[_Document] = []
         self.waiting: deque[_Document] = deque()

@@ -388,9 +388,11 @@ def rows_at_a_time(model: PreTrainedModel, settings: RegenerateOptions, length: 
     return side_by_side(model, length, width(settings.decoding))
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that writing may count on: a GPU is asked; of a CPU's, which others use, 2 GiB."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 2 * 2**30
+def memory_for_rows(device: torch.device, of_cpu: int = 0) -> int:
+    """Bytes that writing may count on: what a GPU has free; of a CPU 2 GiB, or `of_cpu` if more."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return max(2 * 2**30, of_cpu)
 
 
 def side_by_side(
@@ -408,12 +410,12 @@ def side_by_side(
         length: Tokens of each, prompt and all.
         beams: Of each sequence.
         copies: Of keys and values; 2 where the cache grows by being copied.
-        free: Bytes; None for what `free_memory` says.
+        free: Bytes; None for what `memory_for_rows` says.
     """
     # keys and values of every layer, and four copies of the logits
     per_row = beams * (copies * cache_bytes(model, length) + 16 * vocabulary(model))
     if free is None:
-        free = free_memory(model.device)
+        free = memory_for_rows(model.device)
     most = MAX_ROWS.get(model.device.type, MAX_ROWS["cpu"])
     return int(max(1, min(most // beams, free // 2 // per_row)))
 
