@@ -69,7 +69,7 @@ class Watch:
 
     def look(self, module: Any, args: Any, kwargs: Any) -> None:
         ids = kwargs.get("input_ids", args[0] if args else None)
-        past = kwargs.get("past_key_values")
+        past = kwargs.get("cache", kwargs.get("past_key_values"))
         if past is not None and past.get_seq_length():
             return
         mask = kwargs.get("attention_mask")

@@ -346,7 +346,7 @@ class Watch:
         self.hook = model.register_forward_pre_hook(self.look, with_kwargs=True)
 
     def look(self, module: Any, args: Any, kwargs: Any) -> None:
-        rows = isinstance(kwargs["past_key_values"], shared_prefix.Rows)
+        rows = "shared_prefix" in kwargs
         (self.rows if rows else self.read).append(kwargs["input_ids"].numel())
 
 

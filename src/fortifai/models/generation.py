@@ -174,10 +174,10 @@ def _step_by_step(
     )
     out = torch.empty((len(prompts), size), dtype=torch.long, device=prompts.device)
     never = torch.tensor(banned, dtype=torch.long, device=prompts.device)
-    feed, past = prompts, None
+    feed, past, name = prompts, None, shared_prefix.cache_name(model)
     for step in range(size):
-        answer = model(input_ids=feed, past_key_values=past, use_cache=True, **last)
-        past, logits = answer.past_key_values, answer.logits[:, -1].float()
+        answer = model(input_ids=feed, use_cache=True, **{name: past}, **last)
+        past, logits = answer[name], answer.logits[:, -1].float()
         out[:, step] = choose(logits.index_fill_(-1, never, -torch.inf), step)
         feed = out[:, step : step + 1]
     return out.cpu()
@@ -242,7 +242,7 @@ def _after(
     feed = torch.tensor([[0] * n + list(p) for n, p in zip(fill, prompts, strict=True)])
     seen = (torch.arange(width) >= torch.tensor(fill)[:, None]).long().to(model.device)
     feed, past = feed.to(model.device), None
-    takes = inspect.signature(model.forward).parameters
+    takes, cache = inspect.signature(model.forward).parameters, shared_prefix.cache_name(model)
     never = torch.tensor(banned, dtype=torch.long, device=model.device)
     closing = torch.tensor(sorted(ends), dtype=torch.long, device=model.device)
     out = torch.empty((len(prompts), size), dtype=torch.long, device=model.device)
@@ -253,11 +253,11 @@ def _after(
         answer = model(
             input_ids=feed,
             attention_mask=seen,
-            past_key_values=past,
             use_cache=True,
+            **{cache: past},
             **{name: value for name, value in extra.items() if name in takes},
         )
-        past = answer.past_key_values
+        past = answer[cache]
         logits = answer.logits[:, -1].float().index_fill_(-1, never, -torch.inf)
         out[:, step] = choose(logits, step)
         ended |= torch.isin(out[:, step], closing)

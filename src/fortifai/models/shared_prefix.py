@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import warnings
 from collections.abc import Iterator
@@ -57,6 +58,19 @@ class Prefix:
     logits: Tensor
 
 
+def cache_name(model: PreTrainedModel) -> str:
+    """What a model's forward and its answer call keys and values.
+
+    ``cache`` from transformers 5.24 on, which warns of the older ``past_key_values``.
+    """
+    return _cache_name(type(model).forward)
+
+
+@functools.cache  # asked for at every token
+def _cache_name(forward: Any) -> str:
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
+
+
 @torch.inference_mode()
 def read(model: PreTrainedModel, ids: Tensor, places: Tensor) -> Prefix:
     """Read texts from their beginning.
@@ -69,8 +83,8 @@ def read(model: PreTrainedModel, ids: Tensor, places: Tensor) -> Prefix:
     # without the configuration, so that layers with a sliding window keep all of the text
     cache = DynamicCache()
     sparing = "logits_to_keep" in inspect.signature(model.forward).parameters
-    only = {"logits_to_keep": places} if sparing else {}
-    logits = model(input_ids=ids, past_key_values=cache, use_cache=True, **only).logits
+    more = {cache_name(model): cache} | ({"logits_to_keep": places} if sparing else {})
+    logits = model(input_ids=ids, use_cache=True, **more).logits
     chosen = logits if sparing else logits[:, places]
     keys = [layer.keys for layer in cache.layers]
     return Prefix(ids, keys, [layer.values for layer in cache.layers], chosen.float())
@@ -290,9 +304,9 @@ def step(model: PreTrainedModel, rows: Rows, tokens: Tensor) -> Tensor:
     answer = model(
         input_ids=tokens.view_as(rows.limits),
         position_ids=rows.positions,
-        past_key_values=rows,
         use_cache=True,
         shared_prefix=rows,
+        **{cache_name(model): rows},
     )
     rows.advance()
     return answer.logits.flatten(0, 1).float()
