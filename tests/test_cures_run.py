@@ -86,7 +86,7 @@ LEAGUE = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_cure_of_text_and_the_same_bytes_taken_up_again(tmp_path):
     """A run of two generations that goes on to a third ends as one of three does."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"

@@ -115,12 +115,7 @@ def test_the_same_command_again_changes_nothing(finished):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "finished",
-    [pytest.param(raw, marks=() if raw is GMM else pytest.mark.slow) for raw in ALL.values()],
-    indirect=True,
-    ids=ALL,
-)
+@pytest.mark.parametrize("finished", ALL.values(), indirect=True, ids=ALL)
 def test_what_is_written_does_not_depend_on_the_number_of_workers(finished, tmp_path):
     out, raw, _ = finished
     done = fortifai("run", written(tmp_path, raw), "--out", tmp_path / "two", "--workers", "2")

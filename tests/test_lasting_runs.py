@@ -160,7 +160,7 @@ def test_a_base_model_is_not_pretrained_again(tmp_path, monkeypatch):
     [
         MOONS | {"regime": {"kind": "fortifai"}},
         GAUSSIAN,
-        pytest.param(LANGUAGE, marks=pytest.mark.slow),
+        pytest.param(LANGUAGE, marks=pytest.mark.long),
     ],
     ids=["splits", "gaussian", "language"],
 )
@@ -433,7 +433,7 @@ def test_damage_stands_on_the_page_and_is_told(sound, tmp_path):
     assert "Start the run again" in page
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("at", [0.01, 0.2, 0.35, 0.5, 0.65, 0.8, 0.99])
 def test_a_bit_of_a_manifest_is_told_or_changes_nothing(sound, tmp_path, at):
     out, raw = sound

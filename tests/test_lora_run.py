@@ -1,10 +1,6 @@
 """`fortifai run` with a base in a folder and LoRA: killed and taken up again, the same bytes."""
 
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import yaml
@@ -12,10 +8,10 @@ import yaml
 from fortifai import configuration
 from fortifai.errors import InputError
 from fortifai.models import scratch
-from tests.commands import fortifai
+from tests.commands import fortifai, killed, needs_kill
 from tests.test_run import TINY, outcome
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
@@ -67,23 +63,32 @@ def test_every_generation_can_be_audited(root, arm, tmp_path):
     assert done.returncode in (0, 3), done.stderr
 
 
+KILLED = """
+    import sys
+    from pathlib import Path
+    from fortifai import configuration
+    from fortifai.lab import experiment
+    from tests.commands import kills
+
+    root = Path(sys.argv[1])
+    resolved = configuration.resolve(configuration.read_raw(str(root / "tiny.yaml"))[0])
+    arms = root / "run" / "arms"
+    moments = [
+        lambda: (arms / "anew" / "seed-0" / "generation-00").exists(),
+        lambda: (arms / "carried" / "seed-0" / "generation-00").exists(),
+        lambda: (arms / "carried" / "seed-0" / "generation-01").exists(),
+        lambda: (arms / "merged" / "seed-0" / "generation-01").exists(),
+    ]
+    print(kills(lambda: experiment.run(resolved, root, root / "run", workers=1), moments))
+"""
+
+
+@needs_kill
 def test_kill_minus_nine(root, tmp_path):
     for name in ("tiny.yaml", "base"):
         copy = shutil.copytree if (root / name).is_dir() else shutil.copy
         copy(root / name, tmp_path / name)
-    command = [sys.executable, "-m", "fortifai.cli", "run", "tiny.yaml", "--out", "run"]
-    killed = 0
-    for wanted in (("anew", 0), ("carried", 0), ("carried", 1), ("merged", 1)):
-        process = subprocess.Popen(
-            command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        arm, generation = wanted
-        place = tmp_path / "run" / "arms" / arm / "seed-0" / f"generation-{generation:02d}"
-        while process.poll() is None and not place.exists():
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        killed += process.wait() == -signal.SIGKILL
-    assert killed >= 3
+    assert killed(KILLED, tmp_path) >= 3, "the run was hardly ever interrupted"
     done = fortifai("run", "tiny.yaml", "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert outcome(tmp_path / "run") == outcome(root / "run")

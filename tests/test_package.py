@@ -15,7 +15,7 @@ import pytest
 from fortifai.configuration import preset_names
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def run(*command: str | Path, cwd: Path, **more: str) -> str:

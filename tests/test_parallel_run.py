@@ -17,7 +17,7 @@ import yaml
 from tests.commands import fortifai
 from tests.test_run import TINY, outcome
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")

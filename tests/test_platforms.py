@@ -89,7 +89,7 @@ def elsewhere(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_run_and_its_report_without_what_is_posix(tmp_path, workers):
     (tmp_path / "tiny.yaml").write_text(TINY)
     done = elsewhere(tmp_path, "run", "tiny.yaml", "--out", "run", "--workers", workers)
@@ -103,7 +103,7 @@ def test_a_run_and_its_report_without_what_is_posix(tmp_path, workers):
     assert elsewhere(tmp_path, "run", "tiny.yaml", "--out", "run").returncode == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_audit_without_what_is_posix(tmp_path):
     town = "The town number {} has {} mills and {} bridges."
     lines = [town.format(i, i * 7 % 31, i % 5) for i in range(1000)]

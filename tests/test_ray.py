@@ -22,7 +22,7 @@ from tests.test_scale import finish, outcome, probed, run, start, without_report
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'fortifai[ray]'")
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 place, whole = test_scale.place, test_scale.whole
 RAY = ("--executor", "ray")
 

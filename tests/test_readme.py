@@ -144,13 +144,13 @@ def test_python_of_the_readme(tmp_path):
     assert isinstance(names["trainer"], Trainer)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("line", commands("README.md"))
 def test_commands_of_the_readme(line, place):
     follow(line, place)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("page", ["audit.md", "study.md", "fine-tune.md"])
 def test_a_guide_from_its_first_line_to_its_last(page, place):
     """Files that a page has one save are saved; Python stands where it is told to be run."""

@@ -215,11 +215,10 @@ def committed() -> int:
     return len(list(Path("run").glob("arms/*/*/generation-*/manifest.json")))
 
 
-@pytest.mark.slow
 def test_kills_at_random_moments_lose_nothing(place, whole):
     """Killed where it may be, a run ends with the bytes of one that was not."""
     rng, moments = random.Random(0), []
-    for kill in range(50):
+    for kill in range(15):
         before = committed()
         if before > 18:  # so that there is something to do again
             for done in rng.sample(sorted(Path("run").glob("arms/*/*/generation-*")), 12):
@@ -235,7 +234,7 @@ def test_kills_at_random_moments_lose_nothing(place, whole):
         process.communicate(timeout=60)
         until(lambda children=children: all(gone(c.pid) for c in children), seconds=5)
         moments.append(committed() - before)
-    assert sum(new > 0 for new in moments) > 20, "many kills came in the midst of the work"
+    assert sum(new > 0 for new in moments) >= 5, "many kills came in the midst of the work"
     again = finish()
     assert again.returncode == 0, again.stderr
     assert without_report(outcome(Path("run"))) == whole
@@ -265,7 +264,6 @@ print(kills(lambda: experiment.run(resolved, Path(), run, workers=1), moments())
 """
 
 
-@pytest.mark.slow
 @needs_kill
 def test_two_hundred_kills_lose_nothing(place, whole):
     """Of forks that have loaded everything, so that they fall into the work."""

@@ -74,7 +74,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nothing_is_fetched_from_elsewhere(site):
     found = []
     for path in site.rglob("*.html"):
@@ -88,7 +88,7 @@ def test_nothing_is_fetched_from_elsewhere(site):
     assert "iframe-worker.js" in (site / "index.html").read_text("utf-8")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_reference_is_there(site):
     api = (site / "reference" / "api" / "fortifai.html").read_text("utf-8")
     assert 'id="truncated_cross_entropy"' in api
@@ -99,7 +99,7 @@ def test_the_reference_is_there(site):
     assert (site / "llms.txt").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -554,7 +554,7 @@ def test_a_base_model_of_another_tokenizer_is_refused(model, text):
         audit_model(model, text, base=base)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_generations_of_wikitext2_small(real_data, tmp_path):
     """Generation 0 is sound, generation 4 under cross entropy shows collapse."""
     raw, root = configuration.read_raw("wikitext2-small")

@@ -226,7 +226,7 @@ def test_8_grams_of_a_reference_are_bounded_and_unbiased(tmp_path, monkeypatch):
 # --- the pass ---------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sample_that_was_handed_out_stays_whole():
     """Columns are let go one by one while a sample shrinks; what `rows` gave is another's."""
     lowest = sketch.Lowest(3)
@@ -427,7 +427,7 @@ def test_scores_are_those_of_the_function_with_file_and_row(tmp_path):
     assert "is there already" in str(again.exception)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_interrupt_leaves_nothing_and_no_process(tmp_path):
     big = "\n".join(json.dumps({"text": t}) for t in documents(4000, 0, size=300))
     (tmp_path / "a.jsonl").write_text("\n".join([big] * 8))

@@ -36,7 +36,7 @@ def test_it_is_a_workflow_of_pull_requests_that_may_only_read():
     assert all(("uses" in step) != ("run" in step) for step in job["steps"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("power", "code", "said"), [(1.0, 0, "No evidence"), (1.6, 3, "Evidence"), (None, 2, "")]
 )

@@ -390,7 +390,7 @@ def test_the_published_files(real_data, tmp_path):
     assert agree(ours, theirs, {"own_blimp": "blimp", "own_hellaswag": "hellaswag"}) == 6
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_published_sizes(real_data, tmp_path):
     suite = benchmarks.read(
         [
@@ -424,7 +424,7 @@ def test_half_precision_is_the_harness_s(blimp, tmp_path, tokenizer):
             assert a == pytest.approx(b, rel=2**-6)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_harness_s_command_gives_the_same_numbers(real_data, tmp_path):
     """`lm_eval` itself, in a process of its own, on the checkpoint and a local data file."""
     hella = real_data / "hellaswag" / "validation-1000.jsonl"
@@ -456,7 +456,7 @@ def test_the_harness_s_command_gives_the_same_numbers(real_data, tmp_path):
         assert found[f"hellaswag.{metric}"].stderr == theirs[f"{metric}_stderr,none"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_other_kinds_of_task(tmp_path, tokenizer, monkeypatch):
     """A last word to be guessed (is it what greedy decoding writes?) and texts read whole."""
     monkeypatch.setattr(harness, "FOLDERS", ("lambada", "wikitext"))
@@ -887,7 +887,7 @@ def test_the_hub_is_asked_only_if_the_yaml_says_so(tmp_path, monkeypatch, lm):
     assert "local files" in said
 
 
-@pytest.mark.slow  # the harness reads all its tasks
+@pytest.mark.long  # the harness reads all its tasks
 def test_tasks_with_code_of_their_own(tmp_path, monkeypatch, tokenizer):
     """They fetch what they read, so local files cannot stand in."""
     said = fault(Benchmark("squad_completion", "x.jsonl"), root=tmp_path)

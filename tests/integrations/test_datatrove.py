@@ -74,7 +74,7 @@ def rows(folder):
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("reader", ["JsonlReader", "ParquetReader"])
 def test_a_pipeline_of_two_tasks_one_killed_and_run_again(reader, tmp_path):
     (tmp_path / "in").mkdir()

@@ -243,7 +243,7 @@ def test_a_frozen_head_gets_no_gradient_and_changes_no_other() -> None:
     assert furthest(*results) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 # torch looks at what a graph continues with, and warns of what it sees itself
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_compiled() -> None:

@@ -29,7 +29,7 @@ from .worker import (
 )
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.filterwarnings(
         "ignore:The .*dataloader.* does not have many workers",
         # Lightning 2.6 uses what torch 2.13 renamed

@@ -199,26 +199,11 @@ BATCHES = {
     },
     "accumulated": {"shuffle_dataset": True, "gradient_accumulation_steps": 3},
 }
-QUICK = {
-    "padded": "prompt",
-    "packed": "tokens",
-    "padding-free": "prompt",
-    "cut": "text",
-    "cut at the start": "tokens",
-    "accumulated": "text",
-}
-"""Of each batch the kind of data it is tried on; the others are slow."""
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    ("kind", "batches"),
-    [
-        pytest.param(kind, name, marks=() if kind == QUICK[name] else pytest.mark.slow)
-        for kind in ("text", "prompt", "tokens")
-        for name in BATCHES
-    ],
-)
+@pytest.mark.parametrize("kind", ["text", "prompt", "tokens"])
+@pytest.mark.parametrize("batches", BATCHES)
 def test_samples_of_weight_zero_are_not_there(
     sft: Any, tokenizer: PreTrainedTokenizerFast, kind: str, batches: str
 ) -> None:

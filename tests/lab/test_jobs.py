@@ -44,7 +44,7 @@ def test_a_failure_stops_no_other_and_several_are_named():
         run("a")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_processes_of_their_own_tell_the_same():
     alone, several = run(), run(workers=2)
     assert sorted(e.job for e in several if e.kind == "note") == sorted(JOBS)

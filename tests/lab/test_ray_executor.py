@@ -24,7 +24,7 @@ pytest.importorskip("ray", reason="Ray is not installed: pip install 'fortifai[r
 from fortifai.lab import ray_executor
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")

@@ -87,7 +87,7 @@ def rounded(self: chunks.Gradients, head: chunks.Head, *args: Tensor) -> None:
 ADD = chunks.Gradients.add
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_entropy_drifts_no_further_than_with_full_logits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

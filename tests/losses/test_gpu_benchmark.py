@@ -12,7 +12,7 @@ import pytest
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_runs_on_a_cpu(tmp_path: Path) -> None:
     command = [sys.executable, BENCHMARKS / "gpu.py", "--small", "--device", "cpu", "--turns", "1"]
     done = subprocess.run(

@@ -39,7 +39,7 @@ def with_backend(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     torch.compiler.reset()
 
 
-@pytest.fixture(params=["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.fixture(params=["aot_eager", pytest.param("inductor", marks=pytest.mark.long)])
 def backend(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     yield from with_backend(request.param, monkeypatch)
 
@@ -95,7 +95,7 @@ def test_what_selects_runs_uncompiled(make: Any, tmp_path: Path, quick: str) -> 
     assert counters["stats"]["unique_graphs"] == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_fit_begins_with_no_graphs(make: Any, tmp_path: Path, quick: str) -> None:
     """PyTorch allows eight of a function, here two; beyond that it runs it uncompiled."""
     lm = make()

@@ -75,7 +75,7 @@ def weights_of(lm: CausalLM) -> dict[str, torch.Tensor]:
 # --- the fit ----------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "more"),
     [
@@ -162,7 +162,7 @@ def test_parts_are_even(things):
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("settings", [WRITING[0], WRITING[2]])
 def test_two_processes_write_what_one_writes(settings, lm, stream, tmp_path):
     told = RegenerateOptions.model_validate(settings)
@@ -181,7 +181,7 @@ def test_two_processes_write_what_one_writes(settings, lm, stream, tmp_path):
 # --- ends -------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_process_ends_the_fit(make, fit, tmp_path):
     class Kills(Silent):
         def step(self, stage: str, done: int, total: int, *, tokens: int = 0) -> None:
@@ -206,7 +206,7 @@ def _fails(rank: Rank, task: str, tell: Callable[[Any], None]) -> None:
     time.sleep(600)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_one_process_raises_ends_the_others():
     heard: list[Any] = []
     with pytest.raises(RunFailed, match="the loss is nan"):
@@ -215,7 +215,7 @@ def test_what_one_process_raises_ends_the_others():
     assert (1, 2, torch.get_num_threads()) in heard
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_loss_that_is_not_finite_names_the_step(make, fit):
     with pytest.raises(RunFailed, match=r"became (nan|inf) at step \d; lower train.learning"):
         fit(make(), parallel=TWO, learning_rate=1e30)

@@ -501,7 +501,7 @@ class TestDocuments:
         monkeypatch.setattr("fortifai.models.documents.positions", lambda model: self.LIMIT)
         return rewrite(lm, self.documents(), mode="documents", keep=5, **asked)
 
-    @pytest.mark.parametrize("kind", ["greedy", pytest.param("sample", marks=pytest.mark.slow)])
+    @pytest.mark.parametrize("kind", ["greedy", pytest.param("sample", marks=pytest.mark.long)])
     def test_joining_writes_what_is_written_alone(self, family, monkeypatch, kind):
         ask = {"decoding": {"kind": kind}}
         got = [self.rewrite(family, monkeypatch, batch_size=n, **ask) for n in (None, 1, 3)]

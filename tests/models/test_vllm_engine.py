@@ -394,7 +394,7 @@ def real():
 
 
 @needs_vllm
-@pytest.mark.slow
+@pytest.mark.long
 class TestTheRealOne:
     @pytest.mark.parametrize("way", WAYS)
     def test_greedy_text_is_that_of_transformers(self, real, way):

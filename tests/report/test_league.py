@@ -24,7 +24,7 @@ from fortifai.stats import Ratio
 DOCS = (Path(__file__).parents[2] / "docs" / "league.md").read_text("utf-8")
 MODULE = re.findall(r"^```python\n(.*?)^```", DOCS, re.DOTALL | re.MULTILINE)[0]
 COMMANDS = [line.strip() for line in DOCS.splitlines() if line.startswith("    fortifai ")]
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def fortifai(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
