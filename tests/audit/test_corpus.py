@@ -11,6 +11,7 @@ import sys
 import time
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
@@ -20,7 +21,6 @@ from fortifai.audit import (
     Fields,
     Reading,
     audit_corpus,
-    contamination,
     measures,
     pieces,
     read,
@@ -37,6 +37,7 @@ from fortifai.cli import plain
 from fortifai.cli.app import app
 from fortifai.errors import InputError, RunFailed
 from fortifai.report.card import card
+from fortifai.stats import scores
 
 WORDS = [f"w{i}" for i in range(3000)]
 
@@ -104,7 +105,7 @@ def test_shares_of_minhash_bands_are_those_of_jaccard():
         a, b = ({tuple(w[i : i + 5]) for i in range(76)} for w in (own, other))
         j = len(a & b) / len(a | b)
         known.append(1 - (1 - j**8) ** 14)
-    words = corpus_.scores.encode(texts)
+    words = scores.encode(texts)
     _, grams, starts = sketch.shingles(words, np.zeros(600, dtype=np.uint64))
     found = sketch.bands(grams, starts, np.arange(600))
     shared = (found[::2] == found[1::2]).any(axis=1)
@@ -210,6 +211,30 @@ def test_samples_are_bounded_and_shares_of_copies_survive_them(tmp_path, monkeyp
     assert 1 - first.sum() / counts.sum() == pytest.approx(1 / 3, abs=0.05)
 
 
+def test_what_is_sampled_has_the_scores_that_it_has_among_all(tmp_path, monkeypatch):
+    """Other documents are scored where all scores are to be written, and not else."""
+    monkeypatch.setattr(corpus_, "CONTENTS", 40)
+    monkeypatch.setattr(corpus_, "DOCUMENTS", 30)
+    texts = [text for text in documents(2000, 0, size=30) for _ in range(1 + (text < "w2"))]
+    path = write(tmp_path / "a.jsonl", texts, ai=[i / 4000 for i in range(len(texts))])
+    fields, made = Fields(detector="ai"), reference_of(passed(path, grams=True))
+    sources = pieces.sources([path], fields, tmp_path)
+    alone = read(sources, Reading(fields), made).sample
+    whole = read(sources, Reading(fields), made, scores_to=tmp_path / "s.parquet").sample
+    every = pd.read_parquet(tmp_path / "s.parquet")
+    assert len(every) == len(texts)
+    assert len(alone.documents["key"]) == 30
+    assert len(alone.contents["key"]) == 40
+    for found, known in ((alone.documents, whole.documents), (alone.contents, whole.contents)):
+        assert list(found) == list(known)
+        for name, column in found.items():
+            np.testing.assert_array_equal(column, known[name])
+    for i, text in enumerate(alone.documents["text"]):
+        row = every.iloc[texts.index(text)]
+        for name in ("words", "entropy", "repetition", "compression", "rare", "shared"):
+            assert alone.documents[name][i] == pytest.approx(row[name], nan_ok=True, rel=1e-12)
+
+
 def test_8_grams_of_a_reference_are_bounded_and_unbiased(tmp_path, monkeypatch):
     texts = documents(400, 0)
     path = write(tmp_path / "b.jsonl", texts)
@@ -248,15 +273,6 @@ def test_a_sample_that_was_handed_out_stays_whole():
     assert lowest.limit == 4
 
 
-def test_words_beyond_those_that_are_kept_have_the_same_numbers(monkeypatch):
-    texts = documents(50, 0)
-    known = corpus_.scores.encode(texts).hashes
-    monkeypatch.setattr(corpus_.scores, "_KNOWN", 7)
-    monkeypatch.setattr(corpus_.scores, "_numbers", corpus_.scores._Numbers())
-    assert np.array_equal(corpus_.scores.encode(texts).hashes, known)
-    assert len(corpus_.scores._numbers) <= 7
-
-
 def test_no_more_processes_are_started_unasked_than_stay_in_bounds(tmp_path):
     path = tmp_path / "a.jsonl"
     with path.open("wb") as file:
@@ -280,7 +296,7 @@ def test_distributions_hold_every_document_of_the_sample(tmp_path):
     middles = (np.array(entropy["edges"])[1:] + entropy["edges"][:-1]) / 2
     step = entropy["edges"][1] - entropy["edges"][0]
     for whose, texts in (("text", own), ("reference", others)):
-        values = corpus_.scores.score(texts)["entropy"]
+        values = scores.score(texts)["entropy"]
         mean = np.average(middles, weights=entropy[whose])
         # half a bin for the middles, and what is clipped at the 1st and 99th percentiles
         assert mean == pytest.approx(values.mean(), abs=0.75 * step)
@@ -332,7 +348,6 @@ def test_contamination_of_samples_is_that_of_all(tmp_path, monkeypatch):
     others = documents(3000, 1)
     own = documents(1200, 0) + others[:400]
     monkeypatch.setattr(corpus_, "CONTENTS", 800)
-    monkeypatch.setattr(contamination, "CONTENTS", 800)
     found = finding(audited(tmp_path, own, others), "contained")
     assert found.value == pytest.approx(400 / 1600, abs=0.06)
     assert found.difference.n < 800

@@ -156,6 +156,22 @@ def test_of_a_document_of_many_megabytes_the_first_million_characters_count():
     assert score([text])["words"] == score([text[:LONGEST]])["words"]
 
 
+def test_words_are_numbered_alike_whatever_stands_around_them():
+    """A number stands for one word, in any script and case, beside any other text."""
+    texts = [*TEXTS, "", "__", "Straße STRASSE strasse_x", "\u212aelvin kelvin", "naïve\x00naïve"]
+    texts += ["我们 go", "हिन्दी भाषा", "ภาษา", "e\u0301te\u0301", "\ud800 half", "x" * 70_000]
+    every = encode(texts)
+    found = list(map(words_of, texts))
+    assert every.lengths.tolist() == list(map(len, found))
+    flat = [word for words in found for word in words]
+    number = dict(zip(flat, every.hashes.tolist(), strict=True))
+    assert [number[word] for word in flat] == every.hashes.tolist()
+    assert len(set(number.values())) == len(number) > 50
+    some = np.array([1, 3, len(texts) - 3])
+    known = [number[word] for i in some for word in found[i]]
+    assert every.of(some).hashes.tolist() == known
+
+
 def test_words_have_the_same_number_in_every_process():
     import subprocess
     import sys

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fortifai.audit.corpus import CONTENTS, Corpus
+from fortifai.audit.corpus import Corpus
 from fortifai.audit.findings import Finding
-from fortifai.audit.sketch import Table
 from fortifai.stats.sample import Share, share
-from fortifai.stats.scores import ALL
 
 NOTABLE_DOCUMENTS, NOTABLE_GRAMS = 0.01, 0.05
 """Shares from which the verdict tells of it: of documents, and of 8-grams above the reference's."""
@@ -30,19 +28,12 @@ def contained(text: Corpus, against: Corpus) -> Share | None:
         None where no document can be compared.
     """
     rows, others = text.sample.contents, against.sample.contents
-    limit = min(_whole(rows), _whole(others))
-    # the last key of a full sample may have lost some of its documents
-    some = rows["key"] < limit if limit < ALL else np.ones(len(rows["key"]), dtype=bool)
+    some = rows["key"] < min(text.whole_below, against.whole_below)
     if not some.any():
         return None
     # of one content there may be a row for each source
     contents = np.unique(rows["content"][some])
     return share(np.isin(contents, others["content"]).astype(float).tolist())
-
-
-def _whole(rows: Table) -> np.uint64:
-    """The key under which a sample holds every document."""
-    return np.uint64(rows["key"][-1]) if len(rows["key"]) >= CONTENTS else ALL
 
 
 def finding(text: Corpus, against: Corpus, reference: str) -> list[Finding]:

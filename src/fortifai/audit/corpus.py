@@ -1,4 +1,4 @@
-"""One pass over a corpus of any size: scores of every document, and a sample of bounded size."""
+"""One pass over a corpus of any size: a sample of bounded size, and scores of documents."""
 
 from __future__ import annotations
 
@@ -12,27 +12,22 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fortifai.audit import pieces as pieces_
-from fortifai.audit import sketch
-from fortifai.audit.documents import Fields, Piece, decode
+from fortifai.audit.digest import Digest, Limits, Wanted, digest
+from fortifai.audit.documents import Fields, Piece
 from fortifai.audit.sketch import Lowest, Sample, Table
 from fortifai.audit.table import ScoreFile
 from fortifai.errors import InputError, RunFailed
 from fortifai.file_formats import no_column
-from fortifai.stats import scores
 from fortifai.stats.scores import ALL, Reference
 
 DOCUMENTS, PER_SOURCE, CONTENTS, GRAMS = 10_000, 1_000, 100_000, 2_000_000
 """What is sampled: documents with text, those of each source, different documents, 8-grams."""
-
-CHARACTERS = 4_000
-"""What is kept of a sampled document's text."""
 
 MOST_SOURCES = 64
 
@@ -84,30 +79,14 @@ class Corpus:
         """Documents with words."""
         return sum(self.sources.values())
 
+    @property
+    def whole_below(self) -> np.uint64:
+        """The key below which the sample of different documents holds every one.
 
-@dataclasses.dataclass(slots=True)
-class _Digest:
-    """What a process found in some rows."""
-
-    file: int
-    numbers: list[int]
-    columns: Table
-    by: list[str] | None
-    counts: dict[str, int]
-    samples: list[tuple[str, Table]]
-    bad: list[tuple[int, str]]
-    there: tuple[str, ...] = ()
-    done: int = 0
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Limits:
-    """Largest keys that would still be sampled; known only so far, which saves work alone."""
-
-    documents: np.uint64 = ALL
-    by: dict[str, np.uint64] | None = None
-    contents: np.uint64 = ALL
-    grams: np.uint64 = ALL
+        Of a full sample that is the last key, which may have lost some of its documents.
+        """
+        rows = self.sample.contents
+        return ALL if rows["count"].sum() == self.documents else np.uint64(rows["key"][-1])
 
 
 def read(
@@ -139,10 +118,11 @@ def read(
     merged = _Merged(names, reading)
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(ScoreFile(scores_to, reading.fields)) if scores_to else None
-        for digest in _digests(names, reading, reference, merged.limits):
+        wanted = Wanted(reading.fields, reference, reading.grams, file is not None)
+        for digest in _digests(names, wanted, reading.processes, merged.limits):
             merged.add(digest)
-            if file is not None:
-                file.write(names[digest.file], digest.numbers, digest.columns, digest.by)
+            if file is not None and digest.scored is not None:
+                file.write(names[digest.file], *digest.scored)
             tick(before[digest.file] + digest.done, before[-1], merged.counts["rows"])
         found = merged.corpus()
     return found
@@ -152,31 +132,29 @@ def read(
 
 
 def _digests(
-    names: Sequence[str],
-    reading: Reading,
-    reference: Reference | None,
-    limits: Callable[[], _Limits],
-) -> Iterator[_Digest]:
+    names: Sequence[str], wanted: Wanted, processes: int, limits: Callable[[], Limits]
+) -> Iterator[Digest]:
     """Digests of all pieces, in the order of files and rows."""
-    fields, grams = reading.fields, reading.grams
     every = (
-        piece for number, name in enumerate(names) for piece in pieces_.pieces(name, number, fields)
+        piece
+        for number, name in enumerate(names)
+        for piece in pieces_.pieces(name, number, wanted.fields)
     )
-    if reading.processes == 1:
+    if processes == 1:
         for piece in every:
-            yield from digest(piece, fields, reference, grams, limits())
+            yield from digest(piece, wanted, limits())
         return
     pool = ProcessPoolExecutor(
-        reading.processes,
+        processes,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_begin,
-        initargs=(fields, reference, grams),
+        initargs=(wanted,),
     )
     try:
         waiting: collections.deque[Any] = collections.deque()
         for piece in every:
             waiting.append(pool.submit(_work, piece, limits()))
-            if len(waiting) > 3 * reading.processes:
+            if len(waiting) > 3 * processes:
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()
@@ -192,12 +170,13 @@ def _digests(
         pool.shutdown(cancel_futures=True)
 
 
-_shared: dict[str, Any] = {}
+_shared: list[Wanted] = []
+"""What a process is to find, told once."""
 
 
-def _begin(fields: Fields, reference: Reference | None, grams: bool) -> None:
+def _begin(wanted: Wanted) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, and ends its processes
-    _shared.update(fields=fields, reference=reference, grams=grams)
+    _shared.append(wanted)
     threading.Thread(target=_leave_if_orphaned, daemon=True).start()
 
 
@@ -210,103 +189,8 @@ def _leave_if_orphaned() -> None:
         os._exit(1)
 
 
-def _work(piece: Piece, limits: _Limits) -> list[_Digest]:
-    return list(digest(piece, _shared["fields"], _shared["reference"], _shared["grams"], limits))
-
-
-# --- what a process does ----------------------------------------------------------------------
-
-
-def digest(
-    piece: Piece,
-    fields: Fields,
-    reference: Reference | None,
-    grams: bool,
-    limits: _Limits,
-) -> Iterator[_Digest]:
-    """Score the rows of a piece, and pick what may be sampled."""
-    rows = decode(piece, fields)
-    counts = {"missing": rows.missing, "bad": len(rows.bad)}
-    first = 0
-    for texts in [*scores.batches(rows.texts)] or [[]]:
-        part = slice(first, first + len(texts))
-        whole = rows.texts[part]
-        words = scores.encode(texts)
-        columns = scores.scored(texts, words, reference)
-        if fields.detector is not None:
-            columns["detector"] = np.array(rows.detector[part], dtype=np.float64)
-        by = rows.by[part] if fields.by is not None else None
-        counts |= {
-            "rows": len(texts),
-            "empty": sum(not text.strip() for text in texts),
-            "wordless": sum(
-                bool(text.strip()) and not n for text, n in zip(texts, words.lengths, strict=True)
-            ),
-            "long": sum(len(text or "") > scores.LONGEST for text in whole),
-            "spaceless": int(words.spaceless.sum()),
-            "words": int(words.lengths.sum()),
-        }
-        samples = _samples(piece.file, rows.numbers[part], texts, whole, words, columns, by, limits)
-        if grams:
-            samples.append(("grams", _grams(words, limits.grams)))
-        yield _Digest(
-            piece.file, rows.numbers[part], columns, by, counts, samples, rows.bad, rows.there,
-            piece.done,
-        )  # fmt: skip
-        first += len(texts)
-        counts, rows.bad = {}, []
-
-
-def _samples(
-    file: int,
-    numbers: Sequence[int],
-    texts: Sequence[str],
-    whole: Sequence[str | None],
-    words: scores.Words,
-    columns: Table,
-    by: Sequence[str] | None,
-    limits: _Limits,
-) -> list[tuple[str, Table]]:
-    some = np.flatnonzero(words.lengths)
-    if not len(some):
-        return []
-    source = np.array(by if by is not None else [""] * len(texts), dtype=object)
-    ones = np.ones(len(texts), dtype=np.int64)
-    contents = np.array([_content(text or "") for text in whole], dtype=np.uint64)
-    # with the content, since passages of one line have its number
-    place = np.array(numbers, dtype=np.uint64) | np.uint64(file << 44)
-    rank = scores.mixed(scores.mixed(place * scores.ODD) ^ contents)
-    limit = np.array([(limits.by or {}).get(name, ALL) for name in source], dtype=np.uint64)
-    own = rank <= limit if by is not None else np.zeros(len(texts), dtype=bool)
-    picked = some[(rank <= limits.documents)[some] | own[some]]
-    beginnings = np.array([text[:CHARACTERS] for text in texts], dtype=object)
-    every = {"key": rank, "count": ones, "source": source, "text": beginnings} | columns
-    out = [("documents", {name: column[picked] for name, column in every.items()})]
-    keys, grams, starts = sketch.shingles(words, contents)
-    taken = some[keys[some] <= limits.contents]
-    every = {"key": keys, "content": contents, "count": ones, "source": source} | columns
-    picked_ = {name: column[taken] for name, column in every.items()}
-    out.append(("contents", picked_ | {"bands": sketch.bands(grams, starts, taken)}))
-    return out
-
-
-def _content(text: str) -> int:
-    digest = blake2b(text.encode("utf-8", "replace"), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
-
-
-def _grams(words: scores.Words, limit: np.uint64) -> Table:
-    """Different 8-grams of each document up to a limit, with how many of these documents."""
-    hashes, at = words.grams(8)
-    hashes = scores.mixed(hashes)
-    taken = hashes <= limit
-    documents = words.documents[at[taken]].astype(np.uint64)
-    order = np.lexsort((documents, hashes[taken]))
-    keys, documents = hashes[taken][order], documents[order]
-    new = np.ones(len(keys), dtype=bool)
-    new[1:] = (keys[1:] != keys[:-1]) | (documents[1:] != documents[:-1])
-    keys, counts = np.unique(keys[new], return_counts=True)
-    return {"key": keys, "count": counts.astype(np.int64)}
+def _work(piece: Piece, limits: Limits) -> list[Digest]:
+    return list(digest(piece, _shared[0], limits))
 
 
 # --- what the parent does ---------------------------------------------------------------------
@@ -327,18 +211,18 @@ class _Merged:
         self._without: collections.Counter[int] = collections.Counter()
         self._there: dict[int, tuple[str, ...]] = {}
 
-    def limits(self) -> _Limits:
+    def limits(self) -> Limits:
         """What a process needs to know, as far as it is known."""
-        return _Limits(
+        return Limits(
             self._documents.limit,
             {name: lowest.limit for name, lowest in self._by.items()},
             self._contents.limit,
             self._grams.limit,
         )
 
-    def add(self, digest: _Digest) -> None:
+    def add(self, digest: Digest) -> None:
         self.counts.update(digest.counts)
-        self._rows[digest.file] += len(digest.numbers)
+        self._rows[digest.file] += digest.counts.get("rows", 0)
         self._without[digest.file] += digest.counts.get("missing", 0)
         if digest.there:
             self._there.setdefault(digest.file, digest.there)
@@ -353,25 +237,21 @@ class _Merged:
         for kind, table in digest.samples:
             if kind == "documents":
                 self._documents.add(table)
-                self._add_by(digest, table)
+                self._add_by(table)
             else:
                 (self._contents if kind == "contents" else self._grams).add(table)
         self._count(digest)
 
-    def _add_by(self, digest: _Digest, table: Table) -> None:
-        if digest.by is None:
+    def _add_by(self, table: Table) -> None:
+        if self._reading.fields.by is None:
             return
         for name in dict.fromkeys(table["source"].tolist()):
             mine = np.flatnonzero(table["source"] == name)
             lowest = self._by.setdefault(name, Lowest(PER_SOURCE))
             lowest.add({column: values[mine] for column, values in table.items()})
 
-    def _count(self, digest: _Digest) -> None:
-        some = np.flatnonzero(digest.columns["words"])
-        if digest.by is None:
-            self._sources[""] += len(some)
-            return
-        self._sources.update(digest.by[i] for i in some)
+    def _count(self, digest: Digest) -> None:
+        self._sources.update(digest.sources)
         if len(self._sources) > MOST_SOURCES:
             raise InputError(
                 f"the column {self._reading.fields.by!r} of --by has more than {MOST_SOURCES} "

@@ -154,6 +154,8 @@ def _picked(row: Any, fields: Fields, out: Rows) -> tuple[str | None, str, float
 
 def _at(row: Any, path: str, role: str | None = None) -> list[Any] | None:
     """All values at a path; None where a field on the way is missing."""
+    if "." not in path and not path.endswith("]"):  # most paths, quickly
+        return [row[path]] if path in row else None
     values = [row]
     for step in path.split("."):
         name, several = step.removesuffix("[]"), step.endswith("[]")

@@ -62,18 +62,13 @@ def survival(before: Corpus, after: Corpus) -> Survival:
         InputError: Nothing of what comes out went in: the stage changes texts, or fields differ.
     """
     rows, others = before.sample.contents, after.sample.contents
-    # up to where both samples are whole
-    limit = (
-        min(each["key"][-1] for each in (rows, others) if len(each["key"]))
-        if (len(rows["key"]) < before.documents or len(others["key"]) < after.documents)
-        else np.uint64(2**64 - 1)
-    )
+    limit = min(before.whole_below, after.whole_below)
     there = collections.Counter[int]()
     for key, content, count in zip(others["key"], others["content"], others["count"], strict=True):
-        if key <= limit:
+        if key < limit:
             there[int(content)] += int(count)
     left, kept = collections.Counter(there), []
-    taken = np.flatnonzero(rows["key"] <= limit)
+    taken = np.flatnonzero(rows["key"] < limit)
     for content, count in zip(rows["content"][taken], rows["count"][taken], strict=True):
         some = min(int(count), left[int(content)])
         left[int(content)] -= some

@@ -6,7 +6,6 @@ import dataclasses
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -25,9 +24,6 @@ LONGEST = 1_000_000
 
 _DOCUMENTS = 512
 """Documents that are scored at once."""
-
-_KNOWN = 1 << 18
-"""Words whose numbers are kept, some 40 MB; a bound on memory, not on words."""
 
 _WINDOW = 128
 """Words within which a 4-gram is repetition."""
@@ -91,18 +87,18 @@ def words_of(text: str) -> list[str]:
     return (_EITHER if _CHARACTER.search(text) else _WORD).findall(text.replace("_", " "))
 
 
-class _Numbers(dict[str, int]):
-    """A number of 64 bits for each word, the same in every process."""
-
-    def __missing__(self, word: str) -> int:
-        if len(self) >= _KNOWN:
-            self.clear()
-        digest = blake2b(word.encode("utf-8", "replace"), digest_size=8).digest()
-        number = self[word] = int.from_bytes(digest, "little")
-        return number
+def mixed(values: Hashes) -> Hashes:
+    """A one-to-one mixing of all bits (the finaliser of splitmix64)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
 
 
-_numbers = _Numbers()
+# of a byte of UTF-8: whether it belongs to a word, where `words_of` has parted what is not ASCII,
+# and a number by chance
+_IN_WORD = np.arange(256) >= 128
+_IN_WORD[list(b"abcdefghijklmnopqrstuvwxyz0123456789")] = True
+_OF_BYTE = mixed(np.arange(1, 257, dtype=np.uint64) * ODD)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -110,7 +106,9 @@ class Words:
     """The words of some documents, one document after the other.
 
     Attributes:
-        hashes: (n,) a number for each word.
+        hashes: (n,) a number for each word, the same in every process: over its bytes of UTF-8,
+            sum number(byte) * odd^place modulo 2^64, mixed. Two words share one by chance, once in
+            2^64.
         lengths: (d,) words of each document.
         spaceless: (d,) whether most of its words are characters of scripts without spaces.
     """
@@ -123,6 +121,13 @@ class Words:
     def documents(self) -> Counts:
         """(n,) the document of each word."""
         return np.repeat(np.arange(len(self.lengths)), self.lengths)
+
+    def of(self, documents: Counts) -> Words:
+        """The words of some documents, which follow on each other as they do here."""
+        taken = np.zeros(len(self.lengths), dtype=bool)
+        taken[documents] = True
+        hashes = self.hashes[np.repeat(taken, self.lengths)]
+        return Words(hashes, self.lengths[taken], self.spaceless[taken])
 
     def grams(self, n: int) -> tuple[Hashes, Counts]:
         """Hashes of the n-grams within documents, in order, and the word at which each begins."""
@@ -138,24 +143,35 @@ class Words:
 
 def encode(texts: Sequence[str]) -> Words:
     """The words of documents, of each the first `LONGEST` characters."""
-    every: list[str] = []
-    lengths = np.zeros(len(texts), dtype=np.int64)
+    parts: list[bytes] = []
     spaceless = np.zeros(len(texts), dtype=bool)
     for i, text in enumerate(texts):
-        found = words_of(text[:LONGEST])
-        lengths[i] = len(found)
-        if not text.isascii() and _CHARACTER.search(text):
-            spaceless[i] = 2 * len(_CHARACTER.findall(text[:LONGEST])) > len(found)
-        every += found
-    hashes = np.fromiter(map(_numbers.__getitem__, every), np.uint64, len(every))
-    return Words(hashes, lengths, spaceless)
+        text = text[:LONGEST]
+        folded = text.casefold()
+        if not folded.isascii():
+            found = words_of(text)
+            spaceless[i] = 2 * len(_CHARACTER.findall(text)) > len(found)
+            folded = " ".join(found)
+        parts.append(folded.encode())
+    data = np.frombuffer(b" ".join([*parts, b""]), dtype=np.uint8)
+    inside = np.zeros(len(data) + 2, dtype=np.int8)
+    inside[1:-1] = _IN_WORD[data]
+    edges = np.flatnonzero(np.diff(inside))  # where words begin and end, by turns
+    starts, sizes = edges[::2], edges[1::2] - edges[::2]
+    ends = np.cumsum([0, *(len(part) + 1 for part in parts)])
+    lengths = np.diff(np.searchsorted(starts, ends))
+    return Words(_hashes(data[inside[1:-1] > 0], sizes), lengths, spaceless)
 
 
-def mixed(values: Hashes) -> Hashes:
-    """A one-to-one mixing of all bits (the finaliser of splitmix64)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+def _hashes(data: NDArray[np.uint8], sizes: Counts) -> Hashes:
+    """A number for each word, of so many bytes each, one after the other."""
+    if not len(sizes):
+        return np.zeros(0, dtype=np.uint64)
+    begins = np.cumsum(sizes) - sizes
+    powers = np.multiply.accumulate(np.full(sizes.max(), ODD))
+    terms = powers[np.arange(len(data)) - np.repeat(begins, sizes)]
+    terms *= _OF_BYTE[data]
+    return mixed(np.add.reduceat(terms, begins))
 
 
 # --- scores -----------------------------------------------------------------------------------
@@ -300,16 +316,14 @@ def _entropy(words: Words) -> Floats:
 
 def _repetition(words: Words) -> Floats:
     hashes, at = words.grams(4)
-    count = len(words.lengths)
-    documents = words.documents[at].astype(np.uint64)
-    low = np.uint64(max(1, len(words.hashes).bit_length()))
-    high = np.uint64(64 - max(1, count.bit_length()))
-    # document, as much of the hash as there is room for, and place
-    key = ((documents << high) | (hashes >> (np.uint64(64) - high))) >> low << low
-    packed = np.sort(key | at.astype(np.uint64))
-    place = (packed & ((np.uint64(1) << low) - np.uint64(1))).astype(np.int64)
-    again = (packed[1:] >> low == packed[:-1] >> low) & (np.diff(place) <= _WINDOW)
-    seen = words.documents[place[1:][again]]
+    count, documents = len(words.lengths), words.documents
+    keys = mixed(hashes ^ mixed(documents[at].astype(np.uint64)))  # of a 4-gram of a document
+    order = np.argsort(keys)
+    ranks = np.cumsum(np.diff(keys[order], prepend=keys[order][:1]) != 0)
+    # by rank and place: quicker than a stable sort of the keys
+    packed = np.sort((ranks << 32) | at[order])
+    again = (np.diff(packed >> 32) == 0) & (np.diff(packed) <= _WINDOW)
+    seen = documents[packed[1:][again] & 0xFFFFFFFF]
     return _share(np.bincount(seen, minlength=count), np.maximum(0, words.lengths - 3))
 
 
