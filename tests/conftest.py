@@ -26,6 +26,8 @@ LONG = (
     "test_ray.py",
     "test_ray_executor.py",
     "test_parallel_run.py",
+    "test_package.py",
+    "test_lora_run.py",
     "test_run.py",
     "test_audit.py",
     "test_corpus.py",

@@ -21,6 +21,7 @@ from fortifai.audit import (
     Fields,
     Reading,
     audit_corpus,
+    contamination,
     measures,
     pieces,
     read,
@@ -195,6 +196,26 @@ def test_what_a_stage_keeps(tmp_path):
         survival(before, passed(write(tmp_path / "c.jsonl", documents(50, 9))))
 
 
+def test_what_a_stage_keeps_of_documents_of_one_template(tmp_path, monkeypatch):
+    """They have one key, if that is of the template: a sample then ends in the midst of it."""
+    monkeypatch.setattr(corpus_, "CONTENTS", 100)
+    template = " ".join(random.Random(0).choices(WORDS, k=1500))
+    texts = [f"{template} {own}" for own in documents(400, 0, size=3)]
+    texts += texts[:200]
+    before = passed(write(tmp_path / "a.jsonl", texts))
+    after = passed(write(tmp_path / "b.jsonl", texts[::2]))
+    assert len(np.unique(before.sample.contents["key"])) < 10
+    found = survival(before, after)
+    assert found.groups[0].kept.n >= 99
+    # 4 standard errors of a half of 66 different documents
+    assert found.groups[0].kept.value == pytest.approx(0.5, abs=0.25)
+    assert found.added == 0
+    reference = passed(write(tmp_path / "c.jsonl", texts[:100]))
+    contained = contamination.contained(before, reference)
+    # of 400 different documents 100; 4 standard errors of 100 that are looked at
+    assert contained.value == pytest.approx(0.25, abs=0.18)
+
+
 def test_samples_are_bounded_and_shares_of_copies_survive_them(tmp_path, monkeypatch):
     own = documents(2000, 0, size=20)
     path = write(tmp_path / "a.jsonl", own + own[:1000])
@@ -212,23 +233,39 @@ def test_samples_are_bounded_and_shares_of_copies_survive_them(tmp_path, monkeyp
 
 
 def test_what_is_sampled_has_the_scores_that_it_has_among_all(tmp_path, monkeypatch):
-    """Other documents are scored where all scores are to be written, and not else."""
+    """Others are scored where all scores are to be written, and not else."""
     monkeypatch.setattr(corpus_, "CONTENTS", 40)
     monkeypatch.setattr(corpus_, "DOCUMENTS", 30)
-    texts = [text for text in documents(2000, 0, size=30) for _ in range(1 + (text < "w2"))]
-    path = write(tmp_path / "a.jsonl", texts, ai=[i / 4000 for i in range(len(texts))])
-    fields, made = Fields(detector="ai"), reference_of(passed(path, grams=True))
-    sources = pieces.sources([path], fields, tmp_path)
+    monkeypatch.setattr(corpus_, "PER_SOURCE", 20)
+    texts = [text for text in documents(4000, 0, size=30) for _ in range(1 + (text < "w2"))]
+    more = {"ai": [i / 8000 for i in range(len(texts))], "by": [f"s{len(t) % 3}" for t in texts]}
+    path = write(tmp_path / "a.jsonl", texts, **more)
+    fields, made = Fields(by="by", detector="ai"), reference_of(passed(path, grams=True))
+    sources, scored = pieces.sources([path], fields, tmp_path), []
+    score = scores.scored
+    monkeypatch.setattr(
+        scores, "scored", lambda texts, *more: scored.append(len(texts)) or score(texts, *more)
+    )
     alone = read(sources, Reading(fields), made).sample
+    # the first 512 are, and of later ones ever fewer
+    assert 512 < sum(scored) < 0.3 * len(texts)
+    two = read(sources, Reading(fields, processes=2), made).sample
     whole = read(sources, Reading(fields), made, scores_to=tmp_path / "s.parquet").sample
     every = pd.read_parquet(tmp_path / "s.parquet")
     assert len(every) == len(texts)
     assert len(alone.documents["key"]) == 30
     assert len(alone.contents["key"]) == 40
-    for found, known in ((alone.documents, whole.documents), (alone.contents, whole.contents)):
-        assert list(found) == list(known)
-        for name, column in found.items():
-            np.testing.assert_array_equal(column, known[name])
+    assert [len(table["key"]) for table in alone.by.values()] == [20, 20, 20]
+    for other in (two, whole):
+        tables = zip(
+            (alone.documents, alone.contents, *alone.by.values()),
+            (other.documents, other.contents, *other.by.values()),
+            strict=True,
+        )
+        for found, known in tables:
+            assert list(found) == list(known)
+            for name, column in found.items():
+                np.testing.assert_array_equal(column, known[name])
     for i, text in enumerate(alone.documents["text"]):
         row = every.iloc[texts.index(text)]
         for name in ("words", "entropy", "repetition", "compression", "rare", "shared"):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fortifai.audit.corpus import Corpus
+from fortifai.audit.corpus import Corpus, both_hold
 from fortifai.audit.findings import Finding
 from fortifai.stats.sample import Share, share
 
@@ -18,7 +18,7 @@ def contained(text: Corpus, against: Corpus) -> Share | None:
     """Share of a text's documents that stand in the reference, too, with Wilson's interval.
 
     Copies count once, so that one document often there is not many that are shared. Of corpora
-    that are sampled, those of the hashes that both samples hold whole are compared.
+    that are sampled, those that both samples would hold are compared.
 
     Args:
         text: The corpus in question.
@@ -28,7 +28,7 @@ def contained(text: Corpus, against: Corpus) -> Share | None:
         None where no document can be compared.
     """
     rows, others = text.sample.contents, against.sample.contents
-    some = rows["key"] < min(text.whole_below, against.whole_below)
+    some, _ = both_hold(text, against)
     if not some.any():
         return None
     # of one content there may be a row for each source

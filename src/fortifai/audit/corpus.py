@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fortifai.audit import pieces as pieces_
 from fortifai.audit.digest import Digest, Limits, Wanted, digest
@@ -24,7 +25,7 @@ from fortifai.audit.sketch import Lowest, Sample, Table
 from fortifai.audit.table import ScoreFile
 from fortifai.errors import InputError, RunFailed
 from fortifai.file_formats import no_column
-from fortifai.stats.scores import ALL, Reference
+from fortifai.stats.scores import Reference
 
 DOCUMENTS, PER_SOURCE, CONTENTS, GRAMS = 10_000, 1_000, 100_000, 2_000_000
 """What is sampled: documents with text, those of each source, different documents, 8-grams."""
@@ -34,6 +35,8 @@ MOST_SOURCES = 64
 MOST_PROCESSES = 3
 """So many are started unasked: of some 140 MiB each, they stay under 1 GiB with the parent, which
 comes to some 470 beside a reference."""
+
+Taken = NDArray[np.bool_]
 
 Tick = Callable[[int, int, int], None]
 """Told bytes done, bytes in all (0 if not known) and rows."""
@@ -80,13 +83,16 @@ class Corpus:
         return sum(self.sources.values())
 
     @property
-    def whole_below(self) -> np.uint64:
-        """The key below which the sample of different documents holds every one.
+    def end(self) -> tuple[int, int] | None:
+        """Key and content up to which the sample holds every document, this one left out.
 
-        Of a full sample that is the last key, which may have lost some of its documents.
+        None where it holds all that there are.
         """
         rows = self.sample.contents
-        return ALL if rows["count"].sum() == self.documents else np.uint64(rows["key"][-1])
+        if rows["count"].sum() == self.documents:
+            return None
+        # documents of one template may all have one key; the content's last source may be cut off
+        return int(rows["key"][-1]), int(rows["content"][-1])
 
 
 def read(
@@ -119,13 +125,13 @@ def read(
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(ScoreFile(scores_to, reading.fields)) if scores_to else None
         wanted = Wanted(reading.fields, reference, reading.grams, file is not None)
-        for digest in _digests(names, wanted, reading.processes, merged.limits):
-            merged.add(digest)
-            if file is not None and digest.scored is not None:
-                file.write(names[digest.file], *digest.scored)
-            tick(before[digest.file] + digest.done, before[-1], merged.counts["rows"])
-        found = merged.corpus()
-    return found
+        for found in _digests(names, wanted, reading.processes, merged.limits):
+            merged.add(found)
+            if file is not None and found.scored is not None:
+                file.write(names[found.file], *found.scored)
+            tick(before[found.file] + found.done, before[-1], merged.counts["rows"])
+        whole = merged.corpus()
+    return whole
 
 
 # --- processes --------------------------------------------------------------------------------
@@ -170,13 +176,13 @@ def _digests(
         pool.shutdown(cancel_futures=True)
 
 
-_shared: list[Wanted] = []
+_wanted: list[Wanted] = []
 """What a process is to find, told once."""
 
 
 def _begin(wanted: Wanted) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, and ends its processes
-    _shared.append(wanted)
+    _wanted.append(wanted)
     threading.Thread(target=_leave_if_orphaned, daemon=True).start()
 
 
@@ -190,7 +196,7 @@ def _leave_if_orphaned() -> None:
 
 
 def _work(piece: Piece, limits: Limits) -> list[Digest]:
-    return list(digest(piece, _shared[0], limits))
+    return list(digest(piece, _wanted[0], limits))
 
 
 # --- what the parent does ---------------------------------------------------------------------
@@ -220,27 +226,27 @@ class _Merged:
             self._grams.limit,
         )
 
-    def add(self, digest: Digest) -> None:
-        self.counts.update(digest.counts)
-        self._rows[digest.file] += digest.counts.get("rows", 0)
-        self._without[digest.file] += digest.counts.get("missing", 0)
-        if digest.there:
-            self._there.setdefault(digest.file, digest.there)
+    def add(self, found: Digest) -> None:
+        self.counts.update(found.counts)
+        self._rows[found.file] += found.counts.get("rows", 0)
+        self._without[found.file] += found.counts.get("missing", 0)
+        if found.there:
+            self._there.setdefault(found.file, found.there)
         if self.counts["bad"] > self._reading.skip_bad:
-            row, fault = digest.bad[self._reading.skip_bad - self.counts["bad"]]
+            row, fault = found.bad[self._reading.skip_bad - self.counts["bad"]]
             allowed = self._reading.skip_bad
             more = f"more than the {allowed} allowed; " if allowed else ""
             raise InputError(
-                f"{self._names[digest.file]}, row {row:,}, {fault}; {more}repair it, or let "
+                f"{self._names[found.file]}, row {row:,}, {fault}; {more}repair it, or let "
                 "--skip-bad N pass over so many"
             )
-        for kind, table in digest.samples:
+        for kind, table in found.samples:
             if kind == "documents":
                 self._documents.add(table)
                 self._add_by(table)
             else:
                 (self._contents if kind == "contents" else self._grams).add(table)
-        self._count(digest)
+        self._count(found)
 
     def _add_by(self, table: Table) -> None:
         if self._reading.fields.by is None:
@@ -250,8 +256,8 @@ class _Merged:
             lowest = self._by.setdefault(name, Lowest(PER_SOURCE))
             lowest.add({column: values[mine] for column, values in table.items()})
 
-    def _count(self, digest: Digest) -> None:
-        self._sources.update(digest.sources)
+    def _count(self, found: Digest) -> None:
+        self._sources.update(found.sources)
         if len(self._sources) > MOST_SOURCES:
             raise InputError(
                 f"the column {self._reading.fields.by!r} of --by has more than {MOST_SOURCES} "
@@ -285,6 +291,18 @@ class _Merged:
             dict(self.counts),
             {name: self._sources[name] for name in sorted(self._sources)},
         )
+
+
+def both_hold(text: Corpus, against: Corpus) -> tuple[Taken, Taken]:
+    """Of two samples of different documents, the rows that would be in both if they were there."""
+    ends = [end for end in (text.end, against.end) if end is not None]
+    key, content = map(np.uint64, min(ends, default=(2**64 - 1, 2**64 - 1)))
+    rows, others = text.sample.contents, against.sample.contents
+    mine, theirs = (
+        (each["key"] < key) | ((each["key"] == key) & (each["content"] < content))
+        for each in (rows, others)
+    )
+    return mine, theirs
 
 
 def processes(names: Sequence[str], wanted: int | None, cores: int) -> int:

@@ -7,7 +7,7 @@ import dataclasses
 
 import numpy as np
 
-from fortifai.audit.corpus import Corpus
+from fortifai.audit.corpus import Corpus, both_hold
 from fortifai.errors import InputError
 from fortifai.stats.sample import Share, share
 from fortifai.stats.scores import SCORES
@@ -62,13 +62,12 @@ def survival(before: Corpus, after: Corpus) -> Survival:
         InputError: Nothing of what comes out went in: the stage changes texts, or fields differ.
     """
     rows, others = before.sample.contents, after.sample.contents
-    limit = min(before.whole_below, after.whole_below)
+    mine, theirs = both_hold(before, after)
     there = collections.Counter[int]()
-    for key, content, count in zip(others["key"], others["content"], others["count"], strict=True):
-        if key < limit:
-            there[int(content)] += int(count)
+    for content, count in zip(others["content"][theirs], others["count"][theirs], strict=True):
+        there[int(content)] += int(count)
     left, kept = collections.Counter(there), []
-    taken = np.flatnonzero(rows["key"] < limit)
+    taken = np.flatnonzero(mine)
     for content, count in zip(rows["content"][taken], rows["count"][taken], strict=True):
         some = min(int(count), left[int(content)])
         left[int(content)] -= some

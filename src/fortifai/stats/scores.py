@@ -107,8 +107,8 @@ class Words:
 
     Attributes:
         hashes: (n,) a number for each word, the same in every process: over its bytes of UTF-8,
-            sum number(byte) * odd^place modulo 2^64, mixed. Two words share one by chance, once in
-            2^64.
+            sum number(byte) * odd^place modulo 2^64, mixed. Two words share one once in 2^64, but
+            for words of a thousand letters that are made to.
         lengths: (d,) words of each document.
         spaceless: (d,) whether most of its words are characters of scripts without spaces.
     """
@@ -123,7 +123,7 @@ class Words:
         return np.repeat(np.arange(len(self.lengths)), self.lengths)
 
     def of(self, documents: Counts) -> Words:
-        """The words of some documents, which follow on each other as they do here."""
+        """The words of some documents, whose places rise."""
         taken = np.zeros(len(self.lengths), dtype=bool)
         taken[documents] = True
         hashes = self.hashes[np.repeat(taken, self.lengths)]
@@ -153,12 +153,12 @@ def encode(texts: Sequence[str]) -> Words:
             spaceless[i] = 2 * len(_CHARACTER.findall(text)) > len(found)
             folded = " ".join(found)
         parts.append(folded.encode())
+    ends = np.cumsum([0, *(len(part) + 1 for part in parts)])
     data = np.frombuffer(b" ".join([*parts, b""]), dtype=np.uint8)
     inside = np.zeros(len(data) + 2, dtype=np.int8)
     inside[1:-1] = _IN_WORD[data]
     edges = np.flatnonzero(np.diff(inside))  # where words begin and end, by turns
     starts, sizes = edges[::2], edges[1::2] - edges[::2]
-    ends = np.cumsum([0, *(len(part) + 1 for part in parts)])
     lengths = np.diff(np.searchsorted(starts, ends))
     return Words(_hashes(data[inside[1:-1] > 0], sizes), lengths, spaceless)
 
@@ -298,7 +298,8 @@ def _runs(hashes: Hashes, documents: Counts, count: int) -> tuple[Counts, Counts
     The document stands in the upper bits, so that sorting numbers is all; a hash keeps the 40 bits
     and more that are left, of which two of a million meet by chance about once.
     """
-    bits = np.uint64(64 - max(1, count.bit_length()))
+    # as many for a part of a batch as for all of it, so that the parts' numbers are those of all
+    bits = np.uint64(64 - max(_DOCUMENTS, count).bit_length())
     packed = np.sort((documents.astype(np.uint64) << bits) | (hashes >> (np.uint64(64) - bits)))
     starts = np.flatnonzero(np.concatenate([packed[:1] == packed[:1], packed[1:] != packed[:-1]]))
     return (packed[starts] >> bits).astype(np.int64), np.diff(starts, append=len(packed))
