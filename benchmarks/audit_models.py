@@ -40,10 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     names = list(given.names)
-    if given.bios:
-        text = bios(given.bios, 0)[0].text
-    else:
-        text = Path(names.pop(0)).read_text("utf-8")
+    text = bios(given.bios, 0)[0].text if given.bios else Path(names.pop(0)).read_text("utf-8")
     for model in (each for name in names for each in models(name)):
         audit = audit_model(CausalLM.from_base(model, device="cpu"), text)
         found = {
