@@ -457,9 +457,8 @@ def test_the_harness_s_command_gives_the_same_numbers(real_data, tmp_path):
 
 
 @pytest.mark.long
-def test_other_kinds_of_task(tmp_path, tokenizer, monkeypatch):
+def test_other_kinds_of_task(tmp_path, tokenizer):
     """A last word to be guessed (is it what greedy decoding writes?) and texts read whole."""
-    monkeypatch.setattr(harness, "FOLDERS", ("lambada", "wikitext"))
     lm = new_model(tokenizer)
     words = write(tmp_path / "lambada.jsonl", [{"text": sentence(i)} for i in range(5)])
     pages = [{"page": "\n".join(sentence(k) for k in range(i, i + 30))} for i in range(3)]
@@ -616,6 +615,24 @@ def fault(*asked, root=Path(), lm=None):
     text = str(caught.value)
     assert "\n" not in text
     return text
+
+
+@pytest.mark.long  # the harness reads all its tasks
+def test_a_folder_that_is_read_alone_has_what_all_have():
+    """A task's file and class are the same, and of a group or a tag all members are there."""
+    every = harness._tasks_in("").task_index
+    alone = {name: harness._manager(name) for name in every}
+    alone = {name: manager.task_index for name, manager in alone.items()}
+    alone = {name: index for name, index in alone.items() if index is not every}
+    assert len(alone) > 5000
+    assert {"lambada_openai", "arc_easy", "mmlu", "blimp", "mmlu_pro_math"} <= alone.keys()
+    for name, index in alone.items():
+        assert index[name].kind is every[name].kind
+        assert index[name].yaml_path == every[name].yaml_path
+        assert index[name].tags == every[name].tags
+        members = (every[name].cfg or {}).get("task", [])
+        named = [m for m in members if isinstance(m, str)] if isinstance(members, list) else []
+        assert {m for m in named if m in every} <= index.keys()
 
 
 def test_unknown_names_get_the_nearest(tmp_path, monkeypatch):
@@ -795,9 +812,8 @@ def test_files_of_items_in_a_folder_whatever_their_suffix(tmp_path, blimp):
         assert benchmarks.read([asked], tmp_path).rows == plain
 
 
-def test_fields_that_only_the_harness_knows(tmp_path, monkeypatch, lm):
+def test_fields_that_only_the_harness_knows(tmp_path, lm):
     """Of a task without a check of ours, what its own code trips over is told in one sentence."""
-    monkeypatch.setattr(harness, "FOLDERS", ("piqa",))
     good = {"goal": "to sail", "sol1": "a ship", "sol2": "a train", "label": 0}
     write(tmp_path / "good.jsonl", [good, good | {"label": 1}])
     ours = benchmarks.run_benchmarks(lm, [Benchmark("piqa", str(tmp_path / "good.jsonl"))])
