@@ -115,6 +115,8 @@ def test_the_table_of_the_league_is_in_its_results():
         "cross entropy": "ce",
         "TCE 0.9": "tce-0.9",
         "Focal": "focal",
+        "label smoothing": "smoothing",
+        "stepping back: weights averaged with those of generation 0": "step-back",
         "real data kept beside generated, as many tokens in all": "accumulate-subsample",
     }
     assert len(rows) == len(names)

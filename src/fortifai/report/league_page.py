@@ -179,7 +179,7 @@ def advice(rows: Sequence[Row]) -> str:
         best = max(sure, key=lambda row: row.longer.low or 0.0 if row.longer else 0.0)
         told = _flat(_longer(best, best.longer))
         others = [row.arm for row in sure if row is not best]
-        more = f" So do {', '.join(others)}, by less." if others else ""
+        more = f" So {'do' if others[1:] else 'does'} {', '.join(others)}." if others else ""
         return (
             f"Use {best.arm}: knowledge lasts {told} times as long as under the baseline, which is "
             f"statistically significant.{more}"
