@@ -25,7 +25,7 @@ from fortifai.models.causal_lm import CausalLM
 
 def models(name: str) -> Iterator[str]:
     """The models of a run, or the one of this name."""
-    if (Path(name) / "manifest.json").is_file():
+    if (Path(name) / "arms").is_dir():
         yield from sorted(str(base) for base in Path(name).glob("shared/base*"))
         yield from sorted(str(kept) for kept in Path(name).glob("arms/*/*/*/model"))
     else:

@@ -234,7 +234,7 @@ def test_kills_at_random_moments_lose_nothing(place, whole):
         process.communicate(timeout=60)
         until(lambda children=children: all(gone(c.pid) for c in children), seconds=5)
         moments.append(committed() - before)
-    assert sum(new > 0 for new in moments) >= 5, "many kills came in the midst of the work"
+    assert sum(new > 0 for new in moments) > 6, "many kills came in the midst of the work"
     again = finish()
     assert again.returncode == 0, again.stderr
     assert without_report(outcome(Path("run"))) == whole

@@ -36,8 +36,6 @@ MOST_PROCESSES = 3
 """So many are started unasked: of some 140 MiB each, they stay under 1 GiB with the parent, which
 comes to some 470 beside a reference."""
 
-Taken = NDArray[np.bool_]
-
 Tick = Callable[[int, int, int], None]
 """Told bytes done, bytes in all (0 if not known) and rows."""
 
@@ -293,8 +291,8 @@ class _Merged:
         )
 
 
-def both_hold(text: Corpus, against: Corpus) -> tuple[Taken, Taken]:
-    """Of two samples of different documents, the rows that would be in both if they were there."""
+def both_hold(text: Corpus, against: Corpus) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Of each of two samples of different documents, the rows where both hold every document."""
     ends = [end for end in (text.end, against.end) if end is not None]
     key, content = map(np.uint64, min(ends, default=(2**64 - 1, 2**64 - 1)))
     rows, others = text.sample.contents, against.sample.contents
