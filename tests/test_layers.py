@@ -87,12 +87,13 @@ def test_no_module_is_named_where_a_string_would_be_imported():
         (
             "fortifai.points.domain",
             (
-                *("transformers", "datasets", "fortifai.models"),
+                # the last two take longer to load than a run of Gaussians lasts
+                *("transformers", "datasets", "fortifai.models", "torch", "sklearn"),
                 *("fortifai.text", "fortifai.data", "fortifai.evals"),
             ),
         ),
         ("fortifai.images.domain", ("transformers", "fortifai.text", "fortifai.models")),
-        ("fortifai.lab.experiment", ("transformers", "fortifai.points", "fortifai.text")),
+        ("fortifai.lab.experiment", ("torch", "transformers", "fortifai.points", "fortifai.text")),
         ("fortifai.report.load", ("transformers", "fortifai.models", "fortifai.points")),
     ],
 )
@@ -103,3 +104,29 @@ def test_what_an_import_does_not_load(module, never):
     )
     loaded = set(done.stdout.split())
     assert not loaded & set(never)
+
+
+GAUSSIANS = """
+import sys
+from pathlib import Path
+from fortifai import configuration
+from fortifai.lab import experiment
+
+raw = {
+    "name": "gaussians", "generations": 2, "seeds": {"count": 2}, "baseline": "mle",
+    "corpus": {"kind": "points", "source": {"kind": "gaussian"}, "samples": 50, "held_out": 50},
+    "family": {"kind": "gaussian"}, "arms": {"mle": {}},
+}
+experiment.run(configuration.resolve(raw), Path(), Path(sys.argv[1]), workers=1)
+assert (Path(sys.argv[1]) / "manifest.json").exists()
+print(*sys.modules)
+"""
+
+
+@pytest.mark.long
+def test_a_run_of_gaussians_that_keeps_every_point_loads_no_torch(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", GAUSSIANS, str(tmp_path / "run")],
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    assert not set(done.stdout.split()) & {"torch", "sklearn", "matplotlib"}

@@ -156,10 +156,14 @@ def without_report(found: dict[str, str]) -> dict[str, str]:
 # --- being stopped ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(
-    ("asked", "workers"),
-    [("deep", 1), ("wait", 2), ("deep", 2), ("wait", 1)],
+    ("number", "asked", "workers"),
+    [
+        (signal.SIGTERM, "deep", 1),
+        (signal.SIGINT, "wait", 1),
+        (signal.SIGINT, "deep", 2),
+        (signal.SIGTERM, "wait", 2),
+    ],
 )
 def test_a_signal_ends_a_run_at_once(place, whole, number, workers, asked):
     """In the middle of a computation, too; what is committed stays, and no process does."""
@@ -293,7 +297,7 @@ def test_chains_one_by_one_and_at_once_are_the_run(place, whole):
     [
         (("--chain", "mle/seed-9"), r"no chain 'mle/seed-9'; did you mean 'mle/seed-\d'\?; the 4"),
         (("--chain", "mle"), "there is no chain 'mle'"),
-        (("--devices-per-chain", "2"), "--devices-per-chain is 2"),
+        (("--devices-per-chain", "2"), "--devices-per-chain is 2, and points are computed on the"),
         (("--sbatch", "time=1"), "--sbatch is for the script that --slurm prints"),
         (("--slurm", "--sbatch", "time"), "--sbatch is 'time'; it must be KEY=VALUE"),
         (("--slurm", "--sbatch", "a=b c"), "it must be KEY=VALUE"),

@@ -7,6 +7,9 @@ import json
 import os
 import platform
 import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,37 @@ def cores() -> int:
     if hasattr(process, "cpu_affinity"):  # macOS has none
         return len(process.cpu_affinity())
     return os.cpu_count() or 1
+
+
+_threads: list[int] = []
+
+
+def threads() -> int:
+    """How many the innermost `use_threads` allows; outside of any, a thread for each core."""
+    return _threads[-1] if _threads else cores()
+
+
+@contextmanager
+def use_threads(count: int) -> Iterator[None]:
+    """Use so many threads inside the block: PyTorch, linear algebra, OpenMP, and our own pools.
+
+    Of the libraries that are loaded; whoever loads another inside asks again. None is loaded for
+    it, PyTorch least of all, which takes longer than many a run of Gaussians.
+    """
+    from threadpoolctl import threadpool_limits
+
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch else None
+    _threads.append(count)
+    try:
+        with threadpool_limits(count):
+            if torch:
+                torch.set_num_threads(count)
+            yield
+    finally:
+        _threads.pop()
+        if torch:
+            torch.set_num_threads(before)
 
 
 _LIMITS = (
@@ -120,11 +154,17 @@ def source_commit() -> str | None:
         return None
 
 
-def machine() -> dict[str, Any]:
-    """The machine in a few words: processor, cores, memory, accelerator, system."""
-    import torch
+def machine(*, accelerated: bool = True) -> dict[str, Any]:
+    """The machine in a few words: processor, cores, memory, accelerator, system.
 
-    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    Args:
+        accelerated: Whether an accelerator would be used; else it is not looked for.
+    """
+    accelerator = "not used"
+    if accelerated:
+        import torch
+
+        accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
         "processor": _processor(),
         "cores": cores(),

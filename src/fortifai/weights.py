@@ -17,7 +17,8 @@ A callable may declare by attributes:
   shape and dtype of log p and carries no gradient.
 - ``keeps_all``: it is 1 for every datum, so that the loss is cross entropy exactly.
 
-A `Weight` is such a callable that a YAML can name by its `kind`; to add one, write one class.
+A `Weight` is such a callable that a YAML can name by its `kind`; to add one, write one class. None
+needs torch but for the tensors that it is given, so that whoever reads a YAML need not load it.
 """
 
 from __future__ import annotations
@@ -28,16 +29,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
-from torch import Tensor
-
 from fortifai.errors import check_number, check_whole
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
-AnyWeight = Callable[..., Tensor]
+AnyWeight = Callable[..., "Tensor"]
 """What the losses take."""
 
 
@@ -89,7 +88,7 @@ class Keep(Weight, kind="keep"):
 
     def __call__(self, log_p: Tensor) -> Tensor:
         """Ones."""
-        return torch.ones_like(log_p, requires_grad=False)
+        return log_p.new_ones(log_p.shape)
 
 
 @dataclass(frozen=True)
@@ -152,12 +151,12 @@ class Focal(Weight, kind="focal"):
         """(1 - p)^gamma, without the cancellation of 1 - p near p = 1."""
         log_p = log_p.detach() if self.detach_weight else log_p
         if self.gamma == 0:
-            return torch.ones_like(log_p, requires_grad=False)
-        not_p = -torch.expm1(log_p)
+            return log_p.new_ones(log_p.shape)
+        not_p = -log_p.expm1()
         # The slopes of x^gamma at x = 0 are infinite (the first below gamma = 1, the second below
         # 2), and rounding may put x below 0: a certain datum has weight and slopes 0.
         certain = not_p <= 0
-        return torch.where(certain, 0.0, torch.where(certain, 1.0, not_p) ** self.gamma)
+        return (not_p.masked_fill(certain, 1.0) ** self.gamma).masked_fill(certain, 0.0)
 
 
 @dataclass(frozen=True)
@@ -236,7 +235,7 @@ class TruncateQuantile(Weight, kind="truncate_quantile"):
         flat = log_p.detach().flatten()
         # the last value that linear interpolation, NumPy's percentile, would leave below it
         rank = math.floor(self.quantile * (len(flat) - 1)) + 1
-        level = torch.kthvalue(flat, rank).values
+        level = flat.kthvalue(rank).values
         return (~(log_p.detach() > level)).to(log_p.dtype)
 
 
@@ -297,7 +296,7 @@ class Random(Weight, kind="random"):
 
     def __call__(self, log_p: Tensor) -> Tensor:
         """Ones and zeros; what is not a number stays in the loss."""
-        drawn = torch.rand_like(log_p, requires_grad=False) < self.kept
+        drawn = log_p.new_empty(log_p.shape).uniform_() < self.kept
         return (drawn | log_p.isnan()).to(log_p.dtype)
 
 

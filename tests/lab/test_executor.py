@@ -228,6 +228,14 @@ def test_as_many_chains_at_a_time_as_there_is_room_for(
         assert run.keywords["workers"] == 1
 
 
+def test_chains_that_use_no_accelerator_have_the_cores(stand_ins, monkeypatch):
+    """One GPU does not make a run of Gaussians go one chain at a time, nor is it taken."""
+    stand_ins(1)
+    monkeypatch.setattr(executor, "cores", lambda: 8)
+    with executor.local(Path(), threads=1, workers=None, devices=0) as run:
+        assert (run.keywords["workers"], run.keywords["places"]) == (8, [])
+
+
 def test_one_chain_is_run_in_this_process(tmp_path):
     run_jobs(quick, str(tmp_path), JOBS[:1], workers=8, threads=1, listen=print)
     assert (tmp_path / JOBS[0][1]).read_text().split()[0] == str(os.getpid())

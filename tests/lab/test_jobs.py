@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from fortifai.errors import InputError, RunFailed
-from fortifai.lab.executor import Event, run_jobs, torch_threads
+from fortifai.lab.executor import Event, run_jobs
+from fortifai.machine import threads, use_threads
 
 JOBS = [("a", "seed-0"), ("a", "seed-1"), ("b", "seed-0")]
 
@@ -57,6 +58,7 @@ def test_processes_of_their_own_tell_the_same():
 
 def test_threads_are_given_back():
     before = torch.get_num_threads()
-    with torch_threads(before + 1):
+    with use_threads(before + 1):
+        assert threads() == before + 1
         assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before

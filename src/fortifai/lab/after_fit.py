@@ -10,15 +10,16 @@ from __future__ import annotations
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
-import torch
 from pydantic import Field, PositiveFloat, PositiveInt
-from torch import Tensor
 
 from fortifai.lab.domain import Model, Samples
 from fortifai.lab.progress import Progress
 from fortifai.options import Options
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class WithWeights(Model, Protocol):
@@ -84,6 +85,8 @@ class StepBack(AfterFit):
 
     def apply(self, model: WithWeights, fitted: Fitted) -> dict[str, Any]:
         """See `AfterFit`."""
+        import torch  # here: who reads a YAML of Gaussians needs none
+
         if fitted.generation:
             with torch.no_grad():
                 first = fitted.first().weights()
@@ -108,6 +111,8 @@ class Neon(AfterFit):
 
     def apply(self, model: WithWeights, fitted: Fitted) -> dict[str, Any]:
         """See `AfterFit`."""
+        import torch
+
         chosen = fitted.share(fitted.samples, (0.0, self.share), fitted.seed)
         own = model.regenerate(chosen, seed=fitted.seed, progress=fitted.progress)
         before = {name: theta.detach().clone() for name, theta in model.weights().items()}

@@ -27,12 +27,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import torch
-
 from fortifai.errors import FortifaiError, InputError, RunFailed, Stopped
 from fortifai.lab.measures import Score
 from fortifai.lab.progress import Progress
-from fortifai.machine import accelerators, cores
+from fortifai.machine import accelerators, cores, use_threads
 
 Job = tuple[str, str]
 """An arm's name and the name of one of its chains, such as ``seed-0``."""
@@ -95,9 +93,10 @@ class Executor(Protocol):
 
         Args:
             out: The folder that all jobs write into.
-            threads: PyTorch threads of each job, and of each process that it starts.
+            threads: Threads of each job, and of each process that it starts.
             workers: Jobs at a time; None: as many as there is room for.
-            devices: Accelerators of each job; None: one for each process, where there are any.
+            devices: Accelerators of each job; None: one for each process, where there are any; 0:
+                the job is for the processor alone, and none is looked for.
             processes: That a job has at work at a time.
 
         Raises:
@@ -148,8 +147,10 @@ def local(
     Raises:
         InputError: There are fewer accelerators than `devices`, or than `processes`.
     """
-    n = devices_of(devices, processes, len(accelerators()[1]), "a run here may use")
-    places = shares(n or None)
+    places: list[dict[str, str]] = []
+    if devices != 0:
+        n = devices_of(devices, processes, len(accelerators()[1]), "a run here may use")
+        places = shares(n or None)
     workers = workers or len(places) or max(1, cores() // (threads * processes))
     yield partial(run_jobs, workers=workers, threads=threads, places=places)
 
@@ -172,7 +173,7 @@ def devices_of(asked: int | None, processes: int, there: int, where: str) -> int
     """Accelerators of each chain, at least one for each of its processes where there are any.
 
     Args:
-        asked: Of ``--devices-per-chain``, if it is given.
+        asked: Of ``--devices-per-chain``, if it is given; 0 where chains use none.
         processes: Of a chain.
         there: Accelerators that a chain may have.
         where: They are, for the message.
@@ -180,6 +181,8 @@ def devices_of(asked: int | None, processes: int, there: int, where: str) -> int
     Raises:
         InputError: More are asked for than are there, or fewer than there are processes.
     """
+    if asked == 0:
+        return 0
     if asked is not None and asked > there:
         raise too_few_devices(asked, there, where)
     if 0 < there < processes:
@@ -223,7 +226,7 @@ def run_jobs(
         shared: First argument of `work`; small and picklable.
         jobs: What to do.
         workers: How many at a time; 1 runs them in this process, unless there are several places.
-        threads: PyTorch threads for each.
+        threads: For each.
         listen: Receives events, one at a time.
         places: Environment variables of each process, in turn: which accelerators are its own.
 
@@ -256,7 +259,7 @@ def _run_here(
     work: Work, shared: Any, jobs: Sequence[Job], threads: int, listen: Listen
 ) -> list[Exception]:
     failures: list[Exception] = []
-    with torch_threads(threads):
+    with use_threads(threads):
         for job in jobs:
             sender = Sender(job, listen)
             try:
@@ -264,17 +267,6 @@ def _run_here(
             except FortifaiError as error:
                 failures.append(error)
     return failures
-
-
-@contextmanager
-def torch_threads(threads: int) -> Iterator[None]:
-    """Use so many PyTorch threads inside the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _run_in_processes(
@@ -379,7 +371,6 @@ def _serve(pipe: Any, work: Work, shared: Any, threads: int, place: Mapping[str,
     signal.signal(signal.SIGINT, lambda *_: None)
     end_with_parent()
     os.environ.update(place)
-    torch.set_num_threads(threads)
     turn = threading.Lock()
 
     def send(told: Any) -> None:
@@ -391,7 +382,8 @@ def _serve(pipe: Any, work: Work, shared: Any, threads: int, place: Mapping[str,
         _busy.set()
         try:
             sender = Sender(job, send)
-            work(shared, job, sender, sender.note)
+            with use_threads(threads):
+                work(shared, job, sender, sender.note)
         except Stopped as stopped:
             os._exit(stopped.exit_code)  # behind the work's own clearing up
         except Exception as error:

@@ -14,13 +14,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from threadpoolctl import threadpool_limits
-
 from fortifai import files
 from fortifai.errors import InputError, RunFailed, nearest
 from fortifai.lab import plugins, run_folder
 from fortifai.lab.domain import Domain
-from fortifai.lab.executor import Event, Executor, Job, Listen, Tell, local, torch_threads
+from fortifai.lab.executor import Event, Executor, Job, Listen, Tell, local
 from fortifai.lab.loop import Chain, recurse
 from fortifai.lab.measures import Score
 from fortifai.lab.plan import plan
@@ -29,6 +27,7 @@ from fortifai.lab.seeds import Seed
 from fortifai.lab.spec import AnyExperiment, with_plugins
 from fortifai.lab.store import LOCK, ChainStore, at_work, committing, inspect, locked, write_json
 from fortifai.lab.times import Timed
+from fortifai.machine import use_threads
 
 RUN: Job = ("run", "")
 """The run as a whole, where events name a chain."""
@@ -84,7 +83,7 @@ def run(
                 out,
                 threads=experiment.threads,
                 workers=workers,
-                devices=devices,
+                devices=_devices(experiment, devices),
                 processes=experiment.processes,
             )
         )
@@ -104,6 +103,18 @@ def run(
             _longest_first(experiment, data, jobs),
             listen=listen,
         )
+
+
+def _devices(experiment: AnyExperiment, asked: int | None) -> int | None:
+    """Accelerators of each chain, as an executor is told; None where it finds out."""
+    if experiment.accelerated:
+        return asked
+    if asked is not None:
+        raise InputError(
+            f"--devices-per-chain is {asked}, and {experiment.unit} are computed on the processor; "
+            "leave it out"
+        )
+    return 0
 
 
 def chains(experiment: AnyExperiment) -> list[Job]:
@@ -171,7 +182,7 @@ def _share(
         return
     if grows:
         _mark_stale(experiment, before, data, out, listen)
-    with torch_threads(experiment.threads), committing(shared) as folder:
+    with use_threads(experiment.threads), committing(shared) as folder:
         data.save(folder, _Preparing(listen), before=shared if whole else None)
         write_json(folder / "sources.json", {"fingerprint": data.fingerprint})
 
@@ -266,7 +277,7 @@ def run_chain(place: Place, job: Job, progress: Progress, tell: Tell) -> None:
         chain = build_chain(experiment, arm, experiment.chains()[name], data, chain_folder)
         # here, where every library that the chain uses is loaded: a pool that is loaded later
         # would keep all cores, and the order of its sums would depend on `workers`
-        with threadpool_limits(experiment.threads), collecting_new():
+        with use_threads(experiment.threads), collecting_new():
             listening = Timed(progress, chain_folder) if experiment.times else progress
             store = ChainStore(chain_folder)
             recurse(chain, store, listening, tell)

@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
 from fortifai.errors import FortifaiError, InputError, Stopped
 from fortifai.lab.executor import (
@@ -45,7 +44,7 @@ from fortifai.lab.executor import (
     raise_failures,
 )
 from fortifai.lab.store import LOCK, make_folder
-from fortifai.machine import accelerators, cores
+from fortifai.machine import accelerators, cores, use_threads
 
 try:
     import ray
@@ -83,7 +82,7 @@ def cluster(
         address: ``host:port`` of a cluster that this machine is a node of, or ``auto`` for the one
             that Ray finds here; None: one is started for this run, on this machine alone.
         out: The run folder, which all nodes see.
-        threads: PyTorch threads of each job, and of each process that it starts.
+        threads: Threads of each job, and of each process that it starts.
         workers: Jobs at a time at most; None: as many as the nodes have room for.
         devices: Ray's GPUs of each job; None: one for each process, where there are any.
         processes: That a job has at work at a time; it has Ray's CPUs for the threads of all.
@@ -376,14 +375,14 @@ def _do(
     """One job; what it failed with."""
     with suppress(OSError):  # what is not there cannot be needed
         os.chdir(place)  # plugins may lie there
-    torch.set_num_threads(threads)
     before = signal.signal(signal.SIGTERM, _leave)
     line = _Line(desk)
     sender = Sender(job, line.say)
     try:
         with ThreadPoolExecutor(1) as aside:  # for the reason of a line's thread
             aside.submit(_check_seen, desk, out).result()
-        work(shared, job, sender, sender.note)
+        with use_threads(threads):
+            work(shared, job, sender, sender.note)
     except Stopped as stopped:
         os._exit(stopped.exit_code)  # behind the work's own clearing up
     except Exception as error:

@@ -220,5 +220,5 @@ def _made_by(experiment: AnyExperiment) -> dict[str, Any]:
             "python": platform.python_version(),
             **{p: importlib.metadata.version(p) for p in packages},
         },
-        "machine": machine(),
+        "machine": machine(accelerated=experiment.accelerated),
     }

@@ -174,6 +174,8 @@ class Experiment(Options, Generic[A]):
     """What samples are counted in: tokens, points, images."""
     units: ClassVar[tuple[str, ...]]
     """What cures may work on; the first is what the family trains on."""
+    accelerated: ClassVar[bool] = True
+    """Whether chains use accelerators where there are any."""
     plugins: ClassVar[Plugins] = NONE
 
     @model_validator(mode="after")

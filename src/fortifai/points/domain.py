@@ -31,7 +31,7 @@ from fortifai.points.sources import (
     read_points,
 )
 from fortifai.points.spec import PointsArm, PointsExperiment
-from fortifai.weights import TruncateQuantile, TruncateTails, Weight
+from fortifai.weights import TruncateQuantile, TruncateTails, Weight, keeps_all
 
 Floats = NDArray[np.float64]
 
@@ -119,6 +119,8 @@ class PointsDomain:
     def chain(self, arm: str, seed: Any, folder: Path) -> tuple[Family[Any], Sequence[Floats]]:
         """The density of one arm, and the points of its seeds."""
         settings = self.config.arms[arm]
+        if not keeps_all(settings.weight):
+            import torch  # noqa: F401 - before the chain limits the threads of what is loaded
         seeds = seed if isinstance(seed, tuple) else (seed,)
         columns = [self.config.seeds.index(one) for one in seeds]
         real = tuple(_columns(values, columns) for values in self.real)

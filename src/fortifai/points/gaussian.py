@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from safetensors.numpy import load_file, save_file
@@ -26,6 +25,7 @@ from fortifai.errors import Diverged, InputError
 from fortifai.lab.budget import Spent
 from fortifai.lab.domain import draw_share, even_edges
 from fortifai.lab.progress import Progress
+from fortifai.machine import threads
 from fortifai.options import Options
 from fortifai.points.distances import is_singular, is_symmetric
 from fortifai.points.sources import Mixture
@@ -208,7 +208,7 @@ class Gaussian:
         """Mean, covariance and dropped share of one seed's points (d, n)."""
         d, n = x.shape
         log_p = -0.5 * self._squared_distance(x, s)
-        w = self.family.weight(torch.from_numpy(log_p)).numpy()
+        w = weigh(self.family.weight, log_p)
         total = float(w.sum())
         _enough(int(np.count_nonzero(w)), n, d)
         mean = np.einsum("dn,n->d", x, w) / total
@@ -331,23 +331,23 @@ def _by_seed(samples: Floats, seeds: int) -> Floats:
 
 
 def _spread(work: Callable[[slice], None], points: Floats) -> None:
-    """Call `work` on blocks of seeds of points (seeds, d, n), in as many threads as PyTorch has.
+    """Call `work` on blocks of seeds of points (seeds, d, n), in the threads of `use_threads`.
 
     A block is one call for many seeds; see `BLOCK` for its size.
     """
     count = len(points)
-    size = max(1, min(BLOCK // max(1, points[0].nbytes), -(-count // torch.get_num_threads())))
+    size = max(1, min(BLOCK // max(1, points[0].nbytes), -(-count // threads())))
     blocks = [slice(first, min(first + size, count)) for first in range(0, count, size)]
-    threads = min(torch.get_num_threads(), len(blocks))
+    pool = min(threads(), len(blocks))
 
     def share(first: int) -> None:
-        for block in blocks[first::threads]:
+        for block in blocks[first::pool]:
             work(block)
 
-    if threads == 1:
+    if pool == 1:
         share(0)
         return
-    list(_pool(threads).map(share, range(threads)))
+    list(_pool(pool).map(share, range(pool)))
 
 
 @functools.cache
@@ -364,6 +364,14 @@ def _products(a: Floats, b: Floats) -> Floats:
         for j in range(d):
             out[:, i, j] = np.einsum("sn,sn->s", a[:, i], b[:, j])
     return out
+
+
+def weigh(weight: Weight, log_p: Floats) -> Floats:
+    """The weights of log-densities, any shape."""
+    import torch  # here: it takes longer to load than most fits that keep every point
+
+    weights: Floats = weight(torch.from_numpy(log_p)).numpy()
+    return weights
 
 
 def _enough(kept: int, n: int, d: int) -> None:

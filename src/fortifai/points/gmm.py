@@ -5,24 +5,24 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, PositiveInt
 from safetensors.numpy import load_file, save_file
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 
 from fortifai.errors import Diverged, InputError
 from fortifai.lab.budget import Spent
 from fortifai.lab.domain import draw_share, even_edges
 from fortifai.lab.progress import Progress
 from fortifai.options import Options
-from fortifai.points.gaussian import check_covariances, factors
+from fortifai.points.gaussian import check_covariances, factors, weigh
 from fortifai.points.sources import Mixture
 from fortifai.weights import Weight, keeps_all
+
+if TYPE_CHECKING:
+    from sklearn.mixture import GaussianMixture
 
 Floats = NDArray[np.float64]
 
@@ -122,6 +122,8 @@ class GMM:
                 f"{len(kept)} of {len(samples):,} points were kept, a share of "
                 f"{len(kept) / len(samples):.2g}; {needed} are needed"
             )
+        from sklearn.exceptions import ConvergenceWarning  # here: it takes a second to load
+
         try:
             em = self._em(seed)
             with warnings.catch_warnings(), np.errstate(all="ignore"):
@@ -150,7 +152,7 @@ class GMM:
     def _keeps(self, samples: Floats) -> NDArray[np.bool_]:
         if keeps_all(self.family.weight):
             return np.ones(len(samples), dtype=bool)
-        weight = self.family.weight(torch.from_numpy(self.log_prob(samples))).numpy()
+        weight = weigh(self.family.weight, self.log_prob(samples))
         if not np.isin(weight, (0.0, 1.0)).all():
             raise InputError(
                 "EM takes whole points, so the weight of a gmm must be 0 or 1; use keep or "
@@ -167,6 +169,8 @@ class GMM:
                 "means_init": self.mixture.means,
                 "precisions_init": self._precisions(),
             }
+        from sklearn.mixture import GaussianMixture
+
         return GaussianMixture(
             config.components,
             covariance_type=config.covariance,

@@ -71,6 +71,7 @@ class PointsExperiment(Experiment[PointsArm]):
     arm: ClassVar[type[Arm]] = PointsArm
     unit: ClassVar[str] = "points"
     units: ClassVar[tuple[str, ...]] = ("point",)
+    accelerated: ClassVar[bool] = False
 
     def check_arm(self, arm: PointsArm) -> None:
         """See `Experiment`."""
