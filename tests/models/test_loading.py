@@ -15,6 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoConfig,
+    AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
     Gemma3Config,
@@ -315,8 +317,9 @@ def written(tokenizer, tmp_path) -> Callable[..., tuple[Path, LlamaForCausalLM]]
     """A GGUF file of a random LLaMA, and the model of what is in it, dequantised by gguf."""
 
     def make(
-        quantised="Q8_0", *, drop=(), extra=(), told=(), tie=True, bos=False, pre="gpt-2", ends=()
-    ) -> tuple[Path, LlamaForCausalLM]:
+        quantised="Q8_0", *, drop=(), extra=(), told=(), tie=True, bos=False, pre="gpt-2", ends=(),
+        alignment=32, vocab_size=True,
+    ) -> tuple[Path, LlamaForCausalLM]:  # fmt: skip
         torch.manual_seed(1)
         config = LlamaConfig(
             vocab_size=len(tokenizer),
@@ -342,7 +345,9 @@ def written(tokenizer, tmp_path) -> Callable[..., tuple[Path, LlamaForCausalLM]]
         out.add_layer_norm_rms_eps(1e-5)
         out.add_rope_freq_base(5000.0)
         out.add_rope_dimension_count(16)
-        out.add_vocab_size(len(tokenizer))
+        out.add_custom_alignment(alignment)
+        if vocab_size:
+            out.add_vocab_size(len(tokenizer))
         tokens, merges = spelled(tokenizer)
         out.add_tokenizer_model("gpt2")
         out.add_tokenizer_pre(pre)
@@ -412,6 +417,46 @@ def test_a_gguf_file_is_an_ordinary_model(written, quantised, tie, stream, tmp_p
     assert (loaded.log_prob(stream) == lm.log_prob(stream)).all()
     assert (loaded.regenerate(stream, ask, seed=0, progress=Silent()) == again).all()
     assert (lm.model.lm_head.weight is lm.model.model.embed_tokens.weight) is tie
+
+
+@pytest.mark.parametrize("copied", [2**30, 0], ids=["small", "large"])
+@pytest.mark.parametrize("vocab_size", [True, False])
+def test_a_gguf_file_is_what_transformers_reads_without_its_lists_of_tokens(
+    written, vocab_size, copied, monkeypatch
+):
+    """To which transformers gives half a minute each time where they are of a real vocabulary."""
+    monkeypatch.setattr(gguf_files, "_COPIED", copied)
+    file, reference = written(tie=False, vocab_size=vocab_size, alignment=128)
+    how = {"gguf_file": file.name, "local_files_only": True}
+    config = AutoConfig.from_pretrained(file.parent, **how)
+    theirs = AutoTokenizer.from_pretrained(file.parent, **how)
+    read, init = [], gguf.GGUFReader.__init__
+
+    def watched(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        read.append("tokenizer.ggml.tokens" in self.fields)
+
+    monkeypatch.setattr(gguf.GGUFReader, "__init__", watched)
+    tokenizer, model = loading.read(file, "float32")
+    # the configuration's is without them in any case, the weights' where the file is small
+    assert read == [False, copied == 0]
+    assert type(tokenizer) is type(theirs)
+    assert tokenizer.backend_tokenizer.to_str() == theirs.backend_tokenizer.to_str()
+    assert tokenizer.special_tokens_map == theirs.special_tokens_map
+    left = {"architectures", "dtype", "quantization_config", "_name_or_path"}
+    ours = {k: v for k, v in model.config.to_dict().items() if k not in left}
+    assert ours == {k: v for k, v in config.to_dict().items() if k not in left}
+    assert model.name_or_path == model.config._name_or_path == str(file.parent)
+    for name, tensor in reference.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.1, 0.3, 0.9])
+def test_a_torn_gguf_file_is_told(written, share):
+    file, _ = written()
+    file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+    with pytest.raises(InputError, match=r"tiny\.gguf"):
+        loading.read(file, "float32")
 
 
 def test_a_gguf_file_says_what_stands_first_and_what_ends(written, tokenizer, capfd):

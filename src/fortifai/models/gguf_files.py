@@ -9,9 +9,14 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Mapping
+import mmap
+import shutil
+import struct
+import tempfile
+from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from tokenizers import decoders, pre_tokenizers
@@ -63,6 +68,7 @@ def complete(place: Place, config: PreTrainedConfig) -> None:
     def value(key: str, default: Any = None) -> Any:
         return told.get(f"{arch}.{key}", default)
 
+    config.vocab_size = value("vocab_size", told.get("tokenizer.ggml.tokens", config.vocab_size))
     for cap in ("final_logit_softcapping", "attn_logit_softcapping"):
         if value(cap) is not None and hasattr(config, cap):
             setattr(config, cap, value(cap))
@@ -189,6 +195,105 @@ def _split_bytes(place: Place, backend: Any, kind: str) -> None:
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), backend.pre_tokenizer]
     )
+
+
+# --- without its lists of tokens --------------------------------------------------------------
+
+_LISTS = {
+    f"tokenizer.ggml.{name}".encode() for name in ("tokens", "scores", "token_type", "merges")
+}
+_WIDTH = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+"""Bytes of a number of each type (8 is a text, 9 an array): GGUF's specification, versions 2, 3."""
+_COPIED = 2**30
+"""Bytes of a file up to which its weights are copied: those of a larger one take longer to read
+than its tokens do."""
+
+
+@contextmanager
+def lean(place: Place, *, weights: bool) -> Iterator[Path]:
+    """The file without the lists of its tokens, in a folder of its own while the block lasts.
+
+    transformers looks at every token, score and merge, one after the other, when it reads a
+    configuration and again for the weights, and takes none of them: with 262,144 tokens half a
+    minute each time. The file itself where it cannot be told apart, is large, or of one of the few
+    architectures for which transformers passes over the lists.
+
+    Args:
+        place: Of a GGUF file.
+        weights: Whether the weights are to be read; else their place is left empty, which takes no
+            room on a disk.
+    """
+    from transformers.integrations.gguf import GGUF_CONFIG_ARCHS
+
+    file = Path(_file(place))
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder, "lean.gguf")
+        if weights and file.stat().st_size > _COPIED:
+            target = file
+        else:
+            with file.open("rb") as source, target.open("wb") as out:
+                if not _copy_lean(source, out, GGUF_CONFIG_ARCHS, weights=weights):
+                    target = file
+        yield target
+
+
+def _copy_lean(source: BinaryIO, out: BinaryIO, others: Container[str], *, weights: bool) -> bool:
+    """Write a file without lists of tokens; False for a torn one, or one of other architectures."""
+    try:
+        with mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as told:
+            version, tensors, count = struct.unpack_from("<IQQ", told, 4)
+            if told[:4] != b"GGUF" or version not in (2, 3):
+                return False
+            kept, alignment, at = [], 32, 24
+            for _ in range(count):
+                start, value = at, _past_text(told, at)
+                key = told[start + 8 : value]
+                at = _past_value(told, value)
+                if key == b"general.alignment":
+                    (alignment,) = struct.unpack_from("<I", told, value + 4)
+                if key == b"general.architecture" and told[value + 12 : at].decode() in others:
+                    return False
+                if key not in _LISTS:
+                    kept.append(told[start:at])
+            infos = at
+            for _ in range(tensors):
+                at = _past_text(told, at)
+                (dimensions,) = struct.unpack_from("<I", told, at)
+                at += 4 + 8 * dimensions + 12
+            out.write(b"GGUF" + struct.pack("<IQQ", version, tensors, len(kept)))
+            out.writelines(kept)
+            out.write(told[infos:at])
+            out.write(bytes(-out.tell() % alignment))
+            data = at + -at % alignment  # where tensors begin; their offsets count from there
+            if weights:
+                source.seek(data)
+                shutil.copyfileobj(source, out, 2**24)
+            else:
+                out.truncate(out.tell() + max(0, len(told) - data))
+    except (struct.error, KeyError, ValueError, OverflowError):
+        return False
+    return True
+
+
+def _past_text(told: mmap.mmap, at: int) -> int:
+    (length,) = struct.unpack_from("<Q", told, at)
+    return at + 8 + int(length)
+
+
+def _past_value(told: mmap.mmap, at: int) -> int:
+    (kind,) = struct.unpack_from("<I", told, at)
+    at += 4
+    if kind == 8:
+        return _past_text(told, at)
+    if kind != 9:
+        return at + _WIDTH[kind]
+    kind, count = struct.unpack_from("<IQ", told, at)
+    at += 12
+    if kind != 8:
+        return at + _WIDTH[kind] * int(count)
+    for _ in range(count):
+        at = _past_text(told, at)
+    return at
 
 
 # --- the file ---------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING, get_tokenizer_config
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils import logging
@@ -90,17 +91,18 @@ def read(name: str | Path, dtype: Dtype) -> tuple[PreTrainedTokenizerFast, PreTr
             lora.merge_saved(model, place.repo)
         return _tokenizer(place) if place.holds_tokenizer else tokenizer, model
     tokenizer, config = _describe(place)
-    with _told(place.name), quiet():
+    with _told(place.name), quiet(), _lean(place, weights=True) as (repo, how):
         model, info = AutoModelForCausalLM.from_pretrained(
-            place.repo,
+            repo,
             config=config,
             dtype=getattr(torch, dtype),
             output_loading_info=True,
             # they are told below, all at once and by name
             ignore_mismatched_sizes=True,
-            **_how(place),
+            **how,
             **gguf_files.dense(place),
         )
+        model.name_or_path = model.config._name_or_path = place.repo
     _check_whole(place.name, model, info)
     if place.gguf is not None:
         gguf_files.settle(place, model)
@@ -178,19 +180,24 @@ _described: dict[tuple[str, int, int], tuple[PreTrainedTokenizerFast, PreTrained
 
 
 def _read_description(place: Place) -> tuple[PreTrainedTokenizerFast, PreTrainedConfig]:
-    with _told(place.name), quiet():
-        config = AutoConfig.from_pretrained(place.repo, **_how(place))
+    with _told(place.name), quiet(), _lean(place, weights=False) as (repo, how):
+        config = AutoConfig.from_pretrained(repo, **how)
+        config._name_or_path = place.repo
     _check_quantisation(place.name, config)
     if place.gguf is not None:
         gguf_files.complete(place, config)
-    return _tokenizer(place), config
+    return _tokenizer(place, config), config
 
 
-def _tokenizer(place: Place) -> PreTrainedTokenizerFast:
+def _tokenizer(place: Place, config: PreTrainedConfig | None = None) -> PreTrainedTokenizerFast:
     with _told(place.name), quiet():
         # a tokenizer.json beside a GGUF file says more than the file does
         how = _how(place) if not place.holds_tokenizer else _how(place) | {"gguf_file": None}
-        tokenizer = AutoTokenizer.from_pretrained(place.repo, **how)
+        maker: Any = AutoTokenizer
+        if how.get("gguf_file") and not get_tokenizer_config(place.repo, **_how(place)):
+            # the class that AutoTokenizer finds, which reads every token once more to find it
+            maker = TOKENIZER_MAPPING.get(type(config), PreTrainedTokenizerFast)
+        tokenizer = maker.from_pretrained(place.repo, **how)
     if not tokenizer.is_fast:
         raise InputError(
             f"the tokenizer of {place.name!r} is a slow one, without character offsets; use a "
@@ -199,6 +206,16 @@ def _tokenizer(place: Place) -> PreTrainedTokenizerFast:
     if place.gguf is not None and not place.holds_tokenizer:
         gguf_files.settle_tokenizer(place, tokenizer)
     return tokenizer
+
+
+@contextlib.contextmanager
+def _lean(place: Place, *, weights: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where from_pretrained reads a model, and how; see `gguf_files.lean`."""
+    if place.gguf is None:
+        yield place.repo, _how(place)
+        return
+    with gguf_files.lean(place, weights=weights) as file:
+        yield str(file.parent), _how(place) | {"gguf_file": file.name, "local_files_only": True}
 
 
 def _how(place: Place) -> dict[str, Any]:
