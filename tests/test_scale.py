@@ -198,6 +198,15 @@ def test_a_signal_to_all_processes_of_a_job_is_one_to_the_run(place):
     assert "stopped; the same" in told
 
 
+def test_what_a_killed_node_left_is_taken_away(place, whole):
+    """A node of a cluster that died while it looked whether it sees the folder leaves a file."""
+    Path("run").mkdir()
+    Path("run/.lock-seen-of-one-that-is-gone").touch()
+    done = finish()
+    assert done.returncode == 0, done.stderr
+    assert without_report(outcome(Path("run"))) == whole
+
+
 def test_a_second_run_on_a_folder_gets_one_sentence(place):
     first = start("wait", "--workers", "1")
     probed()

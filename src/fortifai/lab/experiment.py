@@ -25,7 +25,16 @@ from fortifai.lab.plan import plan
 from fortifai.lab.progress import Progress
 from fortifai.lab.seeds import Seed
 from fortifai.lab.spec import AnyExperiment, with_plugins
-from fortifai.lab.store import LOCK, ChainStore, at_work, committing, inspect, locked, write_json
+from fortifai.lab.store import (
+    LOCK,
+    SEEN,
+    ChainStore,
+    at_work,
+    committing,
+    inspect,
+    locked,
+    write_json,
+)
 from fortifai.lab.times import Timed
 from fortifai.machine import use_threads
 
@@ -90,6 +99,8 @@ def run(
         data = experiment.read(root)
         if only is None:
             held.enter_context(locked(out, tell=tell))
+            for left in out.glob(f"{SEEN}*"):  # of a run that was killed while a node looked
+                left.unlink(missing_ok=True)
         elif (whole := files.holder(out / LOCK)) and whole.alive:
             raise InputError(
                 f"{out} is in use by a run of all its chains ({whole}); wait for it, or choose "

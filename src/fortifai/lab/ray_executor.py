@@ -43,7 +43,7 @@ from fortifai.lab.executor import (
     lost,
     raise_failures,
 )
-from fortifai.lab.store import LOCK, make_folder
+from fortifai.lab.store import SEEN, make_folder
 from fortifai.machine import accelerators, cores, use_threads
 
 try:
@@ -283,7 +283,7 @@ def _check_seen(desk: Any, out: str) -> None:
     """Raise where this node's run folder is not the one that the run's own node sees."""
     token, told = secrets.token_hex(), "it reads and writes another folder of that name"
     try:
-        with tempfile.NamedTemporaryFile("w", dir=out, prefix=f"{LOCK}-seen-") as file:
+        with tempfile.NamedTemporaryFile("w", dir=out, prefix=SEEN) as file:
             file.write(token)
             file.flush()
             os.fsync(file.fileno())

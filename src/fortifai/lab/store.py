@@ -29,6 +29,8 @@ ENDED = "ended.json"
 STALE = "stale.json"
 STATE = "state.json"
 LOCK = ".lock"
+SEEN = ".lock-seen-"
+"""So begin the files by which nodes of a cluster find out whether they see the same folder."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
