@@ -265,12 +265,20 @@ rng, run = random.Random(0), Path("run")
 raw = yaml.safe_load(Path("scale.yaml").read_text())
 resolved = configuration.resolve(raw, plugins.load(["probing"]))
 
+def undone():
+    there = sorted(run.glob("arms/*/*/generation-*/manifest.json"))
+    for done in rng.sample(there, 12) if len(there) > 12 else []:
+        done.unlink()  # so that there is something to do again
+
 def moments():
+    yield lambda: False  # the whole, and how long as much takes as is undone each time
+    undone()
+    begin = time.monotonic()
+    yield lambda: False
+    length = time.monotonic() - begin
     for _ in range(200):
-        there = sorted(run.glob("arms/*/*/generation-*/manifest.json"))
-        for done in rng.sample(there, 12) if len(there) > 12 else []:
-            done.unlink()  # so that there is something to do again
-        end = time.monotonic() + rng.uniform(0, 1)
+        undone()
+        end = time.monotonic() + rng.uniform(0, length)
         yield lambda: time.monotonic() >= end
 
 print(kills(lambda: experiment.run(resolved, Path(), run, workers=1), moments()))
