@@ -88,10 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     people = bios.people(config["corpus"]["seed"])
     count = config["corpus"]["people"]
     facts = {one.name: one.facts for one, _ in zip(people, range(count), strict=False)}
-    block = config["train"]["block"]
     real = load_file(str(given.run / "shared" / "tokens.safetensors"))
     for chain in sorted(given.run.glob("arms/*/*")):
         read, last = real["split-0"], None
+        block = config["arms"][chain.parent.name]["train"]["block"]
         for generation in sorted(chain.glob("generation-*")):
             model = CausalLM.load(generation / "model", device="cpu")
             found = row(last or model, read.astype(np.int32), block, facts)
