@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-AnyWeight = Callable[..., "Tensor"]
+    AnyWeight = Callable[..., Tensor]
+else:  # who reads the hints of a weight's fields has no tensor to name
+    AnyWeight = Callable[..., Any]
 """What the losses take."""
 
 
