@@ -269,6 +269,8 @@ ADAPTERS = {
 }
 
 
+# peft 0.21 hands its prefix over by the name that transformers had before 5.24
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_adapters(name: str) -> None:
     torch.manual_seed(0)
