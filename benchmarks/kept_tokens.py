@@ -37,8 +37,9 @@ def patterns() -> Iterator[tuple[str, re.Pattern[str]]]:
     for attribute, ways in bios.PHRASINGS.items():
         values = f"({'|'.join(bios.VALUES[attribute])})"
         for way in ways:
-            yield attribute, re.compile(
-                re.escape(way).replace(r"\{n\}", NAME).replace(r"\{v\}", values)
+            yield (
+                attribute,
+                re.compile(re.escape(way).replace(r"\{n\}", NAME).replace(r"\{v\}", values)),
             )
 
 

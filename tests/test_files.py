@@ -321,6 +321,16 @@ def test_a_lock_without_a_name_does_not_last(tmp_path):
         assert marker.stat().st_size
 
 
+def test_what_was_left_in_taking_over_a_lock_is_removed_once_it_is_old(tmp_path):
+    old, young = (tmp_path / f".lock.break.{pid}.{'0' * 32}" for pid in (1, 2))
+    for left, age in ((old, 61), (young, 5)):
+        left.write_text("")
+        os.utime(left, (time.time() - age,) * 2)
+    with files.lock(tmp_path / ".lock", "it", "wait", tell=print):
+        assert not old.exists()
+        assert young.exists()
+
+
 def test_a_number_that_was_given_anew_is_not_the_holder(tmp_path):
     """This process is younger than the last sign of life of who had its number before."""
     with locked(tmp_path):

@@ -130,7 +130,11 @@ def outcome(folder: Path) -> dict[str, str]:
     return {
         p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
         for p in sorted(folder.rglob("*"))
-        if p.is_file() and p.name != "run.json" and p != folder / "manifest.json"
+        if p.is_file()
+        and p.name != "run.json"
+        and p != folder / "manifest.json"
+        # of a process that was killed while it took over a lock; removed when it is a minute old
+        and not re.match(r"\.lock.*\.break\.", p.name)
     }
 
 

@@ -219,9 +219,21 @@ def lock(
     try:
         if found and (not found.alive if found.here else time.monotonic() - since >= SILENT):
             tell(f"the lock of {what} was taken over from {found}, which is gone")
+        _remove_broken(path)
         yield
     finally:
         lease.release()
+
+
+def _remove_broken(path: Path) -> None:
+    """Remove what processes left that were killed while they took over the lock of another.
+
+    Only what is old: another process may be about to put the lock back that it moved aside.
+    """
+    for left in path.parent.glob(f"{path.name}.break.*"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > SILENT:
+                left.unlink()
 
 
 def _acquire(

@@ -102,7 +102,7 @@ def read(name: str | Path, dtype: Dtype) -> tuple[PreTrainedTokenizerFast, PreTr
             **how,
             **gguf_files.dense(place),
         )
-        model.name_or_path = model.config._name_or_path = place.repo
+        model.name_or_path = model.config.name_or_path = place.repo
     _check_whole(place.name, model, info)
     if place.gguf is not None:
         gguf_files.settle(place, model)
@@ -182,7 +182,7 @@ _described: dict[tuple[str, int, int], tuple[PreTrainedTokenizerFast, PreTrained
 def _read_description(place: Place) -> tuple[PreTrainedTokenizerFast, PreTrainedConfig]:
     with _told(place.name), quiet(), _lean(place, weights=False) as (repo, how):
         config = AutoConfig.from_pretrained(repo, **how)
-        config._name_or_path = place.repo
+        config.name_or_path = place.repo
     _check_quantisation(place.name, config)
     if place.gguf is not None:
         gguf_files.complete(place, config)
