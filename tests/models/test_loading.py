@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import pickle
 import re
@@ -449,6 +450,16 @@ def test_a_gguf_file_is_what_transformers_reads_without_its_lists_of_tokens(
     assert model.name_or_path == model.config._name_or_path == str(file.parent)
     for name, tensor in reference.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor)
+
+
+def test_a_gguf_file_is_read_where_there_is_no_room_for_a_copy(written, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    file, reference = written()
+    monkeypatch.setattr(gguf_files.shutil, "copyfileobj", full)
+    _, model = loading.read(file, "float32")
+    assert torch.equal(model.lm_head.weight, reference.lm_head.weight)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.1, 0.3, 0.9])

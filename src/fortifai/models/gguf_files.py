@@ -215,8 +215,8 @@ def lean(place: Place, *, weights: bool) -> Iterator[Path]:
 
     transformers looks at every token, score and merge, one after the other, when it reads a
     configuration and again for the weights, and takes none of them: with 262,144 tokens half a
-    minute each time. The file itself where it cannot be told apart, is large, or of one of the few
-    architectures for which transformers passes over the lists.
+    minute each time. The file itself where it cannot be told apart, is large, finds no room, or is
+    of one of the few architectures for which transformers passes over the lists.
 
     Args:
         place: Of a GGUF file.
@@ -226,7 +226,8 @@ def lean(place: Place, *, weights: bool) -> Iterator[Path]:
     from transformers.integrations.gguf import GGUF_CONFIG_ARCHS
 
     file = Path(_file(place))
-    with tempfile.TemporaryDirectory() as folder:
+    # Windows removes no file that is still mapped, and its reader may be
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         target = Path(folder, "lean.gguf")
         if weights and file.stat().st_size > _COPIED:
             target = file
@@ -270,8 +271,8 @@ def _copy_lean(source: BinaryIO, out: BinaryIO, others: Container[str], *, weigh
                 shutil.copyfileobj(source, out, 2**24)
             else:
                 out.truncate(out.tell() + max(0, len(told) - data))
-    except (struct.error, KeyError, ValueError, OverflowError):
-        return False
+    except (struct.error, KeyError, ValueError, ArithmeticError, OSError):
+        return False  # transformers says what is wrong with it; a full disk holds no copy
     return True
 
 
