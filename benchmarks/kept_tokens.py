@@ -18,6 +18,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,19 +29,17 @@ from fortifai.data import bios
 from fortifai.models.causal_lm import CausalLM
 
 LEVEL = 0.9
-NAME = r"([A-Z][a-z]+ [A-Z][a-z]+)"
+NAME = r"(?P<name>[A-Z][a-z]+ [A-Z][a-z]+)"
 CLASSES = ("true value", "false value", "other words", "no sentence of the corpus")
 
 
 def patterns() -> Iterator[tuple[str, re.Pattern[str]]]:
-    """Of every attribute each way to tell it; the groups are name and value, in their order."""
+    """Of every attribute each way to tell it, with the groups `name` and `value`."""
     for attribute, ways in bios.PHRASINGS.items():
-        values = f"({'|'.join(bios.VALUES[attribute])})"
+        value = f"(?P<value>{'|'.join(bios.VALUES[attribute])})"
         for way in ways:
-            yield (
-                attribute,
-                re.compile(re.escape(way).replace(r"\{n\}", NAME).replace(r"\{v\}", values)),
-            )
+            told = re.escape(way).replace(r"\{n\}", NAME).replace(r"\{v\}", value)
+            yield attribute, re.compile(told)
 
 
 def classes(text: str, facts: dict[str, dict[str, str]]) -> np.ndarray:
@@ -48,15 +47,15 @@ def classes(text: str, facts: dict[str, dict[str, str]]) -> np.ndarray:
     found = np.full(len(text), 3, dtype=np.int8)
     for attribute, pattern in patterns():
         for match in pattern.finditer(text):
-            name, value = sorted(match.groups(), key=lambda group: " " not in group)
-            place = match.start(match.groups().index(value) + 1)
-            true = facts.get(name, {}).get(attribute) == value
-            found[match.start() : match.end()] = 2
-            found[place : place + len(value)] = 0 if true else 1
+            true = facts.get(match["name"], {}).get(attribute) == match["value"]
+            found[slice(*match.span())] = 2
+            found[slice(*match.span("value"))] = 0 if true else 1
     return found
 
 
-def row(model: CausalLM, ids: np.ndarray, block: int, facts: dict[str, dict[str, str]]) -> object:
+def row(
+    model: CausalLM, ids: np.ndarray, block: int, facts: dict[str, dict[str, str]]
+) -> dict[str, Any]:
     """By class: share of the tokens, share of it that is kept, share of all that is kept."""
     windows = ids[: len(ids) // block * block].reshape(-1, block)
     p = np.exp(model.window_log_prob(windows)).ravel()
@@ -99,9 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(json.dumps({"chain": f"{chain.parent.name}/{chain.name}",
                               "generation": int(generation.name[-2:]), "tokens": found}),
                   flush=True)  # fmt: skip
-            samples = load_file(str(generation / "samples.safetensors"))
-            (read,) = (samples[name] for name in sorted(samples)[:1])
-            last = model
+            read, last = load_file(str(generation / "samples.safetensors"))["split-0"], model
 
 
 if __name__ == "__main__":

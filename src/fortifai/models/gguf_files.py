@@ -205,8 +205,7 @@ _LISTS = {
 _WIDTH = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 """Bytes of a number of each type (8 is a text, 9 an array): GGUF's specification, versions 2, 3."""
 _COPIED = 2**30
-"""Bytes of a file up to which its weights are copied: those of a larger one take longer to read
-than its tokens do."""
+"""Bytes of a file up to which its weights are copied: no disk is filled to save some seconds."""
 
 
 @contextmanager
