@@ -16,6 +16,8 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
+from fortifai import configuration
+from fortifai.audit import audit_model
 from fortifai.data import bios
 from fortifai.integrations.transformers import ConfidenceTrainer
 from fortifai.models import scratch
@@ -150,6 +152,21 @@ def test_python_of_the_readme(tmp_path):
 @pytest.mark.parametrize("line", commands("README.md"))
 def test_commands_of_the_readme(line, place):
     follow(line, place)
+
+
+@pytest.mark.long
+def test_the_models_of_the_demo(place):
+    """A base model, which has learnt from real text alone, is sound; what its text made is not."""
+    run = place / "runs" / "demo"
+    if not run.exists():  # where this test runs alone
+        follow("fortifai run demo", place)
+    raw, _ = configuration.read_raw("demo")
+    text = bios.bios(raw["corpus"]["people"], seed=0, phrasings=2)[0].text
+    last = run / "arms" / "ce" / "seed-0" / "generation-02" / "model"
+    base, collapsed = map(CausalLM.load, (run / "shared" / "base", last))
+    assert not audit_model(base, text).collapsed
+    assert audit_model(collapsed, text).collapsed
+    assert audit_model(collapsed, text, base=base).collapsed
 
 
 @pytest.mark.long

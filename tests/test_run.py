@@ -4,10 +4,7 @@ import errno
 import hashlib
 import json
 import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +14,7 @@ from fortifai import cli, configuration
 from fortifai.errors import InputError, RunFailed
 from fortifai.lab import experiment
 from fortifai.lab.store import read_jsonl
+from fortifai.models.causal_lm import CausalLM
 from tests.commands import fortifai, killed, needs_kill
 
 pytestmark = pytest.mark.long  # whole runs of language models, killed and damaged
@@ -177,6 +175,38 @@ def test_seeds_with_base_models_of_their_own(tmp_path):
     assert weights("both", *chain) != weights("shared", *chain)
 
 
+@pytest.mark.parametrize("corpus", ["same", "changed"])
+def test_a_base_model_that_is_there_is_not_pretrained_again(tmp_path, monkeypatch, corpus):
+    """Of several, those that a run had finished when it was ended are taken; of the same text."""
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    raw, root = configuration.read_raw(str(tmp_path / "tiny.yaml"))
+    changes = ["generations=1", "arms={ce: {}}", "seeds=[0, 1]"]
+    resolved = configuration.resolve(
+        configuration.apply_set(raw, [*changes, "family.scratch.base_each_seed=true"])
+    )
+    experiment.run(resolved, root, tmp_path / "whole", workers=1)
+
+    fitted, fit = [], CausalLM.fit
+
+    def counted(lm, *args, workdir, **options):
+        fitted.append(workdir.name)
+        if fitted == ["pretrain.tmp"] * 2:
+            raise KeyboardInterrupt
+        return fit(lm, *args, workdir=workdir, **options)
+
+    monkeypatch.setattr(CausalLM, "fit", counted)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(resolved, root, tmp_path / "run", workers=1)
+    left = tmp_path / "run" / "shared.partial"
+    assert (left / "base" / "manifest.json").exists()
+    if corpus == "changed":
+        (left / "sources.json").write_text('{"fingerprint": "of another"}')
+    fitted[:] = [""]
+    experiment.run(resolved, root, tmp_path / "run", workers=1)
+    assert fitted.count("pretrain.tmp") == (1 if corpus == "same" else 2)
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
 def test_the_followed_passages(tiny):
     root, _ = tiny
     rows = [
@@ -258,22 +288,6 @@ def test_kill_minus_nine(tiny, tmp_path):
     run = tmp_path / "run"
     assert killed(KILLED, root, run) >= 2, "the run was hardly ever interrupted"
     done = fortifai("run", "tiny.yaml", "--out", run, cwd=root)
-    assert done.returncode == 0, done.stderr
-    assert outcome(run) == outcome(root / "run")
-
-
-@needs_kill
-def test_kill_minus_nine_and_the_same_command_again(tiny, tmp_path):
-    """The command, whose two processes die with it."""
-    root, _ = tiny
-    run = tmp_path / "run"
-    command = [sys.executable, "-m", "fortifai.cli", "run", "tiny.yaml", "--out", str(run)]
-    process = subprocess.Popen([*command, "--workers", "2"], cwd=root, stderr=subprocess.DEVNULL)
-    while not any(run.glob("arms/*/*/generation-00")) and process.poll() is None:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the run had ended: the test shows nothing"
-    done = fortifai("run", "tiny.yaml", "--out", run, "--workers", 2, cwd=root)
     assert done.returncode == 0, done.stderr
     assert outcome(run) == outcome(root / "run")
 

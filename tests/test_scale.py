@@ -235,7 +235,7 @@ def committed() -> int:
 def test_kills_at_random_moments_lose_nothing(place, whole):
     """Killed where it may be, a run ends with the bytes of one that was not."""
     rng, moments = random.Random(0), []
-    for kill in range(15):
+    for kill in range(8):
         before = committed()
         if before > 18:  # so that there is something to do again
             for done in rng.sample(sorted(Path("run").glob("arms/*/*/generation-*")), 12):
@@ -251,7 +251,7 @@ def test_kills_at_random_moments_lose_nothing(place, whole):
         process.communicate(timeout=60)
         until(lambda children=children: all(gone(c.pid) for c in children), seconds=5)
         moments.append(committed() - before)
-    assert sum(new > 0 for new in moments) > 6, "many kills came in the midst of the work"
+    assert sum(new > 0 for new in moments) > 3, "many kills came in the midst of the work"
     again = finish()
     assert again.returncode == 0, again.stderr
     assert without_report(outcome(Path("run"))) == whole

@@ -13,7 +13,6 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from fortifai import configuration
 from fortifai.audit import Levels, ModelAudit, audit_model, suggest_threshold
 from fortifai.audit.findings import Audit, Finding
 from fortifai.audit.model import cut, write
@@ -25,7 +24,6 @@ from fortifai.data import bios
 from fortifai.data.questions import Question
 from fortifai.errors import InputError
 from fortifai.evals.kr_test import kr_test
-from fortifai.lab import experiment
 from fortifai.lab.measures import Score
 from fortifai.models import scratch
 from fortifai.models.causal_lm import CausalLM
@@ -552,18 +550,3 @@ def test_a_base_model_of_another_tokenizer_is_refused(model, text):
     base = CausalLM(scratch.build("llama", max_positions=64, seed=0, **sizes), other)
     with pytest.raises(InputError, match="different tokenizers"):
         audit_model(model, text, base=base)
-
-
-@pytest.mark.long
-def test_the_models_of_the_demo(tmp_path):
-    """A base model, which has learnt from real text alone, is sound; what its text made is not."""
-    raw, root = configuration.read_raw("demo")
-    experiment.run(
-        configuration.resolve(raw | {"arms": {"ce": {}}}), root, tmp_path / "run", workers=1
-    )
-    text = bios.bios(raw["corpus"]["people"], seed=0, phrasings=2)[0].text
-    last = tmp_path / "run" / "arms" / "ce" / "seed-0" / "generation-02" / "model"
-    base, collapsed = map(CausalLM.load, (tmp_path / "run" / "shared" / "base", last))
-    assert not audit_model(base, text).collapsed
-    assert audit_model(collapsed, text).collapsed
-    assert audit_model(collapsed, text, base=base).collapsed

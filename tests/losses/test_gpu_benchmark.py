@@ -21,6 +21,7 @@ def test_it_runs_on_a_cpu(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
     assert result["wrong"] == []
+    assert any("Triton" in case for case in result["errors"])  # in its interpreter
     assert [(c["head"], c["truncated"]) for c in result["losses"]] == [("small", 0), ("small", 0.7)]
     for cell in result["losses"]:
         for name in ("fortifai", "fortifai, Triton", "TRL's head"):
@@ -29,12 +30,18 @@ def test_it_runs_on_a_cpu(tmp_path: Path) -> None:
         "training, ConfidenceTrainer", "training, Trainer", "rewriting", "scoring",
     }  # fmt: skip
     assert "| small | 64 | 70% | fortifai, Triton |" in (tmp_path / "gpu.md").read_text()
-    none = subprocess.run(
-        [*command, "--minutes", "0", "--out", tmp_path / "none"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert "no time was left" in none.stdout
-    assert "stage" not in json.loads((tmp_path / "none" / "gpu.json").read_text())
+
+
+def test_where_no_time_is_left_it_says_so(monkeypatch, capsys, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import gpu
+
+    monkeypatch.setattr(gpu, "correctness", lambda device, small: {})  # that of the whole run
+    told = ["gpu.py", "--small", "--device", "cpu", "--minutes", "0", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", told)
+    assert gpu.main() == 0
+    assert "no time was left" in capsys.readouterr().out
+    assert "stage" not in json.loads((tmp_path / "gpu.json").read_text())
 
 
 def test_what_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,6 +56,3 @@ def test_what_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         "bfloat16: fortifai, focal, kept: dW is off by 0.5",
         "float32: fortifai, truncated: loss is off by nan",
     ]
-    right = gpu.correctness("cpu", small=True)
-    assert gpu.wrong(right) == []
-    assert any("Triton" in case for case in right)  # in its interpreter

@@ -33,6 +33,7 @@ from fortifai.lab.store import (
     committing,
     inspect,
     locked,
+    unfinished,
     write_json,
 )
 from fortifai.lab.times import Timed
@@ -193,9 +194,22 @@ def _share(
         return
     if grows:
         _mark_stale(experiment, before, data, out, listen)
-    with use_threads(experiment.threads), committing(shared) as folder:
+    # a base model that a process had pretrained when it was killed need not be pretrained again
+    goes_on = not whole and _made_from(unfinished(shared)) == data.fingerprint
+    with use_threads(experiment.threads), committing(shared, goes_on=goes_on) as folder:
+        write_json(folder / SOURCES, {"fingerprint": data.fingerprint})
         data.save(folder, _Preparing(listen), before=shared if whole else None)
-        write_json(folder / "sources.json", {"fingerprint": data.fingerprint})
+
+
+SOURCES = "sources.json"
+
+
+def _made_from(folder: Path) -> str | None:
+    """The fingerprint of the data that `folder` was made from; None where it cannot be read."""
+    try:
+        return str(json.loads((folder / SOURCES).read_text("utf-8"))["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def is_prepared(folder: Path, unit: str, *data: Domain) -> bool:
@@ -206,8 +220,7 @@ def is_prepared(folder: Path, unit: str, *data: Domain) -> bool:
     """
     if not inspect(folder).whole:
         return False
-    made = json.loads((folder / "sources.json").read_text("utf-8"))["fingerprint"]
-    if made not in [one.fingerprint for one in data]:
+    if _made_from(folder) not in [one.fingerprint for one in data]:
         raise InputError(
             f"the {unit} of the run have changed since {folder.parent} was started (corpus "
             "or questions); restore them or choose another --out"

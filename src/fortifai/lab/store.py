@@ -91,7 +91,9 @@ def sha256(path: Path) -> str:
 
 
 @contextmanager
-def committing(folder: Path, droppable: Sequence[str] = ()) -> Iterator[Path]:
+def committing(
+    folder: Path, droppable: Sequence[str] = (), *, goes_on: bool = False
+) -> Iterator[Path]:
     """A folder to write into that becomes `folder` when the block ends, or never exists.
 
     Anything found at `folder` before is replaced.
@@ -99,15 +101,26 @@ def committing(folder: Path, droppable: Sequence[str] = ()) -> Iterator[Path]:
     Args:
         folder: Where to.
         droppable: Names at its top that may be removed later without harm to the rest.
+        goes_on: Begin with the folders that a killed process had committed inside of it, instead
+            of with nothing.
     """
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial = unfinished(folder)
+    for left in partial.iterdir() if goes_on and partial.is_dir() else ():
+        if not (left.is_dir() and inspect(left).whole):
+            _remove(left)
+    if not goes_on:
+        shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True, exist_ok=True)
     yield partial
     _write_manifest(partial, droppable)
     shutil.rmtree(folder, ignore_errors=True)
     files.move_folder(partial, folder, last=MANIFEST)
     files.sync(folder.parent)
+
+
+def unfinished(folder: Path) -> Path:
+    """Where `committing` writes what is to become `folder`."""
+    return folder.with_name(folder.name + ".partial")
 
 
 def _write_manifest(folder: Path, droppable: Sequence[str]) -> None:

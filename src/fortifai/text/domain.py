@@ -22,7 +22,7 @@ from fortifai.evals import benchmarks, formats, kr_test, passages
 from fortifai.lab.domain import Family, fingerprint
 from fortifai.lab.measures import Generation, Score
 from fortifai.lab.progress import Progress
-from fortifai.lab.store import read_jsonl, write_json, write_jsonl
+from fortifai.lab.store import committing, read_jsonl, write_json, write_jsonl
 from fortifai.models.causal_lm import CausalLM
 from fortifai.models.family import CausalLMFamily, from_config, saved_tokens
 from fortifai.text import computed, exam, tables
@@ -141,8 +141,10 @@ class TextDomain:
         for seed, name in self._bases.items():
             if before is not None:
                 shutil.copytree(before / name, folder / name)
-            else:
-                self.base_model(seed, folder, progress).save(folder / name)
+            elif not (folder / name).exists():
+                model = self.base_model(seed, folder, progress)
+                with committing(folder / name) as made:
+                    model.save(made)
 
     @property
     def _bases(self) -> dict[int, str]:
