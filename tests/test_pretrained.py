@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -23,6 +25,7 @@ from fortifai.lab.progress import Silent
 from fortifai.models import loading
 from fortifai.models.causal_lm import CausalLM
 from fortifai.models.options import RegenerateOptions
+from tests.models.test_loading import log_prob
 
 pytestmark = pytest.mark.pretrained
 
@@ -167,3 +170,71 @@ def test_a_continuation_is_what_the_whole_text_says(name, request):
         at = range(len(ids) - count, len(ids))
         want = sum(float(log_p[i - 1, ids[i]]) for i in at)
         assert total == pytest.approx(want, abs=1e-3)  # fp32 logits of another batch
+
+
+ARCH = {"llama": "llama", "gemma3_text": "gemma3"}
+
+
+def reread(reader: gguf.GGUFReader, model) -> dict[str, torch.Tensor]:
+    """Every tensor of a file by gguf's own reader, under the model's names and in its layout."""
+    (arch,) = (k for k, v in gguf.MODEL_ARCH_NAMES.items() if v == ARCH[model.config.model_type])
+    places = gguf.get_tensor_name_map(arch, model.config.num_hidden_layers)
+    tensors = {t.name: t for t in reader.tensors}
+    out = {}
+    for name in model.state_dict():
+        owner, _, leaf = name.rpartition(".")
+        tensor = tensors.get(f"{places.get_name(owner)}.{leaf}")
+        tensor = tensors["token_embd.weight"] if tensor is None else tensor  # a tied head
+        value = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(
+            [int(n) for n in reversed(tensor.shape)]
+        )
+        heads = {
+            "q_proj": model.config.num_attention_heads,
+            "k_proj": model.config.num_key_value_heads,
+        }.get(owner.split(".")[-1])
+        if heads and model.config.model_type == "llama":
+            halves = value.reshape(heads, -1, 2, value.shape[1])
+            value = halves.swapaxes(1, 2).reshape(value.shape)
+        if "norm" in owner and model.config.model_type != "llama":
+            value = value - 1  # Gemma's norms multiply by 1 + weight, llama.cpp's by weight
+        out[name] = torch.from_numpy(np.array(value, dtype=np.float32))
+    return out
+
+
+@pytest.mark.parametrize(("name", "which"), [("gemma", "gemma3_270m"), ("smol", "smollm2")])
+def test_their_files_are_what_gguf_s_reader_says(name, which, request, wiki, tmp_path):
+    lm = request.getfixturevalue(name)
+    reader = gguf.GGUFReader(request.getfixturevalue(which))
+    expected = copy.deepcopy(lm.model)
+    expected.load_state_dict(reread(reader, lm.model))
+    text = wiki.read_text("utf-8")[:1200]
+    ids = lm.tokenizer(text).input_ids
+    rows = torch.tensor([ids[:128]])
+    ours, theirs = log_prob(lm.model, rows), log_prob(expected, rows)
+    # float32 rounding: transformers unpacks some kinds of blocks by itself
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+    right = ours[0, :-1].gather(-1, rows[0, 1:, None]).mean()
+    assert right > -4.5  # it reads English: a wrong layout gives -10 and less
+    # the tokenizer, against the file's own lists
+    fields = reader.fields
+    listed = fields["tokenizer.ggml.tokens"].contents()
+    kinds = fields["tokenizer.ggml.token_type"].contents()
+    assert len(lm.tokenizer) == len(listed)
+    control = [i for i, kind in enumerate(kinds) if kind == 3]
+    assert control
+    for i in control:
+        assert lm.tokenizer.convert_tokens_to_ids(listed[i]) == i
+    for end in ("bos", "eos"):
+        told = fields[f"tokenizer.ggml.{end}_token_id"].contents()
+        assert getattr(lm.tokenizer, f"{end}_token_id") == told
+    starts = lm.tokenizer("a").input_ids[0] == lm.tokenizer.bos_token_id
+    assert starts is bool(fields["tokenizer.ggml.add_bos_token"].contents())
+    odd = "  In 2023, it's  x1y22:\n\n\tcafé 日本 👍 \u00e9e\u0301 "
+    plain = lm.tokenizer(odd, add_special_tokens=False).input_ids
+    assert lm.tokenizer.decode(plain) == odd
+    template = fields.get("tokenizer.chat_template")
+    assert lm.tokenizer.chat_template == (template and template.contents())
+    lm.save(tmp_path)
+    loaded = CausalLM.load(tmp_path, device="cpu")
+    assert torch.equal(log_prob(loaded.model, rows), ours)
+    assert loaded.tokenizer(odd).input_ids == lm.tokenizer(odd).input_ids
