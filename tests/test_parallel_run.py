@@ -87,7 +87,7 @@ def test_what_a_generation_tells(root):
 
 
 def test_whatever_ends_it_the_same_command_goes_on(root, tmp_path):
-    """A lost process and kill -9: no process stays, and the bytes are the same."""
+    """A lost process, a signal, kill -9: no process stays, and the bytes are the same."""
     shutil.copytree(root, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "run/arms/tce/seed-0/generation-01")
 
@@ -102,6 +102,11 @@ def test_whatever_ends_it_the_same_command_goes_on(root, tmp_path):
     assert "Traceback" not in told
     assert all_gone(busy)
     assert not list((tmp_path / "run").rglob("*.partial/*"))
+
+    run = start(tmp_path)
+    busy = at_work(run, 1)
+    assert_leaves(run)
+    assert all_gone(busy)
 
     run = start(tmp_path)
     busy = at_work(run, 1)

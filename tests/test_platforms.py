@@ -98,10 +98,12 @@ def test_a_run_and_its_report_without_what_is_posix(tmp_path):
     assert "only soft file lock is available" in done.stderr, "the stand-in stands in"
     assert elsewhere(tmp_path, "report", "run").returncode == 0
     # a chain taken up in one process, and on another system: a lock file of this one's lies about
-    shutil.rmtree(next((tmp_path / "run").glob("arms/*/*/generation-01")))
+    gone = next((tmp_path / "run").glob("arms/*/*/generation-01"))
+    shutil.rmtree(gone)
     (tmp_path / "run" / ".lock").touch()
     again = elsewhere(tmp_path, *run, "1")
     assert again.returncode == 0, again.stderr
+    assert (gone / "manifest.json").is_file()
 
 
 @pytest.mark.long

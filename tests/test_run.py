@@ -175,9 +175,9 @@ def test_seeds_with_base_models_of_their_own(tmp_path):
     assert weights("both", *chain) != weights("shared", *chain)
 
 
-@pytest.mark.parametrize("corpus", ["same", "changed"])
-def test_a_base_model_that_is_there_is_not_pretrained_again(tmp_path, monkeypatch, corpus):
-    """Of several, those that a run had finished when it was ended are taken; of the same text."""
+@pytest.mark.parametrize("left", ["whole", "damaged", "of another text"])
+def test_a_base_model_that_is_there_is_not_pretrained_again(tmp_path, monkeypatch, left):
+    """Of several, those that a run had finished when it was ended are taken."""
     (tmp_path / "tiny.yaml").write_text(TINY)
     raw, root = configuration.read_raw(str(tmp_path / "tiny.yaml"))
     changes = ["generations=1", "arms={ce: {}}", "seeds=[0, 1]"]
@@ -197,13 +197,16 @@ def test_a_base_model_that_is_there_is_not_pretrained_again(tmp_path, monkeypatc
     monkeypatch.setattr(CausalLM, "fit", counted)
     with pytest.raises(KeyboardInterrupt):
         experiment.run(resolved, root, tmp_path / "run", workers=1)
-    left = tmp_path / "run" / "shared.partial"
-    assert (left / "base" / "manifest.json").exists()
-    if corpus == "changed":
-        (left / "sources.json").write_text('{"fingerprint": "of another"}')
+    partial = tmp_path / "run" / "shared.partial"
+    if left == "of another text":
+        told = json.loads((partial / "sources.json").read_text())
+        (partial / "sources.json").write_text(json.dumps(told | {"foundation": "another"}))
+    elif left == "damaged":
+        path = partial / "base" / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
     fitted[:] = [""]
     experiment.run(resolved, root, tmp_path / "run", workers=1)
-    assert fitted.count("pretrain.tmp") == (1 if corpus == "same" else 2)
+    assert fitted.count("pretrain.tmp") == (1 if left == "whole" else 2)
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
 

@@ -38,6 +38,36 @@ def test_a_block_that_fails_leaves_what_was_there(store):
     assert store.committed() == [0, 1]
 
 
+def test_what_a_killed_block_had_committed_is_there_when_it_goes_on(tmp_path):
+    def killed(folder):
+        with committing(folder) as partial:
+            for name in ("whole", "damaged", "copied.partial"):
+                with committing(partial / name) as inside:
+                    (inside / "weights").write_bytes(b"w")
+            (partial / "damaged" / "weights").write_bytes(b"v")
+            (partial / "half").mkdir()
+            (partial / "half" / "weights").write_bytes(b"w")
+            (partial / "tokens").write_bytes(b"t")
+            raise KeyboardInterrupt
+
+    for goes_on, left in ((True, ["whole"]), (False, [])):
+        folder = tmp_path / str(goes_on)
+        with pytest.raises(KeyboardInterrupt):
+            killed(folder)
+        with committing(folder, goes_on=goes_on) as partial:
+            assert [path.name for path in partial.iterdir()] == left
+        assert inspect(folder).whole
+
+
+def test_what_cannot_be_removed_is_not_committed(tmp_path, monkeypatch):
+    """As on Windows, where another process has a file open."""
+    (tmp_path / "run.partial" / "stale").mkdir(parents=True)
+    monkeypatch.setattr("shutil.rmtree", lambda *args, **options: None)
+    with pytest.raises(FileExistsError), committing(tmp_path / "run"):
+        pass
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_may_be_dropped_is_no_fault_and_what_may_not_is(store):
     assert inspect(store.path(1)).there == {"scores.jsonl", "model"}
     store.drop(1, "model")

@@ -135,7 +135,8 @@ class Domain(Protocol):
         """Write what all chains share into `folder`.
 
         Args:
-            folder: Where to.
+            folder: Where to; a folder in it that was committed when an earlier call was killed is
+                taken as it is.
             progress: Receives the steps.
             before: What was saved for fewer generations on the same foundation, if so: a base
                 model is taken from there.

@@ -195,20 +195,21 @@ def _share(
     if grows:
         _mark_stale(experiment, before, data, out, listen)
     # a base model that a process had pretrained when it was killed need not be pretrained again
-    goes_on = not whole and _made_from(unfinished(shared)) == data.fingerprint
+    sources = {"fingerprint": data.fingerprint, "foundation": data.foundation(len(data.real))}
+    goes_on = not whole and _sources(unfinished(shared)) == sources
     with use_threads(experiment.threads), committing(shared, goes_on=goes_on) as folder:
-        write_json(folder / SOURCES, {"fingerprint": data.fingerprint})
+        write_json(folder / SOURCES, sources)
         data.save(folder, _Preparing(listen), before=shared if whole else None)
 
 
 SOURCES = "sources.json"
 
 
-def _made_from(folder: Path) -> str | None:
-    """The fingerprint of the data that `folder` was made from; None where it cannot be read."""
+def _sources(folder: Path) -> Any:
+    """What `folder` says that it was made from; None where that cannot be read."""
     try:
-        return str(json.loads((folder / SOURCES).read_text("utf-8"))["fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return json.loads((folder / SOURCES).read_text("utf-8"))
+    except (OSError, ValueError):
         return None
 
 
@@ -220,7 +221,7 @@ def is_prepared(folder: Path, unit: str, *data: Domain) -> bool:
     """
     if not inspect(folder).whole:
         return False
-    if _made_from(folder) not in [one.fingerprint for one in data]:
+    if _sources(folder)["fingerprint"] not in [one.fingerprint for one in data]:
         raise InputError(
             f"the {unit} of the run have changed since {folder.parent} was started (corpus "
             "or questions); restore them or choose another --out"

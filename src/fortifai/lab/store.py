@@ -105,12 +105,13 @@ def committing(
             of with nothing.
     """
     partial = unfinished(folder)
-    for left in partial.iterdir() if goes_on and partial.is_dir() else ():
-        if not (left.is_dir() and inspect(left).whole):
+    if goes_on:
+        # all are looked at before one is removed: what is removed may say that it can go on
+        for left in [path for path in partial.iterdir() if not _is_commit(path)]:
             _remove(left)
-    if not goes_on:
+    else:
         shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True, exist_ok=True)
+    partial.mkdir(parents=True, exist_ok=goes_on)
     yield partial
     _write_manifest(partial, droppable)
     shutil.rmtree(folder, ignore_errors=True)
@@ -121,6 +122,11 @@ def committing(
 def unfinished(folder: Path) -> Path:
     """Where `committing` writes what is to become `folder`."""
     return folder.with_name(folder.name + ".partial")
+
+
+def _is_commit(path: Path) -> bool:
+    # a folder that was copied where it could not be renamed may be there twice
+    return path.is_dir() and path.suffix != ".partial" and inspect(path).whole
 
 
 def _write_manifest(folder: Path, droppable: Sequence[str]) -> None:

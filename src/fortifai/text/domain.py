@@ -111,9 +111,7 @@ class TextDomain:
 
     def foundation(self, splits: int) -> str:
         """SHA-256 of the first splits, and of what the base model is pretrained on."""
-        family = self.config.family
-        pretrained = family.scratch is not None and family.scratch.pretrain is not None
-        return fingerprint((*self.real[:splits], *((self.rest,) if pretrained else ())))
+        return fingerprint((*self.real[:splits], *((self.rest,) if self._pretrains else ())))
 
     def effort(self, arm: str, samples: int) -> tuple[int, int]:
         """Tokens read over all epochs, and optimizer steps."""
@@ -141,10 +139,17 @@ class TextDomain:
         for seed, name in self._bases.items():
             if before is not None:
                 shutil.copytree(before / name, folder / name)
+            elif not self._pretrains:
+                self.base_model(seed, folder, progress).save(folder / name)
             elif not (folder / name).exists():
-                model = self.base_model(seed, folder, progress)
+                # there for good, however many are still to be pretrained
                 with committing(folder / name) as made:
-                    model.save(made)
+                    self.base_model(seed, folder, progress).save(made)
+
+    @property
+    def _pretrains(self) -> bool:
+        scratch = self.config.family.scratch
+        return scratch is not None and scratch.pretrain is not None
 
     @property
     def _bases(self) -> dict[int, str]:
