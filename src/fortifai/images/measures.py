@@ -217,7 +217,7 @@ def truncated(generation: ImagesGeneration) -> Iterator[Score]:
     "train.loss", title="Training loss", panel="Training", unit="nats per image", direction="lower"
 )
 def loss(generation: ImagesGeneration) -> Iterator[Score]:
-    """The mean over training."""
+    """The mean over the last epoch."""
     yield Score("train.loss", float(generation.fit["loss"]), "train", int(generation.fit["images"]))
 
 

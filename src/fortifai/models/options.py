@@ -21,7 +21,7 @@ from fortifai.options import Options, Share
 
 
 class PretrainOptions(Options):
-    """Training before generation 0 on text outside the splits, once for all arms and seeds."""
+    """Training before generation 0 on text outside the splits, once for each base model."""
 
     epochs: PositiveInt = 3
     learning_rate: PositiveFloat = 1e-3

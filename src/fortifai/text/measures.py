@@ -288,7 +288,7 @@ def truncated(generation: TextGeneration) -> Iterator[Score]:
 
 @measure("train.loss", title="Training loss", panel="Training", unit="nats", direction="lower")
 def loss(generation: TextGeneration) -> Iterator[Score]:
-    """The mean over training."""
+    """The mean over the last epoch."""
     yield Score("train.loss", float(generation.fit["loss"]), "train", int(generation.fit["tokens"]))
 
 
