@@ -65,9 +65,11 @@ def test_the_sdist_has_what_it_takes_to_test_and_document(built):
     assert not {name for name in inside if name.startswith((".venv", "runs/", "build/"))}
 
 
-@pytest.fixture(scope="module", params=["*.whl", "*.tar.gz"])
-def python(request, built, tmp_path_factory) -> Path:
-    """Python of an empty environment with the package in it, and this one's packages beside it.
+@pytest.fixture(scope="module")
+def python(built, tmp_path_factory) -> Path:
+    """Python of an empty environment with the wheel in it, and this one's packages beside it.
+
+    The wheel was built from the sdist, so what it takes to build one is in there.
 
     Dependencies are those that were tested with: they are found where they lie, not fetched again.
     """
@@ -79,7 +81,7 @@ def python(request, built, tmp_path_factory) -> Path:
     (Path(where.strip()) / "zz_shared.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
     run(
         sys.executable, "-m", "pip", "--python", inside, "install", "--quiet", "--no-deps",
-        "--no-index", "--no-build-isolation", "--ignore-installed", one(built, request.param),
+        "--no-index", "--no-build-isolation", "--ignore-installed", one(built, "*.whl"),
         cwd=folder,
     )  # fmt: skip
     return inside

@@ -196,8 +196,13 @@ def test_a_worker_is_killed_a_node_is_lost_and_comes_back(nodes, whole):
     assert without_report(outcome(Path("run"))) == whole
 
 
-def test_a_signal_leaves_the_cluster_and_takes_the_chains_along(nodes):
+def test_more_than_the_nodes_have_is_refused_and_a_signal_leaves_the_cluster(nodes):
+    """As it was, when it has taken the chains along."""
     nodes.start("head", "deep")
+    code, told = nodes.finish("--set", "threads=3")
+    assert code == 2
+    assert "threads is 3, and no node of the cluster" in told
+    assert told.count("\n") == 1
     process = nodes.run()
     (pid,) = probed()
     process.send_signal(signal.SIGTERM)
@@ -238,14 +243,6 @@ def test_a_node_without_fortifai_is_named(nodes):
         r"out\n",
         told,
     )
-
-
-def test_more_than_the_nodes_have_is_refused(nodes):
-    nodes.start("head")
-    code, told = nodes.finish("--set", "threads=3")
-    assert code == 2
-    assert "threads is 3, and no node of the cluster" in told
-    assert told.count("\n") == 1
 
 
 # --- refused ----------------------------------------------------------------------------------
