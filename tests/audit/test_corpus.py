@@ -482,7 +482,7 @@ def test_scores_are_those_of_the_function_with_file_and_row(tmp_path):
 @pytest.mark.long
 def test_an_interrupt_leaves_nothing_and_no_process(tmp_path):
     big = "\n".join(json.dumps({"text": t}) for t in documents(4000, 0, size=300))
-    (tmp_path / "a.jsonl").write_text("\n".join([big] * 8))
+    (tmp_path / "a.jsonl").write_text("\n".join([big] * 16))
     args = ["--text", "a.jsonl", "--scores", "s.parquet", "--processes", "2"]
     process = subprocess.Popen(
         [sys.executable, "-m", "fortifai.cli", "audit", *args],
