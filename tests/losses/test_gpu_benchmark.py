@@ -32,6 +32,7 @@ def test_it_runs_on_a_cpu(tmp_path: Path) -> None:
     assert "| small | 64 | 70% | fortifai, Triton |" in (tmp_path / "gpu.md").read_text()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # other libraries', as they are imported
 def test_where_no_time_is_left_it_says_so(monkeypatch, capsys, tmp_path: Path) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
     import gpu
