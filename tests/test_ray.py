@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -149,7 +150,8 @@ class Nodes:
 
     def kill(self, name: str) -> None:
         for process in family(self.started[name].pid):
-            process.kill()
+            with suppress(psutil.NoSuchProcess):  # gone since it was listed
+                process.kill()
         self.started.pop(name).wait()
 
     def run(self, *arguments: object) -> subprocess.Popen[str]:

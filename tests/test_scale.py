@@ -12,7 +12,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -83,7 +83,8 @@ def place(tmp_path, monkeypatch):
     while STARTED:
         if (process := STARTED.pop()).poll() is None:
             for each in psutil.Process(process.pid).children(recursive=True):
-                each.kill()
+                with suppress(psutil.NoSuchProcess):  # gone since it was listed
+                    each.kill()
             process.kill()
             process.communicate()
 
