@@ -120,7 +120,7 @@ class TestGemma:
 
     def test_the_threshold_that_drops_a_quarter(self, gemma_folder, wiki):
         found = asked("threshold", gemma_folder, wiki)
-        # 0.36 by hand, 0.99 without bos; one sample in forty of 256 tokens is beyond
+        # 0.36 by hand, 0.99 without bos; the sample of its own text is of 256 tokens
         assert 0.25 < json.loads(found.stdout)["quantile"] < 0.5
 
 
