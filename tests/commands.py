@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
+import psutil
 import pytest
 
 from fortifai import cli
@@ -43,6 +44,18 @@ def fortifai(*arguments: object, cwd: Path | None = None) -> Done:
     ):
         cli.main()
     return Done(int(caught.value.code or 0), out.getvalue(), err.getvalue())
+
+
+def started(process: psutil.Process) -> list[psutil.Process]:
+    """Processes that it started by multiprocessing, whichever way; not multiprocessing's own."""
+
+    def named(processes: list[psutil.Process], name: str) -> list[psutil.Process]:
+        return [p for p in processes if name in " ".join(p.cmdline())]
+
+    children = process.children()
+    servers = named(children, "forkserver")
+    forked = [p for server in servers for p in named(server.children(), "forkserver")]
+    return named(children, "spawn_main") + forked
 
 
 def kills(work: Callable[[], None], moments: Iterable[Callable[[], bool]]) -> int:

@@ -14,7 +14,7 @@ import fortifai
 SOURCE = Path(fortifai.__file__).parent
 FLOORS = (
     {"errors"},
-    {"options", "files", "file_formats", "machine", "stats"},
+    {"options", "files", "file_formats", "machine", "fork_server", "stats"},
     {"weights", "file_tables"},
     {"losses"},
     {"lab", "integrations", "data"},

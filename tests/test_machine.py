@@ -6,10 +6,27 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from fortifai import machine
 
 AVAILABLE = 5000
+
+
+@pytest.mark.parametrize(
+    ("platform", "accelerator", "method"),
+    [
+        ("linux", False, "forkserver"),
+        # its libraries must not be forked once they have looked for accelerators
+        ("linux", True, "spawn"),
+        ("darwin", False, "spawn"),
+        ("win32", False, "spawn"),
+    ],
+)
+def test_how_processes_start(monkeypatch, platform, accelerator, method):
+    monkeypatch.setattr(machine.sys, "platform", platform)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: accelerator)
+    assert machine.process_context().get_start_method() == method
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.commands import fortifai
+from tests.commands import fortifai, started
 from tests.test_run import TINY, outcome
 
 pytestmark = pytest.mark.long
@@ -48,22 +48,17 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen:
     )
 
 
-def spawned(process: psutil.Process) -> list[psutil.Process]:
-    """Its children, without multiprocessing's own."""
-    return [p for p in process.children() if "spawn_main" in " ".join(p.cmdline())]
-
-
 def at_work(run: subprocess.Popen, workers: int) -> list[psutil.Process]:
     """The two processes of a chain, of this process or of its first child."""
     while run.poll() is None:
         try:
             parents = (
-                [psutil.Process(run.pid)] if workers == 1 else spawned(psutil.Process(run.pid))
+                [psutil.Process(run.pid)] if workers == 1 else started(psutil.Process(run.pid))
             )
             for parent in parents:
-                both = spawned(parent)
-                # what reads weights and text has loaded much by then
-                if len(both) == 2 and all(p.memory_info().rss > 3e8 for p in both):
+                both = started(parent)
+                # what has computed that long reads weights and text, or is behind it
+                if len(both) == 2 and all(p.cpu_times().user > 0.1 for p in both):
                     return both
         except psutil.NoSuchProcess:
             pass  # gone since it was listed

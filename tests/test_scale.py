@@ -201,6 +201,7 @@ def test_a_signal_to_all_processes_of_a_job_is_one_to_the_run(place):
     _, told = process.communicate(timeout=30)
     assert process.returncode == 143, told
     assert "stopped; the same" in told
+    assert not list(Path("run").rglob(".lock*")), "let go of"
 
 
 def test_what_a_killed_node_left_is_taken_away(place, whole):

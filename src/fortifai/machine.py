@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import multiprocessing
+import multiprocessing.connection
 import os
 import platform
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
+
+if sys.platform == "linux":
+    import fcntl
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext, SpawnContext
 
 
 def cores() -> int:
@@ -76,6 +86,44 @@ def free_memory(groups: Path = Path("/sys/fs/cgroup")) -> int:
             continue
         free = min(free, left)
     return max(0, free)
+
+
+def process_context() -> SpawnContext | ForkServerContext:
+    """How processes of ours start, none of which takes over a thread, a lock or an accelerator.
+
+    On Linux from a server (``forkserver``), which loads once what this process has loaded of
+    fortifai and transformers: a process is there in a tenth of a second, where PyTorch alone takes
+    seconds to load, and they share the memory of it. Elsewhere each starts anew (``spawn``), and
+    so where there are accelerators: their libraries must not be forked once one was looked for.
+    """
+    torch = sys.modules.get("torch")
+    if sys.platform != "linux" or (torch and torch.cuda.is_available()):
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    loaded = sorted(m for m in sys.modules if m.startswith(("fortifai.", "transformers.")))
+    # a server that runs has its modules, and passes over this
+    context.set_forkserver_preload(["__main__", *loaded, "fortifai.fork_server"])
+    return context
+
+
+def end_with_parent() -> None:
+    """Have this process killed when its parent is gone, however deep in a computation it is."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    sentinel = parent.sentinel
+    if sys.platform == "linux":
+        # the system sends the signal once the pipe has no writer any more
+        f_setsig = 10  # of fcntl.h
+        fcntl.fcntl(sentinel, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(sentinel, f_setsig, signal.SIGKILL)
+        fcntl.fcntl(sentinel, fcntl.F_SETFL, fcntl.fcntl(sentinel, fcntl.F_GETFL) | os.O_ASYNC)
+    # on other systems, and where the parent was gone before that
+    threading.Thread(target=_watch, args=(sentinel,), daemon=True).start()
+
+
+def _watch(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)
 
 
 def bf16_on_cpu() -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -28,6 +30,12 @@ def deep(folder, job, progress, tell):
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
 
 
+def held(folder, job, progress, tell):
+    """A call that lets no other thread of Python run, so that none could watch."""
+    Path(folder, f"{job[1]}.pid").write_text(str(os.getpid()))
+    ctypes.PyDLL(None).sleep(600)
+
+
 def quick(folder, job, progress, tell):
     place = {k: v for k, v in os.environ.items() if k.endswith("VISIBLE_DEVICES")}
     Path(folder, job[1]).write_text(f"{os.getpid()} {place}")
@@ -38,6 +46,13 @@ def dies(folder, job, progress, tell):
     Path(folder, f"{job[1]}.tried").touch()
     if job[1] in ("seed-0", "seed-1"):
         os._exit(9)
+
+
+def tells(folder, job, progress, tell):
+    told = {"pid": os.getpid(), "parent": os.getppid(), "said": os.environ["SAID"]}
+    told["loaded"] = "fortifai.fork_server" in sys.modules
+    Path(folder, f"{job[1]}-{os.getpid()}").write_text(json.dumps(told))
+    time.sleep(0.3)  # so that no process takes both jobs
 
 
 class OddError(Exception):
@@ -51,7 +66,7 @@ def fails(folder, job, progress, tell):
 
 PARENT = """
 import sys, time, threading
-from tests.lab.test_executor import JOBS, deep
+from tests.lab.test_executor import JOBS, deep, held
 from fortifai.lab.executor import run_jobs
 if __name__ == "__main__":
     run_jobs(deep, sys.argv[1], JOBS[:2], workers=2, threads=1, listen=print)
@@ -79,7 +94,8 @@ def gone(pid):
 def test_a_killed_parent_takes_its_processes_along(tmp_path):
     """However deep in a computation they are."""
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"}
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], env=environment)
+    code = PARENT.replace("run_jobs(deep", "run_jobs(held")
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment)
     children = until(lambda: pids(tmp_path))
     parent.send_signal(signal.SIGKILL)
     parent.wait()
@@ -89,9 +105,7 @@ def test_a_killed_parent_takes_its_processes_along(tmp_path):
 @pytest.mark.long
 def test_the_watch_on_the_parent_alone_ends_a_process_too(tmp_path):
     """As on systems that have no signal for the death of a parent."""
-    code = PARENT.replace("import sys,", "import ctypes, sys,", 1).replace(
-        "if __name__", "sys.platform = 'elsewhere'\nif __name__", 1
-    )
+    code = PARENT.replace("if __name__", "sys.platform = 'elsewhere'\nif __name__", 1)
     file = tmp_path / "parent.py"  # a module of its own, which processes import again
     file.write_text(code)
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"}
@@ -110,6 +124,20 @@ def test_a_process_that_is_killed_is_told_and_the_others_go_on(tmp_path):
         assert f"arm arm, seed {seed}: its process was killed (out of memory?)" in str(told.value)
     assert "seed 2" not in str(told.value)
     assert len(list(tmp_path.glob("*.tried"))) == 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of a server that processes are forked from")
+def test_what_is_loaded_here_is_loaded_once_for_all_processes(tmp_path, monkeypatch):
+    """Each begins with this process's environment of now, whenever their server began."""
+    for said in ("this", "that"):
+        monkeypatch.setenv("SAID", said)
+        run_jobs(tells, str(tmp_path), JOBS[:2], workers=2, threads=1, listen=print)
+    told = [json.loads(p.read_text()) for p in tmp_path.iterdir()]
+    assert len({one["pid"] for one in told}) == 4
+    (server,) = {one["parent"] for one in told}
+    assert server != os.getpid()
+    assert all(one["loaded"] for one in told)
+    assert [sum(one["said"] == said for one in told) for said in ("this", "that")] == [2, 2]
 
 
 @pytest.mark.long

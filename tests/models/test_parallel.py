@@ -23,6 +23,7 @@ from fortifai.models.parallel import Team
 from fortifai.models.processes import Rank, together
 from fortifai.models.recorded import collate, collate_part
 from fortifai.weights import AnyWeight, Focal, Truncate
+from tests.commands import started
 
 from .conftest import prose
 
@@ -63,9 +64,8 @@ def tied(tokenizer: Any) -> CausalLM:
 
 
 def ranks() -> list[psutil.Process]:
-    """The processes of this one that work for it; not multiprocessing's own."""
-    found = psutil.Process().children(recursive=True)
-    return [p for p in found if "spawn_main" in " ".join(p.cmdline())]
+    """The processes of this one that work for it."""
+    return started(psutil.Process())
 
 
 def weights_of(lm: CausalLM) -> dict[str, torch.Tensor]:

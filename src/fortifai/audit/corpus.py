@@ -6,9 +6,7 @@ import collections
 import contextlib
 import dataclasses
 import itertools
-import multiprocessing
 import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -25,6 +23,7 @@ from fortifai.audit.sketch import Lowest, Sample, Table
 from fortifai.audit.table import ScoreFile
 from fortifai.errors import InputError, RunFailed
 from fortifai.file_formats import no_column
+from fortifai.machine import end_with_parent, process_context
 from fortifai.stats.scores import Reference
 
 DOCUMENTS, PER_SOURCE, CONTENTS, GRAMS = 10_000, 1_000, 100_000, 2_000_000
@@ -150,7 +149,7 @@ def _digests(
         return
     pool = ProcessPoolExecutor(
         processes,
-        mp_context=multiprocessing.get_context("spawn"),
+        mp_context=process_context(),
         initializer=_begin,
         initargs=(wanted,),
     )
@@ -180,17 +179,9 @@ _wanted: list[Wanted] = []
 
 def _begin(wanted: Wanted) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, and ends its processes
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which is how
     _wanted.append(wanted)
-    threading.Thread(target=_leave_if_orphaned, daemon=True).start()
-
-
-def _leave_if_orphaned() -> None:
-    import os
-
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    end_with_parent()
 
 
 def _work(piece: Piece, limits: Limits) -> list[Digest]:

@@ -9,7 +9,6 @@ here, on a cluster `fortifai.lab.ray_executor`.
 from __future__ import annotations
 
 import collections
-import ctypes
 import dataclasses
 import multiprocessing
 import multiprocessing.connection
@@ -30,7 +29,13 @@ from typing import Any, Literal, Protocol
 from fortifai.errors import FortifaiError, InputError, RunFailed, Stopped
 from fortifai.lab.measures import Score
 from fortifai.lab.progress import Progress
-from fortifai.machine import accelerators, cores, use_threads
+from fortifai.machine import (
+    accelerators,
+    cores,
+    end_with_parent,
+    process_context,
+    use_threads,
+)
 
 Job = tuple[str, str]
 """An arm's name and the name of one of its chains, such as ``seed-0``."""
@@ -317,10 +322,13 @@ class _Process:
     def __init__(
         self, number: int, work: Work, shared: Any, threads: int, place: Mapping[str, str]
     ) -> None:
-        context = multiprocessing.get_context("spawn")  # fork and threaded libraries do not mix
+        context = process_context()
         self.number, self.ended = number, False
+        environment = os.environ | place  # a server may have begun with another
         self.pipe, there = context.Pipe()
-        self.process = context.Process(target=_serve, args=(there, work, shared, threads, place))
+        self.process = context.Process(
+            target=_serve, args=(there, work, shared, threads, environment)
+        )
         self.process.start()
         there.close()
 
@@ -365,12 +373,14 @@ def _end(processes: Iterable[BaseProcess]) -> None:
 _busy = threading.Event()
 
 
-def _serve(pipe: Any, work: Work, shared: Any, threads: int, place: Mapping[str, str]) -> None:
+def _serve(
+    pipe: Any, work: Work, shared: Any, threads: int, environment: Mapping[str, str]
+) -> None:
     signal.signal(signal.SIGTERM, _leave)
     # that of a terminal goes to all processes, and the parent sees to them
     signal.signal(signal.SIGINT, lambda *_: None)
     end_with_parent()
-    os.environ.update(place)
+    os.environ.update(environment)
     turn = threading.Lock()
 
     def send(told: Any) -> None:
@@ -407,20 +417,3 @@ def _leave(number: int, _: Any) -> None:
     if not _busy.is_set():
         os._exit(128 + number)
     raise Stopped(number)
-
-
-def end_with_parent() -> None:
-    """Have this process killed when its parent is gone, however deep in a computation it is."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    if sys.platform == "linux":
-        set_death_signal, kill = 1, 9  # of sys/prctl.h and signal.h
-        ctypes.CDLL(None).prctl(set_death_signal, kill)
-    # on other systems, and where the parent was gone before that call
-    sentinel = parent.sentinel
-    threading.Thread(target=_watch, args=(sentinel,), daemon=True).start()
-
-
-def _watch(sentinel: int) -> None:
-    multiprocessing.connection.wait([sentinel])
-    os._exit(1)

@@ -2,7 +2,7 @@
 
 They live as long as the call that starts them. One that fails or is killed ends all, and so does
 an exception in the caller, such as that of a signal; where the caller itself is killed, the system
-ends them (`fortifai.lab.executor.end_with_parent`).
+ends them (`fortifai.machine.end_with_parent`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -28,7 +28,8 @@ import torch.distributed as dist
 from threadpoolctl import threadpool_limits
 
 from fortifai.errors import FortifaiError, RunFailed
-from fortifai.lab.executor import as_sent, end_with_parent
+from fortifai.lab.executor import as_sent
+from fortifai.machine import end_with_parent, process_context
 
 T = TypeVar("T")
 
@@ -143,10 +144,11 @@ class _Member:
     """A process and the pipe to it."""
 
     def __init__(self, rank: Rank, work: Work, task: Any) -> None:
-        context = multiprocessing.get_context("spawn")  # fork and threaded libraries do not mix
+        context = process_context()
         self.number = rank.number
         self.pipe, there = context.Pipe()
-        self.process = context.Process(target=_serve, args=(there, rank, work, task))
+        environment = dict(os.environ)  # a server may have begun with another
+        self.process = context.Process(target=_serve, args=(there, rank, work, task, environment))
         with _quieter():
             self.process.start()
         there.close()
@@ -226,11 +228,12 @@ def _loopback() -> str | None:
 # --- in such a process ------------------------------------------------------------------------
 
 
-def _serve(pipe: Any, rank: Rank, work: Work, task: Any) -> None:
+def _serve(pipe: Any, rank: Rank, work: Work, task: Any, environment: Mapping[str, str]) -> None:
     # those of a terminal or a queue go to all processes, and the caller sees to its own
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     end_with_parent()
+    os.environ.update(environment)
     for name, value in {
         "RANK": rank.number,
         "LOCAL_RANK": rank.number,
