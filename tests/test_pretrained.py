@@ -180,14 +180,17 @@ def reread(reader: gguf.GGUFReader, model) -> dict[str, torch.Tensor]:
     (arch,) = (k for k, v in gguf.MODEL_ARCH_NAMES.items() if v == ARCH[model.config.model_type])
     places = gguf.get_tensor_name_map(arch, model.config.num_hidden_layers)
     tensors = {t.name: t for t in reader.tensors}
+    unpacked: dict[str, np.ndarray] = {}  # each once: a tied head is the embeddings again
     out = {}
     for name in model.state_dict():
         owner, _, leaf = name.rpartition(".")
         tensor = tensors.get(f"{places.get_name(owner)}.{leaf}")
         tensor = tensors["token_embd.weight"] if tensor is None else tensor  # a tied head
-        value = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(
-            [int(n) for n in reversed(tensor.shape)]
-        )
+        if tensor.name not in unpacked:
+            unpacked[tensor.name] = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(
+                [int(n) for n in reversed(tensor.shape)]
+            )
+        value = unpacked[tensor.name]
         heads = {
             "q_proj": model.config.num_attention_heads,
             "k_proj": model.config.num_key_value_heads,
@@ -197,7 +200,7 @@ def reread(reader: gguf.GGUFReader, model) -> dict[str, torch.Tensor]:
             value = halves.swapaxes(1, 2).reshape(value.shape)
         if "norm" in owner and model.config.model_type != "llama":
             value = value - 1  # Gemma's norms multiply by 1 + weight, llama.cpp's by weight
-        out[name] = torch.from_numpy(np.array(value, dtype=np.float32))
+        out[name] = torch.from_numpy(np.asarray(value, dtype=np.float32))
     return out
 
 
