@@ -2,6 +2,7 @@
 
     python benchmarks/generation.py MODEL TEXT [--context 512] [--at-most 1536] [--beams 0]
     python benchmarks/generation.py MODEL TEXT --documents 16
+    python benchmarks/generation.py MODEL TEXT --ways grown room --context 32 --new 256 --rows 32
 
 The ways, in turn, each in a process of its own that loads the model and first writes a little:
 
@@ -14,6 +15,9 @@ With --documents N, articles cut to the first of N equal parts, all but their fi
 written anew: `rounds`, a segment of as many as fit beside each other if all were as long as the
 longest, and then the next, against `joining`, where the next article takes the place of a finished
 one. Memory counts each token as N, so that as many articles fit as would of their whole length.
+
+With --ways grown room, --new tokens after each of --rows prompts of --context tokens: keys and
+values that are copied for each token, transformers' own, against room that was made before.
 
 Printed are tokens per processor second (all threads), their ratios turn by turn, and by how much
 the peak memory grew over the loaded model. That a model is tried once, which takes as long as one
@@ -40,9 +44,9 @@ import torch
 import transformers
 
 from fortifai.lab.progress import Silent
-from fortifai.models import documents, generation, shared_prefix
+from fortifai.models import documents, generation, kv_cache, shared_prefix
 from fortifai.models.causal_lm import CausalLM
-from fortifai.models.options import RegenerateOptions
+from fortifai.models.options import Greedy, RegenerateOptions
 
 HEADING = re.compile(r"^ = [^=].* = $", re.MULTILINE)
 """The heading of an article in WikiText."""
@@ -84,6 +88,11 @@ def authors(lm: CausalLM, ids: np.ndarray, args: argparse.Namespace) -> np.ndarr
     return out
 
 
+def after(lm: CausalLM, ids: np.ndarray, args: argparse.Namespace) -> np.ndarray:
+    """What is written after prompts of so many tokens each, side by side."""
+    return lm.write(ids.reshape(-1, args.context), args.new, Greedy(kind="greedy"), seed=0)
+
+
 def text(lm: CausalLM, args: argparse.Namespace) -> np.ndarray:
     """The tokens to work on: a stream, or articles with an end behind each."""
     raw = Path(args.text).read_text(encoding="utf-8")
@@ -117,7 +126,11 @@ def child(args: argparse.Namespace) -> None:
         "shared": lambda x: ours(lm, x, args, context=span),
         "rounds": lambda x: ours(lm, x, args, mode="documents", keep=args.keep),
         "joining": lambda x: ours(lm, x, args, mode="documents", keep=args.keep),
+        "grown": lambda x: after(lm, x, args),
+        "room": lambda x: after(lm, x, args),
     }
+    if args.child == "grown":
+        kv_cache.with_room = lambda past, more: past
     if args.child == "rounds":
         shared_prefix.served = lambda model, ids: False
     if args.documents:
@@ -126,6 +139,9 @@ def child(args: argparse.Namespace) -> None:
         sizes = np.diff(np.flatnonzero(np.append(ids == lm.special.end, True)), prepend=-1) - 1
         tokens = int(np.clip(sizes - args.keep, 0, None).sum())
         little = ids[-args.keep - 4 :]
+    elif args.child in ("grown", "room"):
+        tokens = args.rows * args.new
+        ids, little = ids[: args.rows * args.context], ids[: args.context]
     else:
         blocks = args.peer_blocks if args.child != "shared" else args.blocks
         tokens = blocks * args.new

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from fortifai.data.tokens import SpecialTokens
-from fortifai.models import beams, shared_prefix
+from fortifai.models import beams, kv_cache, shared_prefix
 from fortifai.models.options import Beam, Greedy, Sample
 from fortifai.models.scoring import vocabulary
 from fortifai.models.shared_prefix import Prefix, Rows
@@ -177,7 +177,8 @@ def _step_by_step(
     feed, past, name = prompts, None, shared_prefix.cache_name(model)
     for step in range(size):
         answer = model(input_ids=feed, use_cache=True, **{name: past}, **last)
-        past, logits = answer[name], answer.logits[:, -1].float()
+        past = answer[name] if step else kv_cache.with_room(answer[name], size - 1)
+        logits = answer.logits[:, -1].float()
         out[:, step] = choose(logits.index_fill_(-1, never, -torch.inf), step)
         feed = out[:, step : step + 1]
     return out.cpu()
@@ -257,7 +258,7 @@ def _after(
             **{cache: past},
             **{name: value for name, value in extra.items() if name in takes},
         )
-        past = answer[cache]
+        past = answer[cache] if step else kv_cache.with_room(answer[cache], size - 1)
         logits = answer.logits[:, -1].float().index_fill_(-1, never, -torch.inf)
         out[:, step] = choose(logits, step)
         ended |= torch.isin(out[:, step], closing)
