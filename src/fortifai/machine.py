@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +102,7 @@ def process_context() -> SpawnContext | ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     loaded = sorted(m for m in sys.modules if m.startswith(("fortifai.", "transformers.")))
     # a server that runs has its modules, and passes over this
-    context.set_forkserver_preload(["__main__", *loaded, "fortifai.fork_server"])
+    context.set_forkserver_preload([*loaded, "fortifai.fork_server"])
     return context
 
 
@@ -114,10 +114,11 @@ def end_with_parent() -> None:
     if sys.platform == "linux":
         # the system sends the signal once the pipe has no writer any more
         f_setsig = 10  # of fcntl.h
-        fcntl.fcntl(sentinel, fcntl.F_SETOWN, os.getpid())
-        fcntl.fcntl(sentinel, f_setsig, signal.SIGKILL)
-        fcntl.fcntl(sentinel, fcntl.F_SETFL, fcntl.fcntl(sentinel, fcntl.F_GETFL) | os.O_ASYNC)
-    # on other systems, and where the parent was gone before that
+        with suppress(OSError):  # of a sandbox that does not know it
+            fcntl.fcntl(sentinel, fcntl.F_SETOWN, os.getpid())
+            fcntl.fcntl(sentinel, f_setsig, signal.SIGKILL)
+            fcntl.fcntl(sentinel, fcntl.F_SETFL, fcntl.fcntl(sentinel, fcntl.F_GETFL) | os.O_ASYNC)
+    # elsewhere, and where the parent was gone before that
     threading.Thread(target=_watch, args=(sentinel,), daemon=True).start()
 
 
