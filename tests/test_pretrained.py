@@ -200,7 +200,7 @@ def reread(reader: gguf.GGUFReader, model) -> dict[str, torch.Tensor]:
             value = halves.swapaxes(1, 2).reshape(value.shape)
         if "norm" in owner and model.config.model_type != "llama":
             value = value - 1  # Gemma's norms multiply by 1 + weight, llama.cpp's by weight
-        out[name] = torch.from_numpy(np.asarray(value, dtype=np.float32))
+        out[name] = torch.from_numpy(np.array(value, dtype=np.float32))
     return out
 
 

@@ -154,7 +154,8 @@ def pools(file, job, progress, tell):
     """The pools of numerical libraries, inside the limits that a chain sets."""
     if job == JOBS[0]:
         with threadpool_limits(2):
-            pools = sorted((p["user_api"], p["num_threads"]) for p in threadpool_info())
+            # a kind once: a process may have loaded more libraries than another
+            pools = sorted({(p["user_api"], p["num_threads"]) for p in threadpool_info()})
         Path(file).write_text(f"torch {torch.get_num_threads()} {pools}")
 
 
