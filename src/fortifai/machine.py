@@ -19,9 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-if sys.platform == "linux":
-    import fcntl
-
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext, SpawnContext
 
@@ -114,7 +111,10 @@ def end_with_parent() -> None:
     if sys.platform == "linux":
         # the system sends the signal once the pipe has no writer any more
         f_setsig = 10  # of fcntl.h
-        with suppress(OSError):  # of a sandbox that does not know it
+        # a Python that was built without, and a sandbox that does not know it, have the watch alone
+        with suppress(ImportError, OSError):
+            import fcntl
+
             fcntl.fcntl(sentinel, fcntl.F_SETOWN, os.getpid())
             fcntl.fcntl(sentinel, f_setsig, signal.SIGKILL)
             fcntl.fcntl(sentinel, fcntl.F_SETFL, fcntl.fcntl(sentinel, fcntl.F_GETFL) | os.O_ASYNC)
