@@ -128,11 +128,16 @@ def test_a_process_that_is_killed_is_told_and_the_others_go_on(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of a server that processes are forked from")
 def test_what_is_loaded_here_is_loaded_once_for_all_processes(tmp_path, monkeypatch):
-    """Each begins with this process's environment of now, whenever their server began."""
+    """Each begins with this process's environment of now, whenever their server began.
+
+    A signal to all processes of a job does not end the server: that is for the run to do.
+    """
+    told: list[dict] = []
     for said in ("this", "that"):
         monkeypatch.setenv("SAID", said)
         run_jobs(tells, str(tmp_path), JOBS[:2], workers=2, threads=1, listen=print)
-    told = [json.loads(p.read_text()) for p in tmp_path.iterdir()]
+        told = [json.loads(p.read_text()) for p in tmp_path.iterdir()]
+        os.kill(told[0]["parent"], signal.SIGTERM)
     assert len({one["pid"] for one in told}) == 4
     (server,) = {one["parent"] for one in told}
     assert server != os.getpid()
