@@ -97,9 +97,9 @@ def process_context() -> SpawnContext | ForkServerContext:
     if sys.platform != "linux" or (torch and torch.cuda.is_available()):
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    loaded = sorted(m for m in sys.modules if m.startswith(("fortifai.", "transformers.")))
+    loaded = sorted(m for m in [*sys.modules] if m.startswith(("fortifai.", "transformers.")))
     # a server that runs has its modules, and passes over this
-    context.set_forkserver_preload([*loaded, "fortifai.fork_server"])
+    context.set_forkserver_preload(["fortifai.fork_server", *loaded])
     return context
 
 

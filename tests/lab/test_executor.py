@@ -145,6 +145,32 @@ def test_what_is_loaded_here_is_loaded_once_for_all_processes(tmp_path, monkeypa
     assert [sum(one["said"] == said for one in told) for said in ("this", "that")] == [2, 2]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="of a server that processes are forked from")
+def test_a_process_that_has_set_nothing_ends_when_it_is_asked_to():
+    """However early: fifty times, since the signal may come while a process is being forked."""
+    for _ in range(50):
+        process = machine.process_context().Process(target=time.sleep, args=(600,))
+        process.start()
+        process.terminate()
+        process.join(30)
+        assert process.exitcode == -signal.SIGTERM
+
+
+def test_a_module_in_the_working_folder_is_no_library(tmp_path):
+    """Even where it has the name of one; a script sees the folder that it lies in."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "psutil.py").write_text("open('loaded', 'w')")
+    script = tmp_path / "script.py"
+    script.write_text(
+        PARENT.replace("run_jobs(deep", "run_jobs(quick").replace("deep, ", "quick, ")
+    )
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"}
+    command = [sys.executable, script, str(tmp_path)]
+    subprocess.run(command, env=environment, cwd=tmp_path / "here", check=True, timeout=120)
+    assert (tmp_path / "seed-0").exists()
+    assert not (tmp_path / "here" / "loaded").exists()
+
+
 @pytest.mark.long
 def test_an_error_that_cannot_travel_between_processes_is_told(tmp_path):
     with pytest.raises(RuntimeError, match="OddError: this and that"):

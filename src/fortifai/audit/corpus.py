@@ -179,7 +179,6 @@ _wanted: list[Wanted] = []
 
 def _begin(wanted: Wanted) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, and ends its processes
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which is how
     _wanted.append(wanted)
     end_with_parent()
 
