@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -54,6 +55,47 @@ def test_a_list_longer_than_a_block_and_a_value_longer_than_several(tmp_path, mo
     (tmp_path / "b.json").write_text(json.dumps(rows)[:-2] + ",,}")
     with pytest.raises(InputError, match=r"b.json, row 20, is not JSON"):
         found(tmp_path / "b.json")
+
+
+TORN = [
+    ('[{"text": "a"}, {"text": "b"},', "ends within its list, behind row 2; give it whole"),
+    ('[{"text": "a"}', "ends within its list, behind row 1; give it whole"),
+    ('[{"text": "a"}, {"text": "b', "row 2, is not JSON (Unterminated string"),
+    ('[{"text": "a"}, nul', "row 2, is not JSON (Expecting value"),
+    ("[", "ends within its list, behind row 0; give it whole"),
+    ('[{"text": "a"} {"text": "b"}]', "row 1, has '{' behind it; repair the file"),
+    ('[{"text": "a"},, {"text": "b"}]', "row 2, is not JSON (Expecting value"),
+    ('[{"text": "a"}], {"text": "b"}', "row 1, has ',' behind it; repair the file"),
+    ('[{"text": "a"}]]', "row 1, has ']' behind it; repair the file"),
+    ('{"text":\n"a"}\n{"text": "b"}', "row 1, has '{' behind it; repair the file"),
+    ("[" + '{"a":' * 99_999, "row 1, is not JSON (maximum recursion depth"),
+    ('[{"text": "a"}]\udcc3', "is not UTF-8: byte 0xc3"),
+]
+
+
+@pytest.mark.parametrize("read", [1, 7, 1 << 20])
+@pytest.mark.parametrize(("text", "words"), TORN)
+def test_a_list_that_is_torn_or_none_is_not_read_as_if_it_were_whole(
+    text, words, read, tmp_path, monkeypatch
+):
+    (tmp_path / "a.json").write_text(text, errors="surrogateescape")
+    monkeypatch.setattr(pieces, "_READ", max(read, len(text) // 50))
+    with pytest.raises(InputError) as error:
+        found(tmp_path / "a.json")
+    assert words in str(error.value)
+
+
+def test_a_fault_in_a_list_is_found_where_it_stands(tmp_path, monkeypatch):
+    """Not by reading all that is behind it, which may be larger than the memory."""
+    monkeypatch.setattr(pieces, "_READ", 100)
+    (tmp_path / "a.json").write_text('[{"text" "a"},' + '{"text": "b"},' * 10_000)
+    (source,) = pieces.sources([tmp_path / "a.json"], Fields(), tmp_path)
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"row 1, is not JSON"):
+        list(pieces.pieces(source, 0, Fields()))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50_000  # of 150,000 bytes; an open file has a buffer
 
 
 def test_blank_lines_are_no_rows_and_lines_keep_their_numbers(tmp_path, monkeypatch):

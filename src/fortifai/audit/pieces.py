@@ -236,48 +236,76 @@ def _is_list(path: Path) -> bool:
     return first.startswith(b"[") or not first.rstrip().endswith(b"}")
 
 
+# the marks that may come next, by what came last: a mark, or a row of the list
+_MARKS = {"": "[", "[": "]", "row": ",]", ",": "", "]": ""}
+_BLANKS = re.compile(r"[ \r\n\t]*")
+
+
 def _from_list(path: Path, number: int) -> Iterator[Piece]:
-    """The values of a list in a .json file, decoded one by one."""
+    """The values of a list in a .json file, or the one that it holds, decoded one by one."""
 
     def found() -> Iterator[tuple[int, Row, int]]:
-        decoder, blocks = json.JSONDecoder(), _blocks(path)
-        text, at, row, done, rest = "", 0, 0, 0, b""
-        while True:
-            # between values, and before and after all of them
-            while at < len(text) and text[at] in " \r\n\t,[]":
-                at += 1
+        decode, text, last, row = json.JSONDecoder().raw_decode, _Text(path), "", 0
+        while mark := text.mark():
+            if mark in _MARKS[last]:
+                last = mark
+                text.at += 1
+                continue
+            if last in ("row", "]"):
+                raise InputError(f"{path}, row {row}, has {mark!r} behind it; repair the file")
             try:
-                value, at = decoder.raw_decode(text, at)
-            except ValueError as error:
-                # as much again as there is: a long value is not begun anew for each block
-                text, at, more = text[at:], 0, rest
-                while len(more) <= len(text) + len(rest) and (block := next(blocks, None)):
-                    more, done = more + block[0], block[1]
-                if len(more) > len(rest):
-                    grown, rest = _decoded(more, path)
-                    text += grown
+                value, text.at = decode(text.read, text.at)
+            except (ValueError, RecursionError) as error:
+                # a value may go on behind what has been read
+                if isinstance(error, json.JSONDecodeError) and text.ends(error) and text.more():
                     continue
-                if text or rest:
-                    raise InputError(
-                        f"{path}, row {row + 1}, is not JSON ({error}); repair the file"
-                    ) from None
-                return
+                fault = f"{path}, row {row + 1}, is not JSON ({error}); repair the file"
+                raise InputError(fault) from None
+            last = "row" if last else "]"
             row += 1
-            yield row, value, done
+            yield row, value, text.done
+        if last not in ("", "]"):
+            raise InputError(f"{path} ends within its list, behind row {row}; give it whole")
 
     yield from _grouped(found(), number, lambda value: 0)
 
 
-def _decoded(data: bytes, path: Path) -> tuple[str, bytes]:
-    """Text, and the bytes of a last character that is not yet whole."""
-    try:
-        return data.decode("utf-8"), b""
-    except UnicodeDecodeError as error:
-        if error.end == len(data) and len(data) - error.start < 4:
-            return data[: error.start].decode("utf-8"), data[error.start :]
-        raise InputError(
-            f"{path} is not UTF-8: byte {data[error.start]:#04x}; convert it to UTF-8"
-        ) from None
+class _Text:
+    """The text of a file as far as it has been read and is not behind us."""
+
+    def __init__(self, path: Path) -> None:
+        self.read, self.at, self.done = "", 0, 0
+        self._path, self._blocks, self._rest = path, _blocks(path), b""
+
+    def mark(self) -> str:
+        """The next character that is not blank; none at the file's end."""
+        while True:
+            self.at += len(_BLANKS.match(self.read, self.at)[0])  # type: ignore[index]
+            if self.at < len(self.read) or not self.more():
+                return self.read[self.at : self.at + 1]
+
+    def ends(self, error: json.JSONDecodeError) -> bool:
+        """Whether what ends here may be at fault: a string without its end, or half a word."""
+        return error.msg.startswith("Unterminated") or error.pos > len(self.read) - 10
+
+    def more(self) -> bool:
+        """Read as much again as is ahead, so that a long value is not begun anew for each block."""
+        self.read, self.at, data = self.read[self.at :], 0, self._rest
+        there = len(self.read) + len(data)
+        while len(data) <= there and (block := next(self._blocks, None)):
+            data, self.done = data + block[0], block[1]
+        grown = len(data) > len(self._rest)
+        try:
+            text, self._rest = data.decode("utf-8"), b""
+        except UnicodeDecodeError as error:
+            if not grown or error.reason != "unexpected end of data":
+                raise InputError(
+                    f"{self._path} is not UTF-8: byte {data[error.start]:#04x}; convert it to UTF-8"
+                ) from None
+            # a last character that is not yet whole
+            text, self._rest = data[: error.start].decode("utf-8"), data[error.start :]
+        self.read += text
+        return grown
 
 
 def _parquet(path: Path) -> Any:
