@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
-from fortifai import configuration, files
+from fortifai import configuration, files, machine
 from fortifai.errors import InputError
 from fortifai.lab import experiment, run_folder
 from fortifai.lab.plan import plan
@@ -581,6 +581,12 @@ def test_points_that_no_memory_holds_are_refused_before_they_are_drawn(tmp_path,
     asked = resolved(MOONS, **changes)
     with pytest.raises(InputError, match=r"need [\d,.]+ GB, and [\d,.]+ GB of memory are free"):
         asked.read(tmp_path)
+
+
+def test_points_are_refused_that_the_container_does_not_hold(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "free_memory", lambda: 1000)
+    with pytest.raises(InputError, match=r"need 0.0 GB, and 0.0 GB of memory are free"):
+        resolved(MOONS).read(tmp_path)
 
 
 @pytest.mark.long

@@ -76,6 +76,19 @@ def test_one_of_each_from_a_module_to_the_report(module, tmp_path, workers):
     assert "Reach of the points" in (tmp_path / "run" / "report" / "index.html").read_text()
 
 
+@pytest.mark.parametrize("value", ["math.nan", "math.inf", "math.nan if N == 0 else 2.0"])
+def test_a_measure_without_a_finite_value_costs_no_report(module, tmp_path, value):
+    """What was trained has its report; a line that has no point is not drawn."""
+    finite = "2.0" in value
+    value = value.replace("N", "generation.number")
+    text = "import math\n" + MODULE.replace("float(written.max() - written.min())", value)
+    (tmp_path / "mine.py").write_text(text)
+    done = fortifai("run", "mine.yaml", "--out", "run", "--plugin", module, "--set", "seeds=[0]")
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "run" / "report" / "index.html").read_text()
+    assert ("Reach of the points" in page) == finite
+
+
 def test_a_yaml_alone_imports_nothing(module):
     with pytest.raises(InputError, match=r"source.kind is 'uniform'; allowed are gaussian"):
         configuration.resolve(EXPERIMENT)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from fortifai import machine
 from fortifai.errors import InputError
 from fortifai.lab.domain import Family, fingerprint
 from fortifai.lab.history import commits
@@ -189,7 +189,7 @@ def read(config: PointsExperiment, root: Path) -> PointsDomain:
 def _check_memory(config: PointsExperiment, size: int) -> None:
     points_ = size * config.split_count * len(config.seeds) + config.corpus.held_out
     need = 8 * getattr(config.corpus.source, "dimension", 2) * points_
-    free = psutil.virtual_memory().available
+    free = machine.free_memory()
     if need > free:
         raise InputError(
             f"{config.split_count:,} splits of {size:,} points for {len(config.seeds):,} seeds "

@@ -172,8 +172,10 @@ class Scene:
         return list(dict.fromkeys(key for keys in found for key in keys))
 
     def has(self, key: Key) -> bool:
-        """Whether any generation of any arm took a score."""
-        return any(key in g.scores for g in generations(self.arms))
+        """Whether a score of any generation of any arm has a value that can be drawn."""
+        return any(
+            key in g.scores and math.isfinite(g.scores[key].value) for g in generations(self.arms)
+        )
 
     def chance(self, key: Key) -> float | None:
         """What guessing would give, or None."""
