@@ -53,6 +53,19 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
+def reason(error: object) -> str:
+    """The first line that an error of some library tells, or its kind where it tells none."""
+    return next(
+        (s for line in str(error).splitlines() if (s := line.strip())), type(error).__name__
+    )
+
+
+def kind_and_reason(error: BaseException) -> str:
+    """An error of some library as ``Kind: message`` on one line, of 200 characters at most."""
+    told = " ".join(str(error).split())[:200]
+    return f"{type(error).__name__}: {told}" if told else type(error).__name__
+
+
 def check_number(name: str, value: object, interval: str) -> None:
     """Raise `InputError` unless `value` is a real number in `interval`, such as ``[0, inf)``."""
     low, high = (float(end) for end in interval[1:-1].split(","))

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fortifai.errors import InputError, nearest
+from fortifai.errors import InputError, nearest, reason
 
 Row = dict[str, Any]
 Kind = Literal["text", "json", "jsonl", "parquet", "csv", "npy", "other"]
@@ -373,11 +373,10 @@ def hub_rows(dataset: str, *, config: str | None, split: str) -> Any:
     try:
         return datasets.load_dataset(dataset, config, split=split)
     except Exception as error:  # the hub's clients raise some twenty unrelated kinds
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         name = f"{dataset} ({config})" if config else dataset
         raise InputError(
-            f"the data set {name}, split {split!r}, could not be loaded ({reason}); check its id, "
-            "config and split, and that there is a network, or give local files"
+            f"the data set {name}, split {split!r}, could not be loaded ({reason(error)}); check "
+            "its id, config and split, and that there is a network, or give local files"
         ) from error
 
 
@@ -395,8 +394,8 @@ def read_npy(path: Path) -> NDArray[Any]:
             f"{path} cannot be read ({error.strerror}); give a readable file"
         ) from None
     except (ValueError, EOFError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"{path} is not a whole .npy file of numbers ({reason}); save it anew with numpy.save"
+            f"{path} is not a whole .npy file of numbers ({reason(error)}); save it anew with "
+            "numpy.save"
         ) from error
     return array

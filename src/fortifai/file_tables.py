@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fortifai.errors import InputError
+from fortifai.errors import InputError, reason
 from fortifai.file_formats import Row, file_format, parquet_table, read_rows, read_utf8
 
 
@@ -41,10 +41,9 @@ def as_table(rows: Sequence[Row], path: Path) -> Any:
         try:
             columns[name] = pa.array([row.get(name) for row in rows])
         except (pa.ArrowException, OverflowError) as error:
-            reason = str(error).split("\n")[0]
             raise InputError(
-                f"{path}: the field {name!r} is not of one kind in all items ({reason}); give it "
-                "one, or leave it out"
+                f"{path}: the field {name!r} is not of one kind in all items ({reason(error)}); "
+                "give it one, or leave it out"
             ) from error
     return pa.table(columns)
 

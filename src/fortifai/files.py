@@ -24,7 +24,7 @@ from pathlib import Path
 import filelock
 import psutil
 
-from fortifai.errors import InputError
+from fortifai.errors import InputError, RunFailed
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """What a system says where a disk or a quota is full."""
@@ -55,6 +55,27 @@ def write_whole(path: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+@contextmanager
+def writing(what: str, to: Path, otherwise: str) -> Iterator[None]:
+    """Within: that the system refuses to write is told as one sentence.
+
+    Args:
+        what: What is written.
+        to: Where to.
+        otherwise: What to choose instead, such as "another folder with --out".
+
+    Raises:
+        RunFailed: An `OSError` came.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunFailed(
+            f"{what} could not be written to {to} ({error.strerror or error}); make room or choose "
+            f"{otherwise}"
+        ) from error
 
 
 def replace(source: Path, target: Path) -> None:

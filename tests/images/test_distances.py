@@ -15,13 +15,11 @@ from fortifai.images import distances as measures
 from fortifai.images.distances import (
     Classifier,
     class_entropy,
-    class_entropy_stderr,
     fit_classifier,
     frechet,
     mean_confidence,
     precision_recall,
     spread,
-    spread_stderr,
 )
 
 Floats = NDArray[np.float64]
@@ -38,13 +36,13 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 def test_spread_is_over_all_entries():
     # mean 2 and deviations -2 0 2 0; by column it would be 1 and 1, about 0 it would be sqrt(6)
-    assert spread([[0, 2], [4, 2]]) == pytest.approx(math.sqrt(2), rel=EXACT)
+    assert spread([[0, 2], [4, 2]])[0] == pytest.approx(math.sqrt(2), rel=EXACT)
 
 
 def test_spread_of_float32_codes_is_computed_in_float64():
     codes = (1000 + 1e-2 * rng().normal(size=(5000, 2))).astype(np.float32)
     exact = codes.astype(np.float64).std()
-    assert spread(codes) == pytest.approx(exact, rel=1e-10)
+    assert spread(codes)[0] == pytest.approx(exact, rel=1e-10)
 
 
 def test_standard_error_of_the_spread_is_that_of_simulation():
@@ -55,8 +53,8 @@ def test_standard_error_of_the_spread_is_that_of_simulation():
         shared = generator.exponential(size=(count, 200, 1))
         return shared * np.array([1.0, 2, 3, 2]) + 0.5 * generator.normal(size=(count, 200, 4))
 
-    simulated = np.std([spread(codes) for codes in draw(4000, 1)])
-    told = np.mean([spread_stderr(codes) for codes in draw(500, 2)])
+    simulated = np.std([spread(codes)[0] for codes in draw(4000, 1)])
+    told = np.mean([spread(codes)[1] for codes in draw(500, 2)])
     # simulation knows it to 1 / sqrt(8000) = 1.1 %, heavy tails double that; at n = 200 the
     # delta method leaves out some percent
     assert told == pytest.approx(simulated, rel=0.1)
@@ -66,13 +64,13 @@ def test_standard_error_of_the_spread_is_that_of_the_bootstrap():
     codes = rng(3).gamma(2, size=(300, 3))
     draws = rng(4).integers(300, size=(3000, 300))
     # 3,000 draws know it to 1 / sqrt(6000) = 1.3 %
-    resampled = np.std([spread(codes[i]) for i in draws])
-    assert spread_stderr(codes) == pytest.approx(resampled, rel=0.05)
+    resampled = np.std([spread(codes[i])[0] for i in draws])
+    assert spread(codes)[1] == pytest.approx(resampled, rel=0.05)
 
 
 def test_codes_that_are_all_equal_have_no_spread():
     codes = np.full((5, 3), 0.25)
-    assert (spread(codes), spread_stderr(codes)) == (0, 0)
+    assert spread(codes) == (0, 0)
 
 
 # --- Fréchet distance -------------------------------------------------------------------------
@@ -160,10 +158,7 @@ def brute(real: Floats, generated: Floats, k: int) -> tuple[float, float]:
 
 @pytest.mark.parametrize("k", [1, 3, 5])
 @pytest.mark.parametrize(("n", "m", "f"), [(40, 60, 2), (60, 40, 5), (7, 90, 1)])
-def test_precision_and_recall_by_brute_force(
-    k: int, n: int, m: int, f: int, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(measures, "_BLOCK", 16)  # several blocks, and one that is not full
+def test_precision_and_recall_by_brute_force(k: int, n: int, m: int, f: int):
     real, generated = rng(n).normal(size=(n, f)), 0.7 + 0.6 * rng(m).normal(size=(m, f))
     expected = brute(real, generated, k)
     assert precision_recall(real, generated, k) == pytest.approx(expected, rel=EXACT)
@@ -323,9 +318,9 @@ def predicted(counts: list[int]) -> Floats:
 
 
 def test_entropy_of_classes():
-    assert class_entropy(predicted([5, 5, 5, 5])) == pytest.approx(math.log(4), rel=EXACT)
-    assert class_entropy(predicted([2, 1, 1, 0])) == pytest.approx(1.5 * math.log(2), rel=EXACT)
-    alone = class_entropy(predicted([0, 7, 0]))
+    assert class_entropy(predicted([5, 5, 5, 5]))[0] == pytest.approx(math.log(4), rel=EXACT)
+    assert class_entropy(predicted([2, 1, 1, 0]))[0] == pytest.approx(1.5 * math.log(2), rel=EXACT)
+    alone = class_entropy(predicted([0, 7, 0]))[0]
     assert alone == 0
     assert math.copysign(1, alone) == 1  # not -0
 
@@ -335,7 +330,7 @@ def test_standard_error_of_entropy_is_that_of_simulation():
     shares, n = np.array([0.5, 0.25, 0.15, 0.1]), 400
     counts = rng(1).multinomial(n, shares, size=4000)
     simulated = np.std([stats.entropy(c / n) for c in counts])
-    told = np.mean([class_entropy_stderr(predicted(c.tolist())) for c in counts[:400]])
+    told = np.mean([class_entropy(predicted(c.tolist()))[1] for c in counts[:400]])
     # simulation knows it to 1.1 %; at n = 400 the delta method leaves out some percent
     assert told == pytest.approx(simulated, rel=0.06)
 
@@ -343,16 +338,16 @@ def test_standard_error_of_entropy_is_that_of_simulation():
 def test_standard_error_of_entropy_near_uniform_is_too_large_by_root_two():
     counts = rng(2).multinomial(1000, np.full(10, 0.1), size=3000)
     simulated = np.std([stats.entropy(c / 1000) for c in counts])
-    told = [class_entropy_stderr(predicted(c.tolist())) for c in counts[:300]]
+    told = [class_entropy(predicted(c.tolist()))[1] for c in counts[:300]]
     # the root of the mean square is sqrt(2) of the truth, as its docstring says; 300 draws of a
     # chi square of 9 degrees know it to some percent
     assert np.sqrt(np.mean(np.square(told))) / simulated == pytest.approx(math.sqrt(2), rel=0.08)
 
 
 def test_standard_error_of_entropy_of_one_class_is_0():
-    assert class_entropy_stderr(predicted([0, 7, 0])) == 0
+    assert class_entropy(predicted([0, 7, 0]))[1] == 0
     # equal counts: rounding must not take the root of a negative number
-    assert class_entropy_stderr(predicted([7] * 7)) == pytest.approx(0, abs=EXACT)
+    assert class_entropy(predicted([7] * 7))[1] == pytest.approx(0, abs=EXACT)
 
 
 def test_certainty_is_the_mean_of_the_largest_probability():
@@ -378,7 +373,7 @@ DARK = np.zeros((4, 3, 3), dtype=np.float32)
         (lambda: spread(NAN), "codes have NaN"),
         (lambda: spread([["a", "b"]]), "array of real numbers"),
         (lambda: spread([[1, 2], [3]]), "array of numbers"),
-        (lambda: spread_stderr(X[:1]), "at least 2"),
+        (lambda: spread(X[:1]), "at least 2"),
         (lambda: frechet(X, np.zeros((5, 3))), "a have 2 features and b 3"),
         (lambda: frechet(X, X[:1]), "b have shape .* at least 2"),
         (lambda: frechet(NAN, X), "a have NaN or infinite"),
@@ -397,7 +392,7 @@ DARK = np.zeros((4, 3, 3), dtype=np.float32)
         (lambda: class_entropy(X), "sum to 1"),
         (lambda: class_entropy([[1.5, -0.5]]), "0 or more"),
         (lambda: class_entropy(X[:0]), "probabilities have shape"),
-        (lambda: class_entropy_stderr(NAN), "probabilities have NaN"),
+        (lambda: class_entropy(NAN), "probabilities have NaN"),
         (lambda: mean_confidence([[0.5, 0.5]]), "at least 2"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 from fortifai import files
 from fortifai.audit.documents import Fields
 from fortifai.audit.sketch import Table
-from fortifai.errors import InputError, RunFailed
+from fortifai.errors import InputError
 
 _GROUP = 20_000
 
@@ -67,15 +68,13 @@ class ScoreFile:
             return
         table = pa.concat_tables(self._waiting).unify_dictionaries().combine_chunks()
         self._waiting, self._rows = [], 0
-        try:
+        with self._writing():
             if self._writer is None:
                 self._writer = pq.ParquetWriter(self._partial, table.schema, compression="zstd")
             self._writer.write_table(table)
-        except OSError as error:
-            raise RunFailed(
-                f"the scores could not be written to {self._path} ({error}); make room or choose "
-                "another file with --scores"
-            ) from error
+
+    def _writing(self) -> AbstractContextManager[None]:
+        return files.writing("the scores", self._path, "another file with --scores")
 
     def __exit__(
         self,
@@ -88,10 +87,11 @@ class ScoreFile:
             if kind is None:
                 self._flush()
             if self._writer is not None:
-                self._writer.close()
-                if kind is None:
-                    files.sync(self._partial)
-                    files.replace(self._partial, self._path)
+                with self._writing() if kind is None else suppress(OSError):
+                    self._writer.close()
+                    if kind is None:
+                        files.sync(self._partial)
+                        files.replace(self._partial, self._path)
         finally:
             self._partial.unlink(missing_ok=True)
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import enum
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -320,23 +319,15 @@ def _check_apart(path: Path, option: str, out: Path) -> None:
         raise InputError(f"{option} and --out are both {str(out)!r}; give two names")
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise RunFailed(f"{path} could not be written ({error.strerror})") from error
-
-
 def _save(path: Path, questions: Sequence[Question]) -> None:
     from fortifai.data.questions import write_questions
 
-    with _writing(path):
+    with files.writing("questions", path, "another file"):
         write_questions(path, questions)
 
 
 def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with _writing(path):
+    with files.writing("rows", path, "another file"):
         files.write_whole(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
 
 

@@ -104,9 +104,9 @@ def answers(item: Item, kind: Format) -> tuple[str, ...]:
     return item.letters if kind in LETTERED else item.options
 
 
-def solved(item: Item, kind: Format, examples: Sequence[Item] = ()) -> str:
+def solved(item: Item, kind: Format) -> str:
     """The prompt with its right answer."""
-    return f"{prompt(item, kind, examples)} {answers(item, kind)[item.answer]}"
+    return f"{prompt(item, kind)} {answers(item, kind)[item.answer]}"
 
 
 _BESIDE = " \t\n.,;:!?\"'*()[]"

@@ -208,6 +208,31 @@ def check_template(tokenizer: Any, arguments: Mapping[str, Any], *, key: str) ->
             )
 
 
+def chat_ids(
+    tokenizer: Any,
+    special: SpecialTokens,
+    turns: Sequence[tuple[str, str]],
+    arguments: Mapping[str, Any] | None = None,
+) -> list[int]:
+    """Token ids of a conversation, up to where the model answers.
+
+    Args:
+        tokenizer: The model's, with a chat template.
+        special: Its special tokens.
+        turns: Role and content of each turn, the last of them the user's.
+        arguments: What the template is told.
+    """
+    ids: list[int] = tokenizer.apply_chat_template(
+        [{"role": role, "content": content} for role, content in turns],
+        add_generation_prompt=True,
+        return_dict=False,
+        # what a question spells is text; only the template writes control tokens
+        sanitize_control_tokens=True,
+        **(arguments or {}),
+    )
+    return ids if ids[:1] == special.front else special.front + ids
+
+
 # --- texts ------------------------------------------------------------------------------------
 
 

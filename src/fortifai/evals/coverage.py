@@ -9,55 +9,26 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fortifai.data import tokens
 from fortifai.data.answers import Answered, answer_of, is_right
-from fortifai.data.tokens import SpecialTokens
 from fortifai.errors import InputError
 from fortifai.evals.formats import INSTRUCTIONS
 from fortifai.models.generation import uniform
 from fortifai.models.options import Sample
+
+if TYPE_CHECKING:
+    from fortifai.models.causal_lm import CausalLM
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
 LEAST = 16
 """Fewest questions of which an interval is worth anything."""
-
-
-class Answerer(Protocol):
-    """A language model that writes answers."""
-
-    @property
-    def tokenizer(self) -> Any:
-        """A fast tokenizer of transformers."""
-        ...
-
-    @property
-    def special(self) -> SpecialTokens:
-        """Its special tokens."""
-        ...
-
-    @property
-    def positions(self) -> int:
-        """Longest sequence that it reads, in tokens."""
-        ...
-
-    def write_answers(
-        self,
-        prompts: Sequence[Sequence[int]],
-        size: int,
-        decoding: Sample,
-        numbers: Floats,
-        *,
-        tick: Callable[[int, int], None] = ...,
-    ) -> list[list[int]]:
-        """At most `size` tokens after each prompt, chosen by `numbers` (prompts, size)."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +148,7 @@ def pass_at(k: int, right: Counts, samples: int) -> Floats:
     return np.array(table)[right]
 
 
-def check(lm: Answerer, asked: Coverage) -> None:
+def check(lm: CausalLM, asked: Coverage) -> None:
     """Refuse what a model cannot be asked.
 
     Raises:
@@ -195,7 +166,7 @@ def check(lm: Answerer, asked: Coverage) -> None:
 
 
 def cover(
-    lm: Answerer,
+    lm: CausalLM,
     asked: Coverage,
     *,
     seed: int,
@@ -228,29 +199,21 @@ def cover(
     return Covered(tuple(answers), np.array(right, dtype=bool))
 
 
-def _text(lm: Answerer, ids: Sequence[int]) -> str:
+def _text(lm: CausalLM, ids: Sequence[int]) -> str:
     kept = [token for token in ids if token not in lm.special.ends]
     return str(lm.tokenizer.decode(kept, skip_special_tokens=True))
 
 
-def _prompts(lm: Answerer, asked: Coverage) -> list[list[int]]:
+def _prompts(lm: CausalLM, asked: Coverage) -> list[list[int]]:
     """Token ids of each question, up to where the answer begins."""
-    front = lm.special.front
     if not asked.chat:
         texts = tokens.encode(lm.tokenizer, [question.prompt for question in asked.asked])
-        return [front + text.ids.tolist() for text in texts]
+        return [lm.special.front + text.ids.tolist() for text in texts]
     tokens.check_template(lm.tokenizer, {}, key="coverage")
     out = []
     for question in asked.asked:
         told = [question.text.strip()]
         if question.ask == "question" and not question.numeric:
             told.append(INSTRUCTIONS["short_answer"])
-        ids: list[int] = lm.tokenizer.apply_chat_template(
-            [{"role": "user", "content": "\n".join(told)}],
-            add_generation_prompt=True,
-            return_dict=False,
-            # what a question spells is text; only the template writes control tokens
-            sanitize_control_tokens=True,
-        )
-        out.append(ids if ids[:1] == front else front + ids)
+        out.append(tokens.chat_ids(lm.tokenizer, lm.special, [("user", "\n".join(told))]))
     return out

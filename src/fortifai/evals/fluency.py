@@ -83,13 +83,13 @@ def sequences(tokens: Tokens, size: int = BLOCK) -> NDArray[np.integer]:
     return np.asarray(tokens)[: whole * size].reshape(whole, size)
 
 
-def repetition(tokens: Tokens, on: str, size: int = 128) -> Score | None:
+def repetition(tokens: Tokens, on: str) -> Score | None:
     """Share of 4-grams of a sequence that stand in it before: 1 - different / all, mean.
 
     Over sequences of 128 tokens (1908.04319, seq-rep-4); the standard error is that of the mean.
     None where the text is shorter than one sequence.
     """
-    rows = sequences(tokens, size)
+    rows = sequences(tokens, 128)
     if not len(rows):
         return None
     return mean_score("repetition", windows.repetition(rows, ORDER), on)
@@ -167,15 +167,14 @@ def self_bleu_score(texts: Sequence[str], on: str, *, draw: int, seed: int) -> S
 # --- surprise ---------------------------------------------------------------------------------
 
 
-def block_perplexity(log_p: NDArray[np.floating], size: int = BLOCK) -> NDArray[np.float64]:
+def block_perplexity(log_p: NDArray[np.floating]) -> NDArray[np.float64]:
     """(n,) perplexity of each sequence of 64 tokens, exp(-mean log p); at most e^700.
 
     Args:
-        log_p: (tokens,) log-probabilities in nats.
-        size: Tokens of a sequence; a shorter last one is left out.
+        log_p: (tokens,) log-probabilities in nats; a shorter last sequence is left out.
     """
     nll = -np.asarray(log_p, dtype=np.float64)
-    means = nll[: len(nll) // size * size].reshape(-1, size).mean(axis=1)
+    means = nll[: len(nll) // BLOCK * BLOCK].reshape(-1, BLOCK).mean(axis=1)
     out: NDArray[np.float64] = np.exp(np.minimum(means, 700.0))
     return out
 

@@ -23,7 +23,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,9 @@ from fortifai.data.exam import LETTERED, Asked, Format, Item, answers, begins, p
 from fortifai.data.tokens import Encoded, SpecialTokens
 from fortifai.errors import InputError
 from fortifai.lab.measures import Score, mean_score, share_score
+
+if TYPE_CHECKING:
+    from fortifai.models.causal_lm import CausalLM
 
 SHORT = 10
 """Words up to which an answer is short; more only where the longest option has more."""
@@ -50,28 +53,6 @@ INSTRUCTIONS: Mapping[Format, str] = {
     "no_instruction": "",
 }
 """What a chat model is told besides the question."""
-
-
-class Answerer(Protocol):
-    """A language model that can be examined."""
-
-    @property
-    def tokenizer(self) -> Any:
-        """A fast tokenizer of transformers."""
-        ...
-
-    @property
-    def special(self) -> SpecialTokens:
-        """Its special tokens."""
-        ...
-
-    def sequence_log_prob(self, encoded: Sequence[Encoded]) -> list[float]:
-        """Summed log p, in nats, of the last tokens of each sequence."""
-        ...
-
-    def write_greedily(self, prompts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
-        """The `size` most probable tokens after each prompt."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +134,7 @@ class Outcomes:
 
 
 def examine(
-    lm: Answerer,
+    lm: CausalLM,
     exam: Exam,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Outcomes]:
@@ -174,7 +155,7 @@ def examine(
     return out
 
 
-def _examine(lm: Answerer, exam: Exam, kind: Format) -> Outcomes:
+def _examine(lm: CausalLM, exam: Exam, kind: Format) -> Outcomes:
     rows = _encode(lm.tokenizer, lm.special, exam, kind)
     flat = [encoded for row in rows for encoded in row]
     sums = lm.sequence_log_prob(flat)
@@ -299,21 +280,9 @@ def _chat(
     lone: Format = "multiple_choice" if kind == "few_shot" else kind
     for example in asked.examples if kind == "few_shot" else ():
         answer = solved(example, lone).removeprefix(prompt(example, lone)).strip()
-        turns += [_turn("user", _told(example, lone)), _turn("assistant", answer)]
-    turns.append(_turn("user", _told(asked.item, lone)))
-    ids: list[int] = tokenizer.apply_chat_template(
-        turns,
-        add_generation_prompt=True,
-        return_dict=False,
-        # what a question spells is text; only the template writes control tokens
-        sanitize_control_tokens=True,
-        **arguments,
-    )
-    return ids if ids[:1] == special.front else special.front + ids
-
-
-def _turn(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
+        turns += [("user", _told(example, lone)), ("assistant", answer)]
+    turns.append(("user", _told(asked.item, lone)))
+    return tokens.chat_ids(tokenizer, special, turns, arguments)
 
 
 def _told(item: Item, kind: Format) -> str:

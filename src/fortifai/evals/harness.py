@@ -33,7 +33,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._factory import TaskFactory
 
 from fortifai.data.tokens import SpecialTokens, beginning, check_template, put_before
-from fortifai.errors import InputError, nearest
+from fortifai.errors import InputError, kind_and_reason, nearest
 from fortifai.evals.benchmarks import Benchmark
 from fortifai.evals.benchmarks_data import Rows
 from fortifai.models.continuations import continuation_log_prob
@@ -240,8 +240,7 @@ def _telling(benchmark: Benchmark, task: str, *, local: bool = True) -> Iterator
     try:
         yield
     except Exception as error:
-        line = (str(error).strip().splitlines() or [""])[0][:200]
-        told, key = f"{type(error).__name__}: {line}", f"benchmarks.{benchmark.name}"
+        told, key = kind_and_reason(error), f"benchmarks.{benchmark.name}"
         raise InputError(
             f"{key}.data does not hold what {task} needs ({told}); give items with the fields of "
             "its data set on the hub"

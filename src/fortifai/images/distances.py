@@ -17,14 +17,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+from scipy.spatial.distance import cdist
 from scipy.special import softmax
 
 from fortifai.errors import InputError
 
 Floats = NDArray[np.float64]
 
-_BLOCK = 512
-"""Rows of a distance matrix that are held at once."""
 _HIDDEN, _BATCH, _STEPS, _RATE = 128, 100, 1500, 2e-3
 _WEIGHTS, _SETTINGS = "classifier.safetensors", "classifier.json"
 
@@ -32,41 +31,30 @@ _WEIGHTS, _SETTINGS = "classifier.safetensors", "classifier.json"
 # --- codes ------------------------------------------------------------------------------------
 
 
-def spread(codes: ArrayLike) -> float:
-    """Standard deviation of generation 0's encoder means over a generation's samples.
+def spread(codes: ArrayLike) -> tuple[float, float]:
+    """Standard deviation of generation 0's encoder means over a generation, and its error.
 
-    Over all entries at once: sqrt of the mean of (c_ij - mean of all c)^2, NumPy's ``std`` of the
-    array. The notebook of Shumailov et al. (The curse of recursion, 2305.17493) reports one number
-    for each generation, 0.653 0.567 0.519 0.465 0.417; this is one reading of what it is.
+    Over all entries at once: s = sqrt of the mean of (c_ij - mean of all c)^2, NumPy's ``std`` of
+    the array. The notebook of Shumailov et al. (The curse of recursion, 2305.17493) reports one
+    number for each generation, 0.653 0.567 0.519 0.465 0.417; this is one reading of what it is.
 
-    Args:
-        codes: (n, latent).
-
-    Raises:
-        InputError: Another number of axes, no codes, or values that are not finite.
-    """
-    return float(_rows("codes", codes).std())
-
-
-def spread_stderr(codes: ArrayLike) -> float:
-    """Standard error of `spread` over images, by the delta method.
-
-    The spread s is a smooth function of means over images; image i moves it by
-    (mean_j (c_ij - mean)^2 - s^2) / (2 s), and the standard deviation of that over sqrt(n) is
-    returned. Codes within an image need not be independent. 0 if all codes are equal.
+    The standard error is that over images, by the delta method: s is a smooth function of means
+    over images; image i moves it by (mean_j (c_ij - mean)^2 - s^2) / (2 s), and the standard
+    deviation of that over sqrt(n) is returned. Codes within an image need not be independent. 0 if
+    all codes are equal.
 
     Args:
         codes: (n, latent), n at least 2.
 
     Raises:
-        InputError: As `spread`, or fewer than two images.
+        InputError: Another number of axes, fewer than two images, or values that are not finite.
     """
     x = _rows("codes", codes, least=2)
-    total = x.std()
+    total = float(x.std())
     if total == 0:
-        return 0.0
+        return 0.0, 0.0
     own = ((x - x.mean()) ** 2).mean(axis=1)
-    return float(own.std(ddof=1) / math.sqrt(len(x)) / (2 * total))
+    return total, float(own.std(ddof=1) / math.sqrt(len(x)) / (2 * total))
 
 
 # --- likeness ---------------------------------------------------------------------------------
@@ -117,7 +105,7 @@ def precision_recall(real: ArrayLike, generated: ArrayLike, k: int = 3) -> tuple
     k-th nearest neighbour within the set. Precision is the share of generated points on the
     manifold of the real ones, recall the share of real points on that of the generated ones. A
     point on the edge of a ball counts, so that copies are found even where a ball has shrunk to a
-    point. Both move with n and m: compare at equal sizes only.
+    point. Both move with n and m: compare at equal sizes only. All distances are held at once.
 
     Args:
         real: Features, (n, f), n above k.
@@ -134,41 +122,17 @@ def precision_recall(real: ArrayLike, generated: ArrayLike, k: int = 3) -> tuple
     if k < 1:
         raise InputError(f"k is {k}; the first neighbour is 1, give at least that")
     x, y = _pair("real", real, "generated", generated, least=k + 1)
-    # distances by a matrix product lose digits far from the origin
-    centre = np.concatenate([x, y]).mean(axis=0)
-    x, y = x - centre, y - centre
-    radius_x, radius_y = _radii(x, k), _radii(y, k)
-    precise, recalled = np.zeros(len(y), dtype=bool), np.zeros(len(x), dtype=bool)
-    # a bound on the rounding of either side of the comparison, or copies would be missed
-    slack = 4 * (x.shape[1] + 2) * float(np.finfo(np.float64).eps)
-    for start in range(0, len(x), _BLOCK):
-        rows = slice(start, start + _BLOCK)
-        squares = _squares(x[rows], y, 1 - slack)
-        precise |= (squares <= radius_x[rows, None]).any(axis=0)
-        recalled[rows] = (squares <= radius_y).any(axis=1)
+    across = cdist(x, y)
+    precise = (across <= _radii(x, k)[:, None]).any(axis=0)
+    recalled = (across <= _radii(y, k)).any(axis=1)
     return float(precise.mean()), float(recalled.mean())
 
 
-def _squares(x: Floats, y: Floats, shrink: float = 1.0) -> Floats:
-    """Squared distances (n, m), less `1 - shrink` of the squared norms."""
-    squares: Floats = x @ y.T
-    squares *= -2
-    squares += shrink * np.einsum("ij,ij->i", x, x)[:, None]
-    squares += shrink * np.einsum("ij,ij->i", y, y)
-    return squares
-
-
 def _radii(x: Floats, k: int) -> Floats:
-    """Squared distance of each point to its k-th nearest other one, (n,)."""
-    radii = np.empty(len(x))
-    for start in range(0, len(x), _BLOCK):
-        squares = _squares(x[start : start + _BLOCK], x)
-        row = np.arange(len(squares))
-        squares[row, start + row] = np.inf
-        # for the few neighbours that are asked for, many times faster than np.partition
-        for _ in range(k - 1):
-            squares[row, squares.argmin(axis=1)] = np.inf
-        radii[start : start + _BLOCK] = squares.min(axis=1)
+    """Distance of each point to its k-th nearest other one, (n,)."""
+    distances = cdist(x, x)
+    np.fill_diagonal(distances, np.inf)
+    radii: Floats = np.partition(distances, k - 1, axis=1)[:, k - 1]
     return radii
 
 
@@ -312,31 +276,17 @@ def _moved(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.concatenate(moved)
 
 
-def class_entropy(probabilities: ArrayLike) -> float:
-    """Entropy of the predicted classes in nats: -sum_c p_c ln p_c.
+def class_entropy(probabilities: ArrayLike) -> tuple[float, float]:
+    """Entropy of the predicted classes in nats, H = -sum_c p_c ln p_c, and its standard error.
 
     p_c is the share of images whose most probable class is c, the first of those that tie. Its
     largest value is the logarithm of the number of classes, where all are met equally often; 0
     where one class is left. Of few images it is too low, by about (classes - 1) / (2 n).
 
-    Args:
-        probabilities: (n, classes), rows that sum to 1.
-
-    Raises:
-        InputError: Another shape, or rows that are not probabilities.
-    """
-    share = _shares(_probabilities(probabilities))
-    # subtracted from 0, or a single class would give -0
-    return float(0 - (share * np.log(share)).sum())
-
-
-def class_entropy_stderr(probabilities: ArrayLike) -> float:
-    """Standard error of `class_entropy`, by the delta method.
-
-    sqrt((sum_c p_c (ln p_c)^2 - H^2) / n): the standard deviation of ln p_c over the images, over
-    sqrt(n). Of a distribution near uniform, where the entropy is at its maximum and does not move
-    to first order, it is too large by up to sqrt(2) on average, and 0 for counts that are exactly
-    equal.
+    The error is by the delta method, sqrt((sum_c p_c (ln p_c)^2 - H^2) / n): the standard deviation
+    of ln p_c over the images, over sqrt(n). Of a distribution near uniform, where the entropy is at
+    its maximum and does not move to first order, it is too large by up to sqrt(2) on average, and 0
+    for counts that are exactly equal.
 
     Args:
         probabilities: (n, classes), rows that sum to 1.
@@ -345,11 +295,14 @@ def class_entropy_stderr(probabilities: ArrayLike) -> float:
         InputError: Another shape, or rows that are not probabilities.
     """
     p = _probabilities(probabilities)
-    share = _shares(p)
+    counts = np.bincount(p.argmax(axis=1))
+    share = counts[counts > 0] / len(p)
     log = np.log(share)
+    # subtracted from 0, or a single class would give -0
+    entropy = float(0 - (share * log).sum())
     # around the mean: the difference of two moments may come out below 0
-    variance = (share * (log - (share * log).sum()) ** 2).sum()
-    return math.sqrt(float(variance) / len(p))
+    variance = float((share * (log + entropy) ** 2).sum())
+    return entropy, math.sqrt(variance / len(p))
 
 
 def mean_confidence(probabilities: ArrayLike) -> tuple[float, float]:
@@ -363,13 +316,6 @@ def mean_confidence(probabilities: ArrayLike) -> tuple[float, float]:
     """
     top = _probabilities(probabilities, least=2).max(axis=1)
     return float(top.mean()), float(top.std(ddof=1) / math.sqrt(len(top)))
-
-
-def _shares(probabilities: Floats) -> Floats:
-    """Shares of the predicted classes that occur."""
-    counts = np.bincount(probabilities.argmax(axis=1))
-    shares: Floats = counts[counts > 0] / len(probabilities)
-    return shares
 
 
 # --- checks -----------------------------------------------------------------------------------

@@ -68,8 +68,8 @@ def codes(generation: ImagesGeneration) -> Mapping[str, Codes]:
 def spread(generation: ImagesGeneration) -> Iterator[Score]:
     """Standard deviation of generation 0's encoder means over what was generated."""
     for on, found in codes(generation).items():
-        error = distances.spread_stderr(found)
-        yield Score("spread", distances.spread(found), on, len(found), error)
+        value, error = distances.spread(found)
+        yield Score("spread", value, on, len(found), error)
 
 
 @once
@@ -166,8 +166,8 @@ def predictions(generation: ImagesGeneration) -> Mapping[str, NDArray[np.float64
 def class_entropy(generation: ImagesGeneration) -> Iterator[Score]:
     """Over the classes that a classifier of real images predicts."""
     for on, p in predictions(generation).items():
-        error = distances.class_entropy_stderr(p)
-        yield Score("classes.entropy", distances.class_entropy(p), on, len(p), error)
+        entropy, error = distances.class_entropy(p)
+        yield Score("classes.entropy", entropy, on, len(p), error)
 
 
 @measure(

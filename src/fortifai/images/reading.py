@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fortifai.errors import InputError, nearest
+from fortifai.errors import InputError, nearest, reason
 from fortifai.file_formats import expand, hub_rows, read_bytes, read_npy
 
 Pixels = NDArray[np.float32]
@@ -247,14 +247,9 @@ def _open(path: Path) -> Pixels:
             grey = _grey(image)
     except Exception as error:  # the decoders raise a dozen unrelated kinds
         raise InputError(
-            f"{path} is not a whole image ({_reason(error)}); repair it or take it out of the "
-            "folder"
+            f"{path} is not a whole image ({reason(error)}); repair it or take it out of the folder"
         ) from error
     return _unit(grey, str(path))
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _grey(image: Any) -> NDArray[Any]:
@@ -340,7 +335,7 @@ def _values(rows: Any, column: str, where: str) -> Iterator[tuple[str, Any]]:
             value = narrow[index][column]
         except Exception as error:  # the decoders raise a dozen unrelated kinds
             raise InputError(
-                f"{place}: cannot be decoded ({_reason(error)}); choose another data set or split"
+                f"{place}: cannot be decoded ({reason(error)}); choose another data set or split"
             ) from error
         yield place, value
 

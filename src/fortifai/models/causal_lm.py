@@ -353,21 +353,16 @@ class CausalLM:
         totals = np.bincount(of, weights=self.sequence_log_prob(pieces))
         return totals / [len(document) for document in documents]
 
-    def sequence_log_prob(
-        self,
-        encoded: Sequence[tuple[list[int], int]],
-        tick: Callable[[int, int], None] = lambda done, total: None,
-    ) -> list[float]:
+    def sequence_log_prob(self, encoded: Sequence[tuple[list[int], int]]) -> list[float]:
         """Summed log p (nats) of the last tokens of token sequences, in the order given.
 
         Args:
             encoded: Token ids, bos among them where the model reads one, and how many at their
                 end are scored; all but the last token must fit the model's positions.
-            tick: Told how much of how much is done.
         """
         self.spent.scored += sum(len(ids) for ids, _ in encoded)
         with self._evaluating():
-            return continuations.continuation_log_prob(self.model, encoded, tick)
+            return continuations.continuation_log_prob(self.model, encoded)
 
     def write_greedily(self, prompts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
         """The `size` most probable tokens after each prompt; see `generation.write_apart`.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 from torch import nn
 
-from fortifai.errors import InputError
+from fortifai.errors import InputError, kind_and_reason
 from fortifai.machine import bf16_on_cpu
 
 if TYPE_CHECKING:
@@ -50,12 +50,8 @@ def _fault(backend: str, device: torch.device) -> str:
     try:
         torch.compile(lambda x: x.sin() + 1, backend=backend)(torch.ones(8, device=device))
     except Exception as error:  # whatever it is, it would end the first step
-        return _short(error)
+        return kind_and_reason(error)
     return ""
-
-
-def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 @contextlib.contextmanager
@@ -87,8 +83,8 @@ def layers(model: PreTrainedModel, asked: bool) -> Iterator[None]:
             if not _of_compiling(error):
                 raise
             raise InputError(
-                f"{type(model).__name__} cannot be compiled ({_short(error)}); leave train.compile "
-                "out"
+                f"{type(model).__name__} cannot be compiled ({kind_and_reason(error)}); leave "
+                "train.compile out"
             ) from error
 
 

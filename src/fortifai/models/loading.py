@@ -33,7 +33,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils import logging
 
-from fortifai.errors import InputError
+from fortifai.errors import InputError, reason
 from fortifai.models import gguf_files, lora
 from fortifai.models.hub import Place, locate
 
@@ -266,7 +266,7 @@ def _check_whole(name: str, model: PreTrainedModel, info: Info) -> None:
         faults.append(f"{_listed(missing)} missing{_renamed(missing, info['unexpected_keys'])}")
     if not missing and (left := _left_out(model, info["unexpected_keys"])):
         faults.append(f"{_listed(left)} without a place in {type(model).__name__}")
-    faults += [str(error).strip().splitlines()[0] for error in info.get("error_msgs") or ()]
+    faults += [reason(error) for error in info.get("error_msgs") or ()]
     if faults:
         raise InputError(
             f"{name!r} is no whole checkpoint: its weights are {'; '.join(faults)}; give the "
@@ -327,11 +327,11 @@ def _told(name: str) -> Iterator[None]:
     # It raises OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError,
     # UnpicklingError, SafetensorError and more for files that are not as they should be
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
+        told = reason(error)
         if isinstance(error, KeyError):
-            reason = f"{reason} is missing"
+            told = f"{told} is missing"
         raise InputError(
-            f"no causal language model could be loaded from {name!r} ({reason}); give a folder "
+            f"no causal language model could be loaded from {name!r} ({told}); give a folder "
             "with one, a GGUF file, or a hub id with a network to fetch it"
         ) from error
 

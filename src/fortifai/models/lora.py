@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from fortifai.errors import InputError
+from fortifai.errors import InputError, reason
 from fortifai.models.hub import ADAPTER, exists
 from fortifai.models.low_rank import in_few_passes
 
@@ -66,7 +66,7 @@ class Adapter:
             weights = peft.load_peft_weights(str(folder), device="cpu")
         except Exception as error:  # whatever peft, safetensors and pickle say of torn files
             raise InputError(
-                f"the weights of the adapter {folder} could not be read ({_first(error)}); give "
+                f"the weights of the adapter {folder} could not be read ({reason(error)}); give "
                 f"its folder with {WEIGHTS}"
             ) from error
         return cls(settings, weights)
@@ -216,7 +216,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     try:
         told = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder / ADAPTER} could not be read ({_first(error)})") from error
+        raise InputError(f"{folder / ADAPTER} could not be read ({reason(error)})") from error
     if not isinstance(told, dict):
         raise InputError(f"{folder / ADAPTER} is no mapping, so no adapter's; give peft's own file")
     return told
@@ -234,7 +234,7 @@ def _wrap(model: PreTrainedModel, settings: Mapping[str, Any], what: str) -> Any
             return peft.get_peft_model(model, config)
     except Exception as error:  # whatever peft says of settings that do not fit
         raise InputError(
-            f"the adapter of {what} does not fit {type(model).__name__} ({_first(error)}); give "
+            f"the adapter of {what} does not fit {type(model).__name__} ({reason(error)}); give "
             "one that was trained on this model"
         ) from error
 
@@ -253,7 +253,7 @@ def _fill(wrapped: Any, adapter: Adapter, what: str) -> None:
         peft.set_peft_model_state_dict(wrapped, dict(adapter.weights))
     except RuntimeError as error:
         raise InputError(
-            f"the adapter of {what} does not fit its base model ({_first(error)}); give one that "
+            f"the adapter of {what} does not fit its base model ({reason(error)}); give one that "
             "was trained on this model"
         ) from error
 
@@ -280,8 +280,3 @@ def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
         value = getattr(value, "value", value)
         out[key] = sorted(value) if isinstance(value, (set, frozenset)) else value
     return json.loads(json.dumps(out, default=str))
-
-
-def _first(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

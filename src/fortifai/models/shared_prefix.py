@@ -26,6 +26,8 @@ from torch import Tensor
 from transformers import AttentionInterface, Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from fortifai.errors import kind_and_reason
+
 NAME = "fortifai_shared_prefix"
 """Name of `attend` in transformers' attention interface."""
 
@@ -389,7 +391,7 @@ def _fault(model: PreTrainedModel, ids: Tensor) -> str:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a model of unknown making raises: it is not served
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return kind_and_reason(error)
     expected = prefix.logits[0]
     spread = (expected - expected.mean(-1, keepdim=True)).norm(dim=-1)
     apart = float(((got - expected).norm(dim=-1) / spread).max())

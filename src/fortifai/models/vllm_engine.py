@@ -27,7 +27,7 @@ import psutil
 import torch
 
 from fortifai.data.tokens import SpecialTokens
-from fortifai.errors import InputError, RunFailed
+from fortifai.errors import InputError, RunFailed, kind_and_reason
 from fortifai.models.generation import cache_bytes, rows_at_a_time
 from fortifai.models.options import Greedy, Sample
 from fortifai.models.scoring import positions
@@ -168,7 +168,8 @@ class Engine:
         except Exception as error:
             self._dismiss()
             raise RunFailed(
-                f"vLLM {self.record['version']} did not start ({_first(error)}); {OTHERWISE}"
+                f"vLLM {self.record['version']} did not start ({kind_and_reason(error)}); "
+                f"{OTHERWISE}"
             ) from error
         self._cores = [c for c in multiprocessing.active_children() if c not in before]
         found = [psutil.Process(core.pid) for core in self._cores]
@@ -201,7 +202,7 @@ class Engine:
         try:
             answers = self._llm.generate(prompts, asked, use_tqdm=False)
         except Exception as error:
-            raise RunFailed(f"vLLM failed ({_first(error)}); {OTHERWISE}") from error
+            raise RunFailed(f"vLLM failed ({kind_and_reason(error)}); {OTHERWISE}") from error
         out = [list(answer.outputs[0].token_ids) for answer in answers]
         never = set(banned)
         for row, written in zip(rows, out, strict=True):
@@ -373,7 +374,8 @@ def _vllm() -> Any:
                 f"'fortifai[vllm]', or {OTHERWISE}"
             ) from error
         raise InputError(
-            f"vLLM is installed and cannot be imported ({_first(error)}); mend it, or {OTHERWISE}"
+            f"vLLM is installed and cannot be imported ({kind_and_reason(error)}); mend it, "
+            f"or {OTHERWISE}"
         ) from error
 
 
@@ -413,9 +415,3 @@ def _free_share() -> float:
     """The share of the GPU that vLLM may take; it refuses to start where less is free."""
     free, total = torch.cuda.mem_get_info()
     return round(0.9 * free / total, 3)
-
-
-def _first(error: BaseException) -> str:
-    """What kind of error, and its first line."""
-    told = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {told[0]}" if told else type(error).__name__

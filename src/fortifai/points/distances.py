@@ -8,7 +8,7 @@ All is computed in float64.
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,26 +16,13 @@ from scipy.linalg import solve_triangular
 
 from fortifai.errors import InputError
 
+if TYPE_CHECKING:
+    from fortifai.points.sources import Mixture
+
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
 _DIRECTIONS_SEED = 0
-
-
-class MixtureLike(Protocol):
-    """A mixture of k Gaussians in d dimensions; a single Gaussian is a mixture of one."""
-
-    @property
-    def weights(self) -> Floats:
-        """Shares of the components, (k,), which sum to 1."""
-
-    @property
-    def means(self) -> Floats:
-        """Means of the components, (k, d)."""
-
-    @property
-    def covariances(self) -> Floats:
-        """Covariances of the components, (k, d, d)."""
 
 
 # --- moments ----------------------------------------------------------------------------------
@@ -209,7 +196,7 @@ def is_symmetric(covariances: Floats) -> bool:
 # --- mixtures ---------------------------------------------------------------------------------
 
 
-def mixture_l2(a: MixtureLike, b: MixtureLike) -> float:
+def mixture_l2(a: Mixture, b: Mixture) -> float:
     """L2 distance of two Gaussian mixtures p and q, in closed form: sqrt(integral (p - q)^2).
 
     The integral of a product of two Gaussians is N(mu_i; mu_j, S_i + S_j), so that the square is
@@ -289,7 +276,7 @@ def components_kept(
     return int(np.count_nonzero((weight >= share) & (smallest > spread * largest)))
 
 
-def _mixture(name: str, mixture: MixtureLike) -> tuple[Floats, Floats, Floats]:
+def _mixture(name: str, mixture: Mixture) -> tuple[Floats, Floats, Floats]:
     """Weights, means and covariances of the components that have any weight."""
     weights = _weights(f"weights of {name}", mixture.weights)
     means = _finite(f"means of {name}", mixture.means)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fortifai import files
-from fortifai.errors import InputError, RunFailed
+from fortifai.errors import InputError
 
 __all__ = ["write_report"]
 
@@ -63,16 +63,11 @@ def write_report(
         live=live(scene, plots) if interactive else None,
         **context(scene, plots, times),
     )
-    try:
+    with files.writing("the report", folder, "another folder with --out"):
         (folder / "figures").mkdir(parents=True, exist_ok=True)
         for plot in plots:
             files.write_whole(folder / "figures" / f"{plot.name}.svg", plot.file)
         files.write_whole(folder / "index.html", page)
-    except OSError as error:
-        raise RunFailed(
-            f"the report could not be written into {folder}: {error.strerror}; make room or choose "
-            "another folder with --out"
-        ) from error
     for sentence in summary(read):
         sum_up(sentence)
     return folder / "index.html"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fortifai import files
-from fortifai.errors import InputError, RunFailed
+from fortifai.errors import InputError
 from fortifai.report.numbers import number, signed
 from fortifai.report.text import DASH
 from fortifai.stats.scores import SCORES
@@ -52,15 +52,10 @@ def write_audit(audit: Audit, folder: Path) -> Path:
         not_measured=audit.not_measured,
         remarks=audit.remarks,
     )
-    try:
+    with files.writing("the audit", folder, "another folder with --out"):
         folder.mkdir(parents=True, exist_ok=True)
         files.write_whole(folder / "audit.json", json.dumps(audit.record(), indent=1) + "\n")
         files.write_whole(folder / "index.html", page)
-    except OSError as error:
-        raise RunFailed(
-            f"the audit could not be written into {folder}: {error.strerror}; make room or choose "
-            "another folder with --out"
-        ) from error
     return folder / "index.html"
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from fortifai import __version__, files
 from fortifai.audit import CorpusAudit
-from fortifai.errors import RunFailed
 from fortifai.report.audit import CARD, row
 from fortifai.report.text import neutral
 
@@ -20,13 +19,8 @@ def write_card(audit: CorpusAudit, path: Path) -> None:
     Raises:
         RunFailed: It could not be written.
     """
-    try:
+    with files.writing("the card", path, "another file with --card"):
         files.write_whole(path, card(audit))
-    except OSError as error:
-        raise RunFailed(
-            f"the card could not be written to {path} ({error.strerror}); make room or choose "
-            "another file with --card"
-        ) from error
 
 
 def card(audit: CorpusAudit) -> str:

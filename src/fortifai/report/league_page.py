@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fortifai import files
-from fortifai.errors import InputError, RunFailed
+from fortifai.errors import InputError
 from fortifai.report import style
 from fortifai.report.failure import times_of
 from fortifai.report.league import CLASSES, KNOWLEDGE, Entry, League, Row, enter
@@ -63,18 +63,13 @@ def write_league(folders: Sequence[Path], out: Path) -> Path:
     plots = [plot for entry in league.entries for plot in _figures(entry)]
     rows = [{**dataclasses.asdict(row), "entry": dict(row.entry)} for row in league.rows]
     told = json.dumps({"version": VERSION, "rows": rows}, indent=1, sort_keys=True) + "\n"
-    try:
+    with files.writing("the league", out, "another folder with --out"):
         (out / "figures").mkdir(parents=True, exist_ok=True)
         files.write_whole(out / "league.json", told)
         files.write_whole(out / "league.md", markdown(league))
         for plot in plots:
             files.write_whole(out / "figures" / f"{plot.name}.svg", plot.file)
         files.write_whole(out / "index.html", _page(league, plots))
-    except OSError as error:
-        raise RunFailed(
-            f"the league could not be written into {out}: {error.strerror}; make room or choose "
-            "another folder with --out"
-        ) from error
     return out / "index.html"
 
 
