@@ -18,12 +18,13 @@ from fortifai import (
     weighted_cross_entropy,
     with_weight,
 )
-from fortifai.errors import InputError, check_number, check_whole
+from fortifai.errors import InputError, RunFailed, check_number, check_whole
 from fortifai.lab.spec import weight_type
 from fortifai.weights import (
     DFT,
     EAFT,
     WEIGHTS,
+    Calibrated,
     Dynamic,
     Fitted,
     Focal,
@@ -33,6 +34,7 @@ from fortifai.weights import (
     TruncateQuantile,
     TruncateTails,
     Weight,
+    check_range,
     is_elementwise,
     keeps_all,
     uses_entropy,
@@ -391,3 +393,33 @@ def test_random_tokens_are_kept_whatever_their_probability() -> None:
     assert not keeps_all(Random(0.99))
     with pytest.raises(InputError, match="kept is 0"):
         Random(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gives(Weight, kind="gives"):
+    def __call__(self, log_p):
+        return self.of(log_p)
+
+
+@pytest.mark.parametrize(
+    ("of", "error", "words"),
+    [
+        (lambda x: torch.full_like(x, 5.0), InputError, "gave 5 for log p = -30; .* in .0, 1."),
+        (lambda x: torch.where(x > -1, -1.0, 1.0), InputError, "gave -1 for log p = -0.9"),
+        (lambda x: torch.full_like(x, math.nan), InputError, "gave nan for log p = -30"),
+        (lambda x: x.exp().mean(), InputError, r"gave \(\) for log-probabilities \(301,\)"),
+        (lambda x: None, InputError, "gave NoneType for log-probabilities"),
+        (lambda x: x.oops, RunFailed, r"the weight 'gives' failed \(AttributeError: .*line \d+\)"),
+    ],
+)
+def test_a_weight_of_a_plugin_is_tried_before_a_run(monkeypatch, of, error, words):
+    monkeypatch.setattr(Gives, "of", staticmethod(of), raising=False)
+    with pytest.raises(error, match=words):
+        check_range(Gives())
+
+
+def test_weights_of_the_package_lie_between_0_and_1():
+    lacking = {Truncate: {"threshold": 0.9}, Random: {"kept": 0.5}}
+    for kind in WEIGHTS:
+        if "text" in kind.domains and not issubclass(kind, Calibrated):
+            check_range(kind(**lacking.get(kind, {})))

@@ -5,7 +5,10 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
-from collections.abc import Iterable
+import sys
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import cast
 
 
@@ -64,6 +67,41 @@ def kind_and_reason(error: BaseException) -> str:
     """An error of some library as ``Kind: message`` on one line, of 200 characters at most."""
     told = " ".join(str(error).split())[:200]
     return f"{type(error).__name__}: {told}" if told else type(error).__name__
+
+
+def is_outside(part: object) -> bool:
+    """Whether a function, a class or an instance of one is no part of this package."""
+    return not str(getattr(part, "__module__", "")).startswith("fortifai.")
+
+
+@contextmanager
+def blaming(what: str, part: object) -> Iterator[None]:
+    """Within: what code of a plugin raises is told as its fault, with the line.
+
+    Args:
+        what: Whose code runs, such as "the cure 'mine'".
+        part: The function, class or instance that it is of; of this package's own nothing changes.
+
+    Raises:
+        RunFailed: It raised something else than this package's errors.
+    """
+    try:
+        yield
+    except (FortifaiError, Diverged, MemoryError):
+        raise
+    except Exception as error:
+        if not is_outside(part):
+            raise
+        file = getattr(sys.modules.get(part.__module__), "__file__", None)
+        lines = [
+            f"{s.filename}, line {s.lineno}"
+            for s in traceback.extract_tb(error.__traceback__)
+            if s.filename == file
+        ]
+        raise RunFailed(
+            f"{what} failed ({kind_and_reason(error)}; {lines[-1] if lines else part.__module__}); "
+            "correct it, and start the same command again"
+        ) from error
 
 
 def check_number(name: str, value: object, interval: str) -> None:

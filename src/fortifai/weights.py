@@ -29,7 +29,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from fortifai.errors import check_number, check_whole
+from fortifai.errors import InputError, blaming, check_number, check_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,6 +74,32 @@ class Weight:
     def keeps_all(self) -> bool:
         """Whether it is 1 for every datum."""
         return False
+
+
+def check_range(weight: Weight) -> None:
+    """Refuse a weight that gives no weights in [0, 1] for log-probabilities from -30 to 0.
+
+    Raises:
+        InputError: It does not, or fails.
+    """
+    import torch  # here: of a weight of this package, which is tested, nobody asks this
+
+    log_p = torch.linspace(-30, 0, 301)
+    with torch.no_grad(), blaming(f"the weight {weight.kind!r}", weight):
+        entropy = (torch.linspace(1, 0, 301),) if uses_entropy(weight) else ()
+        found = weight(log_p, *entropy)
+        if getattr(found, "shape", None) != log_p.shape:
+            got = tuple(found.shape) if hasattr(found, "shape") else type(found).__name__
+            raise InputError(
+                f"the weight {weight.kind!r} gave {got} for log-probabilities (301,); return one "
+                "weight for each, a tensor of the same shape"
+            )
+        wrong = ~((found >= 0) & (found <= 1))  # true of NaN, too
+        if wrong.any():
+            raise InputError(
+                f"the weight {weight.kind!r} gave {float(found[wrong][0]):g} for log p = "
+                f"{float(log_p[wrong][0]):g}; a weight must be in [0, 1]"
+            )
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import ClassVar, Literal
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fortifai.lab.after_fit import Neon, StepBack
+from fortifai.errors import RunFailed
+from fortifai.lab.after_fit import AfterFit, Neon, StepBack
 from fortifai.lab.budget import Spent
 from fortifai.lab.loop import recurse
 from fortifai.lab.progress import Silent
@@ -131,3 +133,20 @@ def test_killed_and_taken_up_again_it_is_the_same(tmp_path):
         recurse(dataclasses.replace(cut, evaluate=killed), ChainStore(tmp_path / "cut"), Silent())
     recurse(cut, ChainStore(tmp_path / "cut"), Silent())
     assert digest(tmp_path / "whole") == digest(tmp_path / "cut")
+
+
+class Tells(AfterFit):
+    kind: Literal["tells"] = "tells"
+    told: ClassVar[object] = None
+
+    def apply(self, model, fitted):
+        return self.told
+
+
+@pytest.mark.parametrize("told", [None, {"norm": {1.0}}, {"norm": np.float32(1)}])
+def test_what_a_step_returns_is_tried_before_more_is_done(monkeypatch, told):
+    monkeypatch.setattr(Tells, "told", told)
+    with pytest.raises(RunFailed, match="the step after a fit 'tells' failed .TypeError"):
+        Tells().row(None, None)
+    monkeypatch.setattr(Tells, "told", {"norm": 1.0})
+    assert Tells().row(None, None) == {"kind": "tells", "norm": 1.0}

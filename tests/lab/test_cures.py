@@ -147,13 +147,6 @@ class Beyond(Select):
         return np.array(self.which)
 
 
-class Cut(Edit):
-    kind: Literal["cut"] = "cut"
-
-    def edit(self, units, context):
-        return units.take(np.arange(len(units) - 1))
-
-
 @pytest.mark.parametrize("which", [(0, 3), (-1, 2), (5,)])
 def test_units_that_are_not_there_are_a_fault_of_the_cure(which):
     """Not NumPy's: -1 is no unit from the end. Nor is it a model that has diverged."""
@@ -163,9 +156,85 @@ def test_units_that_are_not_there_are_a_fault_of_the_cure(which):
     assert rows(Beyond(which=(2, 0)).apply(some, context())[0]) == [[4], [1]]
 
 
-def test_an_edit_keeps_the_number_of_units():
-    with pytest.raises(RunFailed, match="'cut' made 1 of 2 units"):
-        Cut().apply(units([1], [2]), context())
+class Returns(Select):
+    kind: Literal["returns"] = "returns"
+    found: ClassVar[object] = None
+
+    def select(self, units, context):
+        return self.found
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (np.array([True, False, True]), r"returned bool of shape \(3,\).*flatnonzero\(marks\)"),
+        ([False, True, False], r"returned bool of shape \(3,\)"),
+        ([0.5, 0.2, 0.9], r"returned float64 of shape \(3,\)"),
+        (np.array([0.0, np.nan]), r"returned float64 of shape \(2,\)"),
+        ([[0], [1]], r"returned int64 of shape \(2, 1\)"),
+        (1, r"returned int64 of shape \(\)"),
+        (None, r"returned object of shape \(\)"),
+    ],
+)
+def test_marks_and_scores_are_not_taken_for_numbers_of_units(monkeypatch, found, words):
+    monkeypatch.setattr(Returns, "found", found)
+    with pytest.raises(RunFailed, match=words):
+        Returns().apply(units([1], [3], [4]), context())
+
+
+@pytest.mark.parametrize("found", [[2, 0], np.array([2, 0], dtype=np.uint8)])
+def test_whole_numbers_of_any_width_are_numbers_of_units(monkeypatch, found):
+    monkeypatch.setattr(Returns, "found", found)
+    assert rows(Returns().apply(units([1], [3], [4]), context())[0]) == [[4], [1]]
+
+
+class Broken(Edit):
+    kind: Literal["broken"] = "broken"
+    how: ClassVar[object] = None
+
+    def edit(self, units, context):
+        return Broken.how(units)
+
+
+def written_over(of):
+    of.samples[0] = 9
+    return of
+
+
+def marked_real(of):
+    return dataclasses.replace(of, origins=np.full(len(of), REAL))
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        (lambda of: of.take(np.arange(len(of) - 1)), "returned 1 of 2 units"),
+        (marked_real, "with other origins"),
+        (lambda of: dataclasses.replace(of, splits=of.splits + 1), "with other splits"),
+        (lambda of: dataclasses.replace(of, samples=of.samples / 2), "samples of float64"),
+        (lambda of: dataclasses.replace(of, samples=of.samples[:, None]), r"shape \(2, 1\)"),
+        (lambda of: None, "returned NoneType, not Units"),
+    ],
+)
+def test_an_edit_leaves_what_the_ledger_tells(monkeypatch, how, words):
+    monkeypatch.setattr(Broken, "how", how)
+    with pytest.raises(RunFailed, match=words):
+        Broken().apply(units([1], [2], origins=[REAL, 0]), context())
+
+
+def test_an_edit_in_place_does_not_pass_for_none(tmp_path, monkeypatch):
+    """What changed is told by comparing with what was read; the fault is named as the cure's."""
+    monkeypatch.setattr(Broken, "how", written_over)
+    some = units([1], [2])
+    with pytest.raises(ValueError, match="read-only"):
+        Broken().apply(some, context())
+    assert rows(some) == [[1], [2]]
+    told = (
+        r"the cure 'broken' failed \(ValueError: .*read-only; .*test_cures.py, line \d+\); correct"
+    )
+    with pytest.raises(RunFailed, match=told):
+        recurse(chain((Broken(),)), ChainStore(tmp_path), Silent())
+    assert ChainStore(tmp_path).committed() == [0]  # what was finished stays
 
 
 def test_a_cure_that_asks_without_saying_so_is_told(tmp_path):

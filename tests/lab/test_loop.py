@@ -158,6 +158,18 @@ def test_a_missing_file_and_a_broken_manifest_are_damage(tmp_path):
     run(tmp_path, told)
     assert any("extra.txt is missing" in t for t in told)
     assert any("is not a manifest" in t for t in told)
+    assert len(told) == 2  # what was written is the same, and later generations stay
+    assert digest(tmp_path) == before
+
+
+def test_later_generations_are_done_again_where_what_they_read_is_gone(tmp_path):
+    store = run(tmp_path)
+    before = digest(tmp_path)
+    shutil.rmtree(store.path(1))
+    told: list[str] = []
+    run(tmp_path, told)
+    sentence = "generation 1 was lost; generations 2 to 3, which build on it, are done again"
+    assert told[-1] == sentence
     assert digest(tmp_path) == before
 
 
@@ -178,7 +190,9 @@ def test_another_outcome_of_a_redone_generation_makes_the_later_ones_stale(tmp_p
     manifest.write_text(manifest.read_text().replace(told_sum, "0" * 64))
     told: list[str] = []
     run(tmp_path, told)
-    assert any("generations 2 to 3 are done again" in t for t in told)
+    assert any(
+        "came out different" in t and "generations 2 to 3, which build on it" in t for t in told
+    )
 
 
 def test_a_half_written_generation_never_happened(tmp_path):

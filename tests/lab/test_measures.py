@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +49,58 @@ def test_scores_must_be_named_after_their_measure():
 
     with pytest.raises(RunFailed, match="'length' gave a score named 'lengths'"):
         length(generation())
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (Score("length", None, "train", 1), "whose value is None; give a real number"),
+        (Score("length", "3", "train", 1), "whose value is '3'"),
+        (Score("length", True, "train", 1), "whose value is True"),
+        (Score("length", 1.0, "train", 1.5), "whose n is 1.5; give a whole number"),
+        (Score("length", 1.0, "train", 1, stderr="0"), "whose stderr is '0'"),
+        (3.0, r"gave 3.0; give Score\(...\)"),
+    ],
+)
+def test_what_is_no_number_is_not_kept_for_good(found, words):
+    @measure("length", title="Length", panel="Length")
+    def length(seen):
+        yield found
+
+    with pytest.raises(RunFailed, match=words):
+        length(generation())
+
+
+def test_two_scores_of_one_name_are_refused_and_those_of_several_seeds_are_not():
+    @measure("length", title="Length", panel="Length")
+    def length(seen):
+        yield Score("length", 1.0, "train", 1, seed=0)
+        yield Score("length", 1.0, "train", 1, seed=1)
+        yield Score("length", 1.0, "real", 1, seed=0)
+        yield from seen.fit.get("more", ())
+
+    assert len(length(generation())) == 3
+    twice = dataclasses.replace(
+        generation(), fit={"more": [Score("length", 2.0, "real", 1, seed=0)]}
+    )
+    with pytest.raises(RunFailed, match="two scores named 'length' on 'real'"):
+        length(twice)
+
+
+def test_what_a_measure_raises_is_told_as_its_fault():
+    @measure("length", title="Length", panel="Length")
+    def length(seen):
+        yield 1 / seen.number
+
+    told = r"the measure 'length' failed \(ZeroDivisionError: .*test_measures.py, line \d+\)"
+    with pytest.raises(RunFailed, match=told):
+        length(generation())
+
+
+def test_numbers_of_numpy_are_numbers():
+    """Not those of JSON, in which they are written down."""
+    row = Score("a", np.float32(0.5), "train", np.int64(3), stderr=np.float64(0.25)).record()
+    assert json.loads(json.dumps(row)) == Score("a", 0.5, "train", 3, stderr=0.25).record()
 
 
 def test_a_record_says_what_there_is():

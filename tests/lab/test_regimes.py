@@ -1,12 +1,15 @@
+from typing import ClassVar
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fortifai.errors import InputError
 from fortifai.lab import regimes
 from fortifai.lab.domain import draw_share
 from fortifai.lab.loop import ledger
-from fortifai.lab.regimes import Part, Rewrite
+from fortifai.lab.regimes import Part, Plan, Rewrite, check_plans
 
 
 def test_fortifai_is_algorithm_1_written_out():
@@ -123,3 +126,38 @@ def test_on_some_splits_alone_a_regime_sees_no_others():
         )
     with pytest.raises(ValueError, match="names split 5 and there are 5"):
         regimes.Mix(alpha=0.25, splits=(5,)).plan(0, 5)
+
+
+class Planned(regimes.Regime):
+    kind: str = "planned"
+    of: ClassVar[dict[int, object]] = {}
+
+    def plan(self, generation, splits):
+        return self.of.get(generation, regimes.Replace().plan(generation, splits))
+
+
+REAL_ONES = (Part(0, 0), Part(1, 0))
+WRITTEN = tuple(Rewrite(part, 1) for part in REAL_ONES)
+
+
+@pytest.mark.parametrize(
+    ("of", "words"),
+    [
+        ({0: None}, "generation 0: plan returned NoneType; return a Plan"),
+        ({0: Plan((), WRITTEN)}, "generation 0: the plan trains on nothing"),
+        ({1: Plan(REAL_ONES, ())}, "generation 1: the plan rewrites nothing"),
+        ({0: Plan((Part(0, 1),), WRITTEN)}, "generation 0: split 0 after 1 rewritings"),
+        ({0: Plan((Part(9, 0),), WRITTEN)}, "generation 0: split 9 after 0 rewritings"),
+        ({0: Plan(REAL_ONES, WRITTEN[:1])}, "generation 1: split 1 after 1 rewritings"),
+        ({0: Plan(REAL_ONES, (Rewrite(Part(1, 3), 1),))}, "split 1 after 3 rewritings"),
+    ],
+)
+def test_plans_of_what_is_not_there_are_found_before_a_run(monkeypatch, of, words):
+    monkeypatch.setattr(Planned, "of", of)
+    with pytest.raises(InputError, match=words):
+        check_plans(Planned(), 2, 4)
+
+
+def test_plans_of_the_package_are_whole():
+    for regime in (regimes.Replace(), regimes.Accumulate(), regimes.Fortifai()):
+        check_plans(regime, 6, 6)

@@ -101,7 +101,8 @@ def test_a_chain_without_a_manifest_is_not_committed(store):
     (store.path(1) / "manifest.json").unlink()
     assert store.committed() == [0]
     assert store.sum_of(0, "scores.jsonl") == sha256(store.path(0) / "scores.jsonl")
-    assert store.sum_of(1, "scores.jsonl") is None
+    assert store.sum_of(1, "scores.jsonl") == sha256(store.path(1) / "scores.jsonl")
+    assert store.sum_of(1, "gone") is None
     store.forget(0)
     assert store.committed() == []
 

@@ -194,6 +194,17 @@ def test_differences_are_corrected_for_the_number_of_arms() -> None:
     assert differences(to_baseline(_run(*arms)), 0) == []  # no baseline yet
 
 
+def test_levels_that_nothing_can_be_held_to_are_told() -> None:
+    elsewhere = _level("perplexity", "nowhere", 3.0, "above")
+    chanceless = _level("perplexity", FIRST, "half_gain", "below")
+    run = _run(_arm("ce", [[0.9, 0.5]]), levels=(ABSOLUTE, elsewhere, chanceless))
+    assert list(failures([run]).unmeasured) == [
+        "time_to_failure of perplexity on nowhere is not told: it was measured on split-0",
+        "time_to_failure of perplexity on split-0 is not told: half_gain counts from what guessing "
+        "gives, which perplexity has not",
+    ]
+
+
 def test_levels_of_several_runs_are_told_once() -> None:
     one = _run(_arm("ce", [[0.85, 0.65]]), levels=(ABSOLUTE, HALF))
     two = _run(_arm("tce", [[0.85, 0.65]]), levels=(ABSOLUTE, ABOVE))

@@ -134,6 +134,12 @@ def test_a_key_that_an_earlier_version_did_not_know_is_as_it_was(smoke):
     assert len(enter([smoke]).rows) == 2
 
 
+def test_an_entry_may_take_measures_of_its_own(smoke):
+    """They change nothing of what is trained."""
+    change(smoke, lambda c: c.update(measures=["longest-word"]))
+    assert len(enter([smoke]).rows) == 2
+
+
 def test_other_seeds_are_refused(smoke):
     change(smoke, lambda c: c.update(seeds=[0, 2]))
     with pytest.raises(InputError, match="differs from the preset league-smoke in seeds"):

@@ -175,9 +175,9 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
-_COUNTED = (
-    "Before cures, which may drop some; a text that is written anew begins as it was, which is "
-    "counted here and not in what the run counts as generated."
+_BEGUN = (
+    "; a text that is written anew begins as it was, which is counted here and not in what the run "
+    "counts as generated"
 )
 
 
@@ -210,7 +210,9 @@ def print_plan(console: Console, config: AnyExperiment, plan: RunPlan, folder: P
         )
     console.print(table)
     several = f"{plan.seeds} seeds take {plan.seeds} times as much. " if plan.seeds > 1 else ""
-    console.print(Text(f"{several}{_COUNTED}", style="dim"))
+    begun = _BEGUN if plan.unit == "tokens" else ""
+    told = f"{several}Before cures, which may drop some{begun}."
+    console.print(Text(told, style="dim"))
     console.print("nothing was written; run it without --dry-run", highlight=False)
 
 

@@ -218,7 +218,8 @@ def truncated(generation: ImagesGeneration) -> Iterator[Score]:
 )
 def loss(generation: ImagesGeneration) -> Iterator[Score]:
     """The mean over the last epoch."""
-    yield Score("train.loss", float(generation.fit["loss"]), "train", int(generation.fit["images"]))
+    n = int(generation.fit["images"]) // len(generation.fit["epochs"])
+    yield Score("train.loss", float(generation.fit["loss"]), "train", n)
 
 
 MEASURES: tuple[Measure, ...] = (

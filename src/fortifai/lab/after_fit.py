@@ -8,12 +8,14 @@ generation's ``fit.json``. To add one, write a subclass of `AfterFit` with a ``k
 from __future__ import annotations
 
 import dataclasses
+import json
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from fortifai.errors import blaming
 from fortifai.lab.domain import Model, Samples
 from fortifai.lab.progress import Progress
 from fortifai.options import Options
@@ -71,6 +73,13 @@ class AfterFit(Options):
     @abstractmethod
     def apply(self, model: Any, fitted: Fitted) -> dict[str, Any]:
         """Change the weights of a `WithWeights`; what is worth writing down of it."""
+
+    def row(self, model: Any, fitted: Fitted) -> dict[str, Any]:
+        """Take the step; what ``fit.json`` says of it."""
+        with blaming(f"the step after a fit {self.kind!r}", self):
+            told = self.apply(model, fitted)
+            json.dumps(told)  # now, since it is written when the generation is done
+            return {"kind": self.kind, **told}
 
 
 class StepBack(AfterFit):

@@ -130,7 +130,7 @@ class Select(Cure):
 
     def apply(self, units: Units, context: Context) -> tuple[Units, dict[str, Any]]:
         """See `Cure`."""
-        which = np.asarray(self.select(units, context), dtype=np.int64)
+        which = self._numbers(self.select(units, context))
         if len(which) and not 0 <= which.min() <= which.max() < len(units):
             raise RunFailed(
                 f"the cure {self.kind!r} selects units {which.min()} to {which.max()}, and there "
@@ -145,6 +145,17 @@ class Select(Cure):
         row = {"read": units.counts(), "kept": distinct, "changed": {}}
         return kept, row | {"drawn_again": _less(kept.counts(), distinct)}
 
+    def _numbers(self, found: Any) -> Indices:
+        """What `select` returned; marks or scores would be taken for the numbers of other units."""
+        which = np.asarray(found)
+        if which.ndim != 1 or not (np.issubdtype(which.dtype, np.integer) or len(which) == 0):
+            raise RunFailed(
+                f"the select of the cure {self.kind!r} returned {which.dtype} of shape "
+                f"{which.shape}; return the numbers of units, whole and in one row, such as "
+                "numpy.flatnonzero(marks)"
+            )
+        return which.astype(np.int64)
+
 
 class Edit(Cure):
     """A cure that changes units and leaves their number as it is."""
@@ -155,16 +166,30 @@ class Edit(Cure):
 
     def apply(self, units: Units, context: Context) -> tuple[Units, dict[str, Any]]:
         """See `Cure`."""
-        after = self.edit(units, context)
-        if len(after) != len(units):
-            raise RunFailed(
-                f"the cure {self.kind!r} made {len(after):,} of {len(units):,} units; one that "
-                "edits must keep their number, so correct its edit"
-            )
+        # what changes is told by comparing, so the units themselves cannot be written to
+        after = self.edit(units.read_only(), context)
+        if fault := self._fault(units, after):
+            raise RunFailed(f"the edit of the cure {self.kind!r} returned {fault}; correct it")
         changed = [i for i in range(len(units)) if not np.array_equal(units[i], after[i])]
         row = {"read": units.counts(), "kept": units.counts(), "drawn_again": {}}
         which = np.array(changed, dtype=np.int64)
         return after, row | {"changed": units.take(which).counts()}
+
+    def _fault(self, units: Units, after: Any) -> str | None:
+        if not isinstance(after, Units):
+            return f"{type(after).__name__}, not Units, such as dataclasses.replace(units, ...)"
+        if len(after) != len(units):
+            return f"{len(after):,} of {len(units):,} units, whose number it must keep"
+        for name in ("origins", "splits"):
+            if not np.array_equal(getattr(units, name), getattr(after, name)):
+                return f"units with other {name}, which the ledger tells"
+        had, has = units.samples, after.samples
+        if (has.dtype, has.shape[1:]) != (had.dtype, had.shape[1:]):
+            return (
+                f"samples of {has.dtype} and shape {has.shape}, where they are {had.dtype} and "
+                f"{had.shape}"
+            )
+        return None
 
 
 def drawn_evenly(of: Indices, units: Units, samples: float, seed: int) -> Indices:

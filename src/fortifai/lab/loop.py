@@ -18,7 +18,7 @@ from typing import Any, Generic, Literal, TypeVar
 import numpy as np
 from safetensors.numpy import save_file
 
-from fortifai.errors import Diverged, RunFailed
+from fortifai.errors import Diverged, RunFailed, blaming
 from fortifai.lab.after_fit import AfterFit, Fitted
 from fortifai.lab.budget import Spent
 from fortifai.lab.cures import Context, Cure
@@ -180,9 +180,10 @@ class _Recursion(Generic[M]):
             if later:  # so that a new chain does not look at all generations behind each
                 stale = [s for s in self.intervals() if s[-1] in later and s not in todo]
             if stale and before != self.store.sum_of(interval[-1], SAMPLES):
+                why = "came out different from the one that was damaged" if before else "was lost"
                 self.tell(
-                    f"generation {interval[-1]} came out different from the one that was damaged; "
-                    f"generations {stale[0][0]} to {stale[-1][-1]} are done again"
+                    f"generation {interval[-1]} {why}; generations {stale[0][0]} to "
+                    f"{stale[-1][-1]}, which build on it, are done again"
                 )
                 todo = sorted([*todo, *stale], key=lambda s: s[0])
             self._drop(interval[0] - 1)
@@ -335,7 +336,8 @@ class _Recursion(Generic[M]):
                 model=last if cure.needs_model else None,
                 spent=spent,
             )
-            units, row = cure.apply(units, context)
+            with blaming(f"the cure {cure.kind!r}", cure):
+                units, row = cure.apply(units, context)
             rows.append({"kind": cure.kind, **row, **({"outside": True} if cure.outside else {})})
         return units.samples, ledger(parts, units) | {"cures": rows}
 
@@ -367,7 +369,7 @@ class _Recursion(Generic[M]):
                 first=lambda: chain.family.load(self.store.path(0) / MODEL),
                 progress=self.progress,
             )
-            rows.append({"kind": step.kind, **step.apply(model, fitted)})
+            rows.append(step.row(model, fitted))
         return {"after_fit": rows} if rows else {}
 
     def _rewrite(self, model: M, generation: int) -> dict[int, Samples]:

@@ -19,13 +19,14 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fortifai.errors import RunFailed
+from fortifai.errors import RunFailed, blaming
 
 Direction = Literal["higher", "lower", "none"]
 
@@ -65,6 +66,10 @@ class Score:
     def record(self) -> dict[str, Any]:
         """The score as a plain dictionary, ready for JSON."""
         out = dataclasses.asdict(self)
+        # NumPy's numbers are no JSON
+        out |= {"n": int(self.n)} | {
+            k: float(out[k]) for k in ("value", "stderr", "chance") if out[k] is not None
+        }
         absent = ("seed", "unit", "direction")
         return {k: v for k, v in out.items() if v is not None or k not in absent}
 
@@ -235,16 +240,43 @@ class Measure(About):
         """The scores of a generation.
 
         Raises:
-            RunFailed: One of them is not named after the measure.
+            RunFailed: One of them is not named after the measure, is no number, or is there twice.
         """
-        scores = list(self.function(generation))
+        with blaming(f"the measure {self.name!r}", self.function):
+            scores = list(self.function(generation))
+        seen: set[tuple[str, str, int | None]] = set()
         for score in scores:
-            if not self.owns(score.measure):
-                raise RunFailed(
-                    f"the measure {self.name!r} gave a score named {score.measure!r}; name it "
-                    f"{self.name!r}, or that with a dot and a variant behind it"
+            fault = _fault(score)
+            if fault is None and not self.owns(score.measure):
+                fault = (
+                    f"a score named {score.measure!r}; name it {self.name!r}, or that with a dot "
+                    "and a variant behind it"
                 )
+            elif fault is None and (key := (score.measure, score.on, score.seed)) in seen:
+                fault = f"two scores named {key[0]!r} on {key[1]!r}; name one of them otherwise"
+            if fault:
+                raise RunFailed(f"the measure {self.name!r} gave {fault}")
+            seen.add((score.measure, score.on, score.seed))
         return scores
+
+
+def _fault(score: Any) -> str | None:
+    """What is wrong with the numbers of a score, which are kept for good; those may be NaN."""
+    if not isinstance(score, Score):
+        return f"{score!r}; give Score(...)"
+    numbers: dict[str, Any] = {
+        "value": score.value,
+        "n": score.n,
+        "stderr": score.stderr,
+        "chance": score.chance,
+    }
+    for name, number in numbers.items():
+        if number is None and name in ("stderr", "chance"):
+            continue
+        wanted, told = (Integral, "whole") if name == "n" else (Real, "real")
+        if isinstance(number, bool) or not isinstance(number, wanted):
+            return f"a score whose {name} is {number!r}; give a {told} number"
+    return None
 
 
 def measure(

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, model_validator
 
+from fortifai.errors import InputError
 from fortifai.options import Options, Share
 
 
@@ -70,6 +71,39 @@ class Regime(Options):
         Raises:
             ValueError: It cannot.
         """
+
+
+PLANNED = 100
+"""Generations of a plugin's regime that are planned before a run, to find what is wrong with it."""
+
+
+def check_plans(regime: Regime, splits: int, generations: int) -> None:
+    """Refuse plans that read what no generation before has written, or train on nothing.
+
+    Args:
+        regime: The regime.
+        splits: How many splits there are.
+        generations: How many generations; `PLANNED` of them at most are looked at.
+
+    Raises:
+        InputError: A plan is none, or is as above.
+    """
+    there = {(split, 0) for split in range(splits)}
+    for generation in range(min(generations, PLANNED)):
+        plan = regime.plan(generation, splits)
+        where = f"regime {regime.kind!r}, generation {generation}:"
+        if not isinstance(plan, Plan):
+            raise InputError(f"{where} plan returned {type(plan).__name__}; return a Plan")
+        if not plan.train or not plan.rewrites:
+            lacks = "rewrites" if plan.train else "trains on"
+            raise InputError(f"{where} the plan {lacks} nothing; name parts")
+        for part in (*plan.train, *(rewrite.source for rewrite in plan.rewrites)):
+            if (part.split, part.generation) not in there:
+                raise InputError(
+                    f"{where} split {part.split} after {part.generation} rewritings is asked for "
+                    f"and not there; there are {splits} splits, and what generations before wrote"
+                )
+        there |= {(rewrite.source.split, rewrite.to) for rewrite in plan.rewrites}
 
 
 class Fortifai(Regime):

@@ -22,16 +22,16 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from fortifai.errors import InputError, nearest
+from fortifai.errors import InputError, blaming, is_outside, nearest
 from fortifai.lab.after_fit import STEPS
 from fortifai.lab.cures import CURES
 from fortifai.lab.measures import Measure, renamed
 from fortifai.lab.plugins import NONE, Plugins
-from fortifai.lab.regimes import REGIMES
+from fortifai.lab.regimes import REGIMES, check_plans
 from fortifai.lab.seeds import Seed
 from fortifai.options import Options, one_of
 from fortifai.stats.failure import TimesFirst
-from fortifai.weights import WEIGHTS, Weight
+from fortifai.weights import WEIGHTS, Calibrated, Weight, check_range
 
 if TYPE_CHECKING:
     from fortifai.lab.domain import Domain
@@ -209,12 +209,23 @@ class Experiment(Options, Generic[A]):
                     f"({self.generations})"
                 )
             try:
+                self._check_outside(arm)
                 arm.regime.check(self.split_count)
                 self._check_cures(arm)
                 self.check_arm(arm)
             except ValueError as error:
                 raise ValueError(f"arm {name!r}: {error}") from error
         return self
+
+    def _check_outside(self, arm: A) -> None:
+        """What plugins brought is tried before work starts."""
+        if is_outside(arm.regime):
+            with blaming(f"the regime {arm.regime.kind!r}", arm.regime):
+                check_plans(arm.regime, min(self.split_count, 1000), self.generations)
+        # of points a weight is of log-densities, and their families say what they take
+        calibrated = isinstance(arm.weight, Calibrated)
+        if is_outside(arm.weight) and arm.data != "points" and not calibrated:
+            check_range(arm.weight)
 
     def _check_cures(self, arm: A) -> None:
         for step in (*arm.cures, *arm.after_fit):

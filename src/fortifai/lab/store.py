@@ -210,12 +210,13 @@ class ChainStore:
         return self.folder / f"generation-{generation:02d}"
 
     def sum_of(self, generation: int, name: str) -> str | None:
-        """The SHA-256 that a generation's manifest gives for a file; None if it cannot be read."""
+        """The SHA-256 that a generation's manifest gives for a file, or its own without one."""
         try:
             kept, droppable = read_manifest(self.path(generation))
             return (kept | droppable)[name].sha256
         except (OSError, ValueError, KeyError):
-            return None
+            path = self.path(generation) / name
+            return sha256(path) if path.is_file() else None
 
     def drop(self, generation: int, name: str) -> None:
         """Remove a generation's weights or samples; everything else of it stays.

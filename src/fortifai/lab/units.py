@@ -39,6 +39,13 @@ class Units:
         unit: Samples = self.samples[self.edges[i] : self.edges[i + 1]]
         return unit
 
+    def read_only(self) -> Units:
+        """The same, in arrays that cannot be written to."""
+        seen = {f.name: getattr(self, f.name).view() for f in dataclasses.fields(self)}
+        for values in seen.values():
+            values.flags.writeable = False
+        return Units(**seen)
+
     def take(self, which: Indices) -> Units:
         """The units of these numbers, in this order."""
         lengths = np.diff(self.edges)[which]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from fortifai import machine
-from fortifai.errors import InputError
+from fortifai.errors import InputError, blaming
 from fortifai.lab.domain import Family, fingerprint
 from fortifai.lab.history import commits
 from fortifai.lab.measures import Generation, Score
@@ -165,11 +165,11 @@ def read(config: PointsExperiment, root: Path) -> PointsDomain:
         size = config.corpus.samples or DRAWS
         _check_memory(config, size)
         by_seed = [
-            [source.draw(size, derive(seed, "points", k)) for seed in config.seeds]
+            [_draw(source, size, derive(seed, "points", k)) for seed in config.seeds]
             for k in range(count)
         ]
         real = tuple(np.stack(drawn, axis=1) for drawn in by_seed)
-        held_out = source.draw(config.corpus.held_out, derive(HELD_OUT_SEED, "held-out"))
+        held_out = _draw(source, config.corpus.held_out, derive(HELD_OUT_SEED, "held-out"))
     pooled = np.concatenate([values.reshape(-1, values.shape[2]) for values in real])
     check_points(pooled, "the points")
     truth = None if isinstance(source, PointFiles) else source.truth()
@@ -184,6 +184,18 @@ def read(config: PointsExperiment, root: Path) -> PointsDomain:
     for name, arm in config.arms.items():
         _check_arm(name, arm, data)
     return data
+
+
+def _draw(source: Any, count: int, seed: int) -> Floats:
+    """So many points of a source, (count, d)."""
+    with blaming(f"the corpus {source.kind!r}", source):
+        found = np.asarray(source.draw(count, seed), dtype=np.float64)
+    if found.ndim != 2 or len(found) != count:
+        raise InputError(
+            f"the corpus {source.kind!r} drew an array of shape {found.shape} for {count:,} points;"
+            " return one of (points, dimensions)"
+        )
+    return found
 
 
 def _check_memory(config: PointsExperiment, size: int) -> None:

@@ -27,7 +27,8 @@ def write_report(
             run's folder if None.
         interactive: Put a script into the page: lines with values under the pointer, arms and
             seeds switched on and off, a browser of samples. Without a script it is read as before.
-        tell: Receives one sentence for each damaged file, with what is left out for it.
+        tell: Receives one sentence for each damaged file, with what is left out for it, and for
+            each level of time to failure that no generation can be held to.
         sum_up: Receives, once the report is written, what was seen: the headline and, of one run
             with several arms, how they differ from the baseline in what the report leads with.
 
@@ -56,6 +57,8 @@ def write_report(
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; give a folder for the report")
     times = failures(read)
+    for sentence in times.unmeasured:
+        tell(sentence)
     scene = Scene(read, times.drawn)
     plots = draw_all(scene)
     page = fill(

@@ -74,9 +74,7 @@ def confidence(scene: Scene) -> Plot | None:
             axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
             style.few_ticks(axes, 3)
             axes.tick_params(axis="y", labelleft=not i % columns)
-            weight = arm.settings.get("weight") or {}
-            if weight.get("kind") == "truncate":
-                threshold = weight.get("threshold", 0.9)
+            if (threshold := _threshold(arm)) is not None:
                 axes.axvline(threshold, color=colour, lw=1.2, ls=":", zorder=2)
             style.heading(axes, style.short(arm.label, int(step / 8)) if r == 0 else "")
             axes.set_title(f"generation {number}", color=SOFT, fontsize=11, y=0.84)
@@ -96,10 +94,22 @@ def confidence(scene: Scene) -> Plot | None:
         "Confidence on real, generated and held-out text",
         "Share of tokens (y) by the probability p that the arm's model gives them (x), after its "
         "first generation (above) and its last (below): the real first split, the same split as "
-        "this generation wrote it, and held-out real text. All seeds pooled. Dotted upright line: "
-        "the arm's truncation threshold; tokens right of it are left out of training.",
+        "this generation wrote it, and held-out real text. All seeds pooled."
+        + (_THRESHOLDS if any(_threshold(arm) is not None for arm in arms) else ""),
         _mean_confidences(arms),
     )
+
+
+_THRESHOLDS = (
+    " Dotted upright line: the arm's truncation threshold; tokens right of it are left out of "
+    "training."
+)
+
+
+def _threshold(arm: Arm) -> float | None:
+    """The threshold above which it truncates, where it is one for the whole run."""
+    weight = arm.settings.get("weight") or {}
+    return float(weight.get("threshold", 0.9)) if weight.get("kind") == "truncate" else None
 
 
 def _mean_confidences(arms: Sequence[Arm]) -> str:

@@ -45,12 +45,14 @@ class Failures:
         cells: By arm, one pair a level: generations until failure, and the ratio to the baseline.
         drawn: By score, the first absolute level that is declared of it, and the mean time to
             failure there of the arms that reached it in every seed.
+        unmeasured: Levels that no seed of any arm can be held to, each with the reason.
         note: How the intervals are made.
     """
 
     levels: Sequence[str]
     cells: Mapping[str, Sequence[tuple[Cell, Cell]]]
     drawn: Mapping[Key, tuple[float, Mapping[str, float]]]
+    unmeasured: Sequence[str] = ()
     note: str = _NOTE
 
 
@@ -76,7 +78,20 @@ def failures(runs: Sequence[Run]) -> Failures:
             for run, arm in arms
         },
         drawn=drawn,
+        unmeasured=[why for level in levels if (why := _unmeasured(arms, level))],
     )
+
+
+def _unmeasured(arms: Sequence[tuple[Run, Arm]], level: FailureLevel) -> str | None:
+    if any(times_of(arm, level) for _, arm in arms):
+        return None
+    found = [g.scores for _, arm in arms for chain in arm.chains for g in chain.generations]
+    on = sorted({on for scores in found for measure, on in scores if measure == level.measure})
+    told = f"time_to_failure of {level.measure} on {level.on} is not told"
+    if level.on not in on:
+        there = f"it was measured on {', '.join(on)}" if on else "it was not measured"
+        return f"{told}: {there}"
+    return f"{told}: half_gain counts from what guessing gives, which {level.measure} has not"
 
 
 def in_words(level: FailureLevel, measures: Sequence[About]) -> str:

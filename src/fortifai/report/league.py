@@ -236,7 +236,8 @@ def _check_frozen(
 
 def _differing(own: Mapping[str, Any], its: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Keys in which a run differs from its preset; one that it lacks is of a later version."""
-    may = ("description", "name", "times", *_PLACES)
+    # measures of an entry's own change nothing of what is trained, nor what a track measures
+    may = ("description", "name", "times", "measures", *_PLACES)
     found = [k for k in difference(its, own) if k not in may and _at(own, k) is not _ABSENT]
     return [f"{prefix}.{key}" if prefix else key for key in found]
 

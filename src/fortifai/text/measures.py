@@ -289,7 +289,8 @@ def truncated(generation: TextGeneration) -> Iterator[Score]:
 @measure("train.loss", title="Training loss", panel="Training", unit="nats", direction="lower")
 def loss(generation: TextGeneration) -> Iterator[Score]:
     """The mean over the last epoch."""
-    yield Score("train.loss", float(generation.fit["loss"]), "train", int(generation.fit["tokens"]))
+    tokens = int(generation.fit["epochs"][-1]["tokens"])
+    yield Score("train.loss", float(generation.fit["loss"]), "train", tokens)
 
 
 MEASURES: tuple[Measure, ...] = (
