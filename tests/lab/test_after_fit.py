@@ -146,7 +146,7 @@ class Tells(AfterFit):
 @pytest.mark.parametrize("told", [None, {"norm": {1.0}}, {"norm": np.float32(1)}])
 def test_what_a_step_returns_is_tried_before_more_is_done(monkeypatch, told):
     monkeypatch.setattr(Tells, "told", told)
-    with pytest.raises(RunFailed, match="the step after a fit 'tells' failed .TypeError"):
+    with pytest.raises(RunFailed, match=r"the step after a fit 'tells' failed \(TypeError"):
         Tells().row(None, None)
     monkeypatch.setattr(Tells, "told", {"norm": 1.0})
     assert Tells().row(None, None) == {"kind": "tells", "norm": 1.0}
