@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import sys
@@ -87,6 +88,21 @@ def test_a_measure_without_a_finite_value_costs_no_report(module, tmp_path, valu
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "run" / "report" / "index.html").read_text()
     assert ("Reach of the points" in page) == finite
+
+
+def test_a_run_that_goes_on_with_another_plugin_says_so(module, tmp_path):
+    command = ("run", "mine.yaml", "--out", "run", "--plugin", module, "--set", "seeds=[0]")
+    assert fortifai(*command, "--set", "generations=2").returncode == 0
+    made = json.loads((tmp_path / "run" / "run.json").read_text())
+    source = tmp_path / "mine.py"
+    assert made["plugins"] == {"mine": hashlib.sha256(source.read_bytes()).hexdigest()}
+    again = fortifai(*command, "--set", "generations=3")
+    assert "another one than this run began with" not in again.stderr + again.stdout
+    source.write_text(MODULE + "# changed\n")
+    changed = fortifai(*command, "--set", "generations=4")
+    assert changed.returncode == 0
+    told = " ".join((changed.stderr + changed.stdout).split())
+    assert "the plugin mine is another one than this run began with" in told
 
 
 def test_a_yaml_alone_imports_nothing(module):

@@ -7,6 +7,7 @@ measures by their name; it is the command line that says which modules are impor
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -56,6 +57,14 @@ class Plugins:
     after_fit: tuple[type[AfterFit], ...] = ()
     regimes: tuple[type[Regime], ...] = ()
     corpora: tuple[type[Corpus], ...] = ()
+
+    def sums(self) -> dict[str, str]:
+        """SHA-256 of each module's own file, which tells whether a run goes on with another one."""
+        paths = {name: getattr(sys.modules.get(name), "__file__", None) for name in self.names}
+        return {
+            name: hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
+            for name, path in paths.items()
+        }
 
 
 NONE = Plugins()

@@ -176,6 +176,11 @@ def renew_head(
     found = inspect(out).faults
     for fault in found:
         tell(f"{fault}; it is written anew")
+    for name in _changed_plugins(experiment, out):
+        tell(
+            f"the plugin {name} is another one than this run began with; generations that are "
+            "whole stay as they were made, so start a new run if it made them differently"
+        )
     changed = {name for name in texts if any(f"{out / name} " in fault for fault in found)}
     changed |= {name for name in texts if not (out / name).exists()}
     if plain(before) != plain(experiment):
@@ -185,6 +190,15 @@ def renew_head(
     there = {name: (out / name).read_bytes().decode("utf-8") for name in texts}
     if changed or found or not (out / MANIFEST).exists():
         _write_sums(there, out)
+
+
+def _changed_plugins(experiment: AnyExperiment, out: Path) -> list[str]:
+    try:
+        began = json.loads((out / RUN).read_text("utf-8")).get("plugins", {})
+    except (OSError, ValueError, AttributeError):
+        return []  # which the sums tell of
+    sums = experiment.plugins.sums()
+    return [name for name, told in sums.items() if began.get(name, told) != told]
 
 
 def _texts(experiment: AnyExperiment, data: Domain) -> dict[str, str]:
@@ -221,4 +235,5 @@ def _made_by(experiment: AnyExperiment) -> dict[str, Any]:
             **{p: importlib.metadata.version(p) for p in packages},
         },
         "machine": machine(accelerated=experiment.accelerated),
+        **({"plugins": experiment.plugins.sums()} if experiment.plugins.names else {}),
     }
