@@ -280,6 +280,16 @@ def defaults(node, path=()):
             yield from defaults(value, (*path, key))
 
 
+def written(config: Path, text: str) -> None:
+    """As a run writes its configuration, with its sum in the manifest."""
+    config.write_text(text)
+    manifest = config.with_name("manifest.json")
+    told = json.loads(manifest.read_text())
+    data = config.read_bytes()
+    told["files"][config.name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    manifest.write_text(json.dumps(told))
+
+
 def test_a_key_that_is_newer_than_the_run_has_its_default(tmp_path):
     """Each key that may be left out is taken from the file, as an older version would have it."""
     go(MOONS, tmp_path / "run")
@@ -297,17 +307,16 @@ def test_a_key_that_is_newer_than_the_run_has_its_default(tmp_path):
             continue  # no default
         if same:
             tried += 1
-            path.write_text(yaml.safe_dump(old))
+            written(path, yaml.safe_dump(old))
             go(MOONS, tmp_path / "run")
             assert load([tmp_path / "run"])[0].damage == ()
     assert tried > 10
-    assert yaml.safe_load(path.read_text()) == yaml.safe_load(whole), "written anew"
 
 
 def test_a_configuration_that_today_knows_nothing_of_is_told(tmp_path):
     go(MOONS, tmp_path / "run")
     path = tmp_path / "run" / "config.yaml"
-    path.write_text(path.read_text() + "later: 1\n")
+    written(path, path.read_text() + "later: 1\n")
     with pytest.raises(
         InputError, match=r"cannot be read as a run of points by this version .*later"
     ):
@@ -468,14 +477,35 @@ def test_the_same_command_mends_the_head(sound, tmp_path):
         shutil.rmtree(run)
 
 
+@pytest.mark.parametrize("fault", ["changed", "no YAML", "empty", "gone"])
+def test_a_damaged_configuration_is_written_anew_by_the_run_that_wrote_it(sound, tmp_path, fault):
+    out, raw = sound
+    run = tmp_path / "run"
+    shutil.copytree(out, run)
+    path = run / "config.yaml"
+    text = path.read_text()
+    changed = {
+        "changed": text.replace("eval_every: ", "eval_every: 1"),
+        "no YAML": "\x00{",
+        "empty": "",
+    }
+    path.unlink() if fault == "gone" else path.write_text(changed[fault])
+    (told,) = go(raw, run)
+    assert "config.yaml" in told
+    assert told.endswith("it is written anew")
+    assert outcome(run) == outcome(out)
+    assert inspect(run).faults == ()
+
+
 def test_a_changed_configuration_is_told_to_be_damaged(sound, tmp_path):
+    """Where another one is asked for than the run began with."""
     out, raw = sound
     run = tmp_path / "run"
     shutil.copytree(out, run)
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace("eval_every: ", "eval_every: 1"))
-    with pytest.raises(InputError, match=r"keys differ: eval_every;.*config\.yaml has"):
-        go(raw, run)
+    with pytest.raises(InputError, match=r"keys differ: .*eval_every.*config\.yaml has"):
+        go(raw | {"name": "another"}, run)
 
 
 def test_a_run_with_nothing_whole_says_why(sound, tmp_path):

@@ -131,6 +131,7 @@ def test_a_measure_must_be_asked_for(module):
     [
         (None, "no_such_module: the module could not be imported .*ModuleNotFoundError"),
         ("1 / 0", "could not be imported .ZeroDivisionError"),
+        ("raise SystemExit(3)", "could not be imported .SystemExit: 3"),
         ("x = 1", "the module has no list PLUGIN"),
         ("PLUGIN = [int]", "lists <class 'int'>, which is none of"),
     ],

@@ -89,7 +89,7 @@ def blaming(what: str, part: object) -> Iterator[None]:
         yield
     except (FortifaiError, Diverged, MemoryError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if not is_outside(part):
             raise
         file = getattr(sys.modules.get(part.__module__), "__file__", None)

@@ -89,7 +89,7 @@ def _listed(name: str) -> Sequence[Any]:
         sys.path.insert(0, here)
     try:
         module = importlib.import_module(name)
-    except Exception as error:  # a module may raise whatever it likes
+    except (Exception, SystemExit) as error:  # a module may raise whatever it likes
         raise InputError(
             f"--plugin {name}: the module could not be imported ({type(error).__name__}: {error}); "
             "give the name of a Python module that is installed or lies in the working directory"

@@ -26,7 +26,7 @@ from fortifai.errors import InputError
 from fortifai.lab.domain import Domain
 from fortifai.lab.plan import plan
 from fortifai.lab.spec import AnyExperiment, as_today
-from fortifai.lab.store import LOCK, MANIFEST, inspect
+from fortifai.lab.store import LOCK, MANIFEST, inspect, read_manifest
 from fortifai.machine import machine, source_commit
 
 CONFIG, RUN, PLAN, NOTES = "config.yaml", "run.json", "plan.json", "notes.json"
@@ -104,6 +104,8 @@ def earlier(experiment: AnyExperiment, out: Path) -> AnyExperiment | None:
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; a run is a folder, so choose another --out")
+    if _written_sum(out) == hashlib.sha256(dump(experiment).encode("utf-8")).hexdigest():
+        return experiment  # whatever has become of the file since, which is then written anew
     if not (out / CONFIG).exists():
         left = set(out.iterdir()) - set(_left(out)) if out.exists() else set()
         if any(not path.name.startswith(LOCK) for path in left):
@@ -131,6 +133,14 @@ def earlier(experiment: AnyExperiment, out: Path) -> AnyExperiment | None:
             f"restore them or choose another --out{_damage(out)}"
         )
     return found
+
+
+def _written_sum(out: Path) -> str | None:
+    """What the manifest says of the configuration that was written."""
+    try:
+        return read_manifest(out)[0][CONFIG].sha256
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def _a_split_each(experiment: AnyExperiment) -> bool:
