@@ -252,7 +252,7 @@ class TestEngine:
     def test_one_that_does_not_start_is_told(self, vllm, lm, stream):
         vllm.LLM.fails = "Free memory is less than desired\nand more"
         with pytest.raises(
-            RunFailed, match=r"did not start \(ValueError: Free memory .* desired\)"
+            RunFailed, match=r"did not start \(ValueError: Free memory .* desired and more\)"
         ):
             by_vllm(lm, stream)
 
