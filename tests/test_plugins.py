@@ -108,6 +108,9 @@ def test_a_run_that_goes_on_with_another_plugin_says_so(module, tmp_path):
 def test_a_yaml_alone_imports_nothing(module):
     with pytest.raises(InputError, match=r"source.kind is 'uniform'; allowed are gaussian"):
         configuration.resolve(EXPERIMENT)
+    curious = EXPERIMENT | {"arms": {"plain": {"cures": [{"kind": "every_other"}]}}}
+    with pytest.raises(InputError, match=r"cures.0.kind is 'every_other'.* needs --plugin MODULE"):
+        configuration.resolve(curious | {"corpus": {"kind": "points", "source": {"kind": "moons"}}})
     assert module not in sys.modules
     found = plugins.load([module])
     resolved = configuration.resolve(EXPERIMENT, found)

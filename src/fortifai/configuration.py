@@ -35,6 +35,9 @@ KINDS: Mapping[str, str] = {
 }
 """The experiment for each kind of family: a module, imported when it is asked for, and a class."""
 
+_OF_PLUGINS = re.compile(r"(^|\.)(weight|regime|corpus|source|cures\.\d+|after_fit\.\d+)$")
+"""Keys of what a plugin may bring."""
+
 
 def experiment_type(family: str) -> type[AnyExperiment]:
     """The experiment for a kind of family, one of `KINDS`."""
@@ -309,7 +312,10 @@ def _sentence(fault: Any, where: list[str], schema: type[AnyExperiment]) -> str:
     if kind == "union_tag_invalid":
         tags = [t.strip(" '") for t in fault["ctx"]["expected_tags"].split(",")]
         tag = fault["ctx"]["tag"]
-        return f"{key}.kind is {tag!r}; allowed are {', '.join(tags)}{nearest(str(tag), tags)}"
+        hint = nearest(str(tag), tags)
+        if not hint and _OF_PLUGINS.search(key):
+            hint = "; one of your own needs --plugin MODULE"
+        return f"{key}.kind is {tag!r}; allowed are {', '.join(tags)}{hint}"
     if kind == "too_short":
         return f"{key} is {given!r}; it needs at least {fault['ctx']['min_length']}"
     message = fault["msg"].removeprefix("Value error, ")
